@@ -1,0 +1,34 @@
+"""Blurred-Thoughts SFT in notebooks: see every token, move the two dials, fine-tune the same model for real.
+
+>>> import btsft_nb as bt
+>>> model, tokenizer = bt.load_model("tiny", qlora=True)
+>>> examples = bt.prepare(bt.load_rows("tiny/teacher"), tokenizer)
+>>> config = bt.BTSFTConfig("runs/demo", threshold=0.5, anchor=1.0, beta=0.5, **bt.tiny.TRAINING)
+>>> bt.BTSFTTrainer(model, config, examples, processing_class=tokenizer).train()
+"""
+
+import logging
+
+# bitsandbytes warns when it is imported that it lacks a CPU kernel, which `models._load_base` does not use.
+logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(lambda record: "gemm_4bit_forward" not in record.msg)
+
+from . import metrics, plots, tiny
+from .blur import Kind, draws, example_key
+from .callbacks import LiveCurves
+from .config import BTSFTConfig
+from .data import Collator, Report, Rows, load_rows, prepare
+from .evaluate import evaluate, table
+from .formats import RowError, to_messages, to_prompt
+from .generation import sample, score
+from .inspector import TokenInspector, token_texts
+from .models import load_model, load_tokenizer
+from .render import Example, Renderer, tag_ids
+from .trainer import BTSFTTrainer, finetune
+
+__version__ = "0.1.0"
+__all__ = [
+    "BTSFTConfig", "BTSFTTrainer", "Collator", "Example", "Kind", "LiveCurves", "Renderer", "Report", "RowError",
+    "Rows", "TokenInspector", "draws", "evaluate", "example_key", "finetune", "load_model", "load_rows",
+    "load_tokenizer", "metrics", "plots", "prepare", "sample", "score", "table", "tag_ids", "tiny", "to_messages",
+    "to_prompt", "token_texts",
+]  # fmt: skip

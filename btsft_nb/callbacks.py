@@ -1,0 +1,43 @@
+"""What happens while a model trains: curves that grow in the notebook, with progress and time left."""
+
+import io
+import time
+
+from IPython.display import Image, display
+from transformers import TrainerCallback
+
+from .plots import training_curves
+
+
+class LiveCurves(TrainerCallback):
+    """Draws loss by kind, blurred share and both format rewards under the cell that trains, at most once a second.
+
+    Args:
+        name: what to call this run in the legend.
+        compare: histories of earlier runs by name (`trainer.state.log_history`), drawn beside it.
+    """
+
+    def __init__(self, name: str, compare: dict[str, list[dict]] | None = None):
+        self.name, self.compare = name, compare or {}
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self._start = self._drawn = time.monotonic()
+        self._first_step = state.global_step
+        self._handle = display(self._picture(state), display_id=True)
+
+    def on_log(self, args, state, control, **kwargs):
+        if time.monotonic() - self._drawn > 1:
+            self._drawn = time.monotonic()
+            self._handle.update(self._picture(state))
+
+    def on_train_end(self, args, state, control, **kwargs):
+        self._handle.update(self._picture(state))
+
+    def _picture(self, state) -> Image:
+        spent = time.monotonic() - self._start
+        done = state.global_step - self._first_step
+        left = f", {spent / done * (state.max_steps - state.global_step):.0f} s left" if done else ""
+        title = f"{self.name}: step {state.global_step} of {state.max_steps}, {spent:.0f} s{left}"
+        buffer = io.BytesIO()
+        training_curves({**self.compare, self.name: state.log_history}, title).savefig(buffer, dpi=80)
+        return Image(buffer.getvalue(), alt=title)

@@ -1,0 +1,81 @@
+"""The configuration of a training run: transformers' TrainingArguments and the dials of the objective."""
+
+import difflib
+import math
+import os
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+
+from transformers import TrainingArguments
+
+
+@dataclass
+class BTSFTConfig(TrainingArguments):
+    """`BTSFTConfig("runs/demo", threshold=0.5, anchor=1.0, beta=0.5)`; every TrainingArguments field works as well.
+
+    Raises ValueError for a dial out of its range, an unknown key, or a tracker that would have to ask for a key.
+    """
+
+    threshold: float = field(default=0.2, metadata={"help": "Share of thought tokens that are blurred, 0 to 1."})
+    beta: float = field(default=0.05, metadata={"help": "Weight of the format term, 1 - expected reward."})
+    anchor: float = field(
+        default=0.0,
+        metadata={"help": "Weight of the KL to the model without adapters, on blurred tokens. 0: plain blur."},
+    )
+    resample: str = field(
+        default="epoch", metadata={"help": "'epoch' draws the blur anew each epoch, 'never' draws it once."}
+    )
+    keep_first: int = field(default=0, metadata={"help": "How many thought tokens at the start are never blurred."})
+    report_to: str | list[str] = field(
+        default="none", metadata={"help": "Trackers: none, tensorboard, wandb, wandb-offline, or a list."}
+    )
+    remove_unused_columns: bool = field(
+        default=False, metadata={"help": "Stays False: the weights and kinds are columns that no model knows."}
+    )
+    logging_steps: float = field(default=10, metadata={"help": "Log every so many steps, or every such share."})
+
+    def __new__(cls, *args, **kwargs):
+        """Names the closest known key for an unknown one, before the generated __init__ sees it."""
+        known = [f.name for f in fields(cls) if f.init]
+        for key in kwargs:
+            if key not in known:
+                close = difflib.get_close_matches(key, known, n=3)
+                hint = f"did you mean {' or '.join(map(repr, close))}?" if close else "see help(BTSFTConfig)"
+                raise ValueError(f"unknown configuration key {key!r}; {hint}")
+        return super().__new__(cls)
+
+    def __post_init__(self):
+        _check_number("threshold", self.threshold, 0, 1)
+        _check_number("beta", self.beta, 0, math.inf)
+        _check_number("anchor", self.anchor, 0, math.inf)
+        _check_number("keep_first", self.keep_first, 0, math.inf)
+        if self.resample not in ("epoch", "never"):
+            raise ValueError(f"resample={self.resample!r}: 'epoch' or 'never' wanted")
+        if self.remove_unused_columns:
+            raise ValueError("remove_unused_columns=True would remove the token weights and kinds; leave it False")
+        self.label_names = ["labels"] if self.label_names is None else self.label_names
+        self.report_to = _trackers(self.report_to)
+        super().__post_init__()
+
+
+def _check_number(name: str, value: object, low: float, high: float) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
+        upper = "" if math.isinf(high) else f" to {high}"
+        raise ValueError(f"{name}={value!r}: a number from {low}{upper} wanted")
+
+
+def _trackers(names: str | list[str]) -> list[str]:
+    """Tracker names as transformers takes them. wandb without a key would stop and ask for one: refused by name."""
+    names = [names] if isinstance(names, str) else list(names)
+    if "wandb-offline" in names:
+        os.environ["WANDB_MODE"] = "offline"
+        names[names.index("wandb-offline")] = "wandb"
+    if "wandb" in names and os.environ.get("WANDB_MODE", "online") == "online":
+        netrc = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
+        stored = netrc.is_file() and "api.wandb.ai" in netrc.read_text(encoding="utf-8")
+        if not os.environ.get("WANDB_API_KEY") and not stored:
+            raise ValueError(
+                "report_to='wandb' needs a key and a notebook must not ask for one: set WANDB_API_KEY in the "
+                "environment, or take report_to='wandb-offline'"
+            )
+    return names

@@ -1,0 +1,176 @@
+"""Rows from anywhere -> prepared examples and a report of every one that was dropped; examples -> batches."""
+
+import json
+from collections import Counter
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from datasets import Dataset, load_dataset
+from transformers import PreTrainedTokenizerBase
+
+from .blur import Kind, example_key
+from .formats import RowError, to_messages
+from .render import Example, Renderer
+from .tiny import problems
+
+
+class Rows(list):
+    """A list of rows that knows where they come from, so that an error can say which row of what is wrong."""
+
+    def __init__(self, rows, source: str):
+        super().__init__(rows)
+        self.source = source
+        if not self:
+            raise ValueError(f"{source}: no rows; a data set needs at least one")
+
+
+@dataclass
+class Report:
+    """What `prepare` did with each row. Lengths are in tokens."""
+
+    source: str
+    rows: int
+    kept: int
+    dropped: dict[str, int]  # reason -> examples
+    flagged: dict[str, int]  # what is odd about the think tags -> examples, all kept
+    tokens: dict[str, int]  # kind -> tokens kept
+    supervised: int
+    shortest: int
+    longest: int
+
+    def __str__(self) -> str:
+        total = sum(self.tokens.values())
+        shares = ", ".join(f"{kind} {count / total:.0%}" for kind, count in self.tokens.items())
+        lines = [
+            f"{self.source}: {self.rows:,} rows -> {self.kept:,} examples of {self.shortest} to {self.longest} tokens",
+            f"  tokens   {total:,} ({shares}); {self.supervised:,} supervised",
+        ]
+        lines += [f"  dropped  {count:,}: {reason}" for reason, count in self.dropped.items()]
+        lines += [f"  flagged  {count:,}: {reason}" for reason, count in self.flagged.items()]
+        return "\n".join(lines)
+
+
+def load_rows(name: str | Path, split: str = "train") -> Rows:
+    """Rows as dictionaries.
+
+    Args:
+        name: `tiny/pretrain`, `tiny/teacher`, `tiny/messy` or `tiny/test` (generated); a path that ends in .json,
+            .jsonl or .parquet; or the id of a data set on the Hub.
+        split: which split of a data set on the Hub.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: no rows, an unknown tiny set, or a line that is no JSON, by file and line.
+    """
+    name = str(name)
+    if name.startswith("tiny/"):
+        key = name.removeprefix("tiny/")
+        if key not in problems.SIZES:
+            raise ValueError(f"unknown data set {name!r}; generated are tiny/{', tiny/'.join(problems.SIZES)}")
+        return Rows(problems.rows(key), name)
+    path = Path(name)
+    if path.suffix not in (".json", ".jsonl", ".parquet"):
+        if path.exists():
+            raise ValueError(f"{name}: a file that ends in .json, .jsonl or .parquet wanted")
+        return Rows(load_dataset(name, split=split), f"{name} [{split}]")
+    if not path.is_file():
+        raise FileNotFoundError(f"{name}: no such file, seen from {Path.cwd()}")
+    if path.suffix == ".parquet":
+        return Rows(Dataset.from_parquet(name), name)
+    text = path.read_text(encoding="utf-8")
+    if path.suffix == ".jsonl":
+        lines = enumerate(text.split("\n"), 1)
+        return Rows([_json(line, f"{name}, line {i}") for i, line in lines if line.strip()], name)
+    rows = _json(text, name) if text.strip() else []
+    if not isinstance(rows, list):
+        raise ValueError(f"{name}: a JSON list of rows wanted, got {type(rows).__name__}")
+    return Rows(rows, name)
+
+
+def _json(text: str, where: str) -> object:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{where}: not valid JSON: {error}") from error
+
+
+def prepare(rows: list[dict], tokenizer: PreTrainedTokenizerBase, max_length: int = 1024) -> Dataset:
+    """Rows -> a data set with `id`, `input_ids`, `weights` and `kinds`, one example (or one per turn) a row.
+
+    Examples longer than `max_length` tokens, and those of which nothing is supervised, are dropped; the printed
+    report counts them. It stays with the data set as `examples.report`.
+
+    Raises:
+        RowError: a malformed row, by source, row and field.
+        ValueError: a tokenizer without a chat template or single-token think tags, or nothing left to train on.
+    """
+    source = getattr(rows, "source", "rows")
+    renderer = Renderer(tokenizer)
+    kept, dropped, flagged, lengths = [], Counter(), Counter(), []
+    for i, row in enumerate(rows):
+        try:
+            fallback = f"{source}#{i}"
+            messages = to_messages(row)
+            rendered = renderer.examples(messages, str(row.get("id") or fallback))
+        except RowError as error:
+            raise RowError(f"{source}, row {i}: {error}") from error
+        for example in rendered:
+            lengths.append(len(example.input_ids))
+            if lengths[-1] > max_length:
+                dropped[f"longer than max_length={max_length}"] += 1
+            elif not any(example.weights):
+                dropped["every weight is 0"] += 1
+            else:
+                kept.append(example)
+                flagged.update(example.flags)
+    if not kept:
+        reasons = "; ".join(f"{count} {reason}" for reason, count in dropped.items()) or "there are no rows"
+        raise ValueError(
+            f"{source}: nothing left to train on: {reasons}; examples have {min(lengths, default=0)} to "
+            f"{max(lengths, default=0)} tokens"
+        )
+    examples = Dataset.from_list([asdict(example) for example in kept])
+    examples.report = _report(source, len(rows), kept, dropped, flagged)
+    print(examples.report)
+    return examples
+
+
+def _report(source: str, rows: int, kept: list[Example], dropped: Counter, flagged: Counter) -> Report:
+    kinds = Counter(kind for example in kept for kind in example.kinds)
+    lengths = [len(example.input_ids) for example in kept]
+    supervised = sum(weight != 0 for example in kept for weight in example.weights)
+    tokens = {kind.name.lower(): kinds[kind] for kind in Kind}
+    return Report(source, rows, len(kept), dict(dropped), dict(flagged), tokens, supervised, min(lengths), max(lengths))
+
+
+class Collator:
+    """Examples -> a batch, padded on the right: everything that the objective needs but the blur.
+
+    The blur is drawn by the trainer, in its own process, so that no worker can hold an outdated epoch.
+
+    Returns a dict of (B, T) tensors `input_ids`, `attention_mask`, `labels` (-100 where nothing is supervised),
+    `weights` float32, `kinds` int64, and `keys` (B,) int64, the `example_key` of each example.
+    """
+
+    def __init__(self, pad_token_id: int):
+        self.pad_token_id = pad_token_id
+
+    def __call__(self, examples: list[dict]) -> dict[str, torch.Tensor]:
+        def padded(name: str, value: float, dtype: type) -> torch.Tensor:
+            out = np.full((len(examples), max(len(e["input_ids"]) for e in examples)), value, dtype)
+            for row, example in zip(out, examples, strict=True):
+                row[: len(example[name])] = example[name]
+            return torch.from_numpy(out)
+
+        batch = {
+            "input_ids": padded("input_ids", self.pad_token_id, np.int64),
+            "weights": padded("weights", 0, np.float32),
+            "kinds": padded("kinds", Kind.PROMPT, np.int64),
+        }
+        lengths = torch.tensor([len(e["input_ids"]) for e in examples])
+        batch["attention_mask"] = (torch.arange(batch["input_ids"].shape[1]) < lengths[:, None]).long()
+        batch["labels"] = batch["input_ids"].masked_fill(batch["weights"] == 0, -100)
+        batch["keys"] = torch.tensor([example_key(e["id"]) for e in examples])
+        return batch

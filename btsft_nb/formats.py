@@ -1,0 +1,151 @@
+"""A row of a known layout -> messages.
+
+A layout is a set of field names and a function `row -> list[Message]`; `LAYOUTS` lists them, and adding one there is
+all that a new layout needs. Nothing is guessed from the content of a field: the field names alone decide.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+THINK_TAGS = ("<think>", "</think>")
+_ROLES = {
+    "system": "system", "user": "user", "assistant": "assistant", "tool": "tool",
+    "human": "user", "gpt": "assistant", "observation": "tool",
+}  # fmt: skip
+
+
+class RowError(ValueError):
+    """A row that cannot be used as it is: says which field, what was given and what would do."""
+
+
+@dataclass
+class Block:
+    """A piece of a message: its text, and what one token of it weighs (None: the default, 1 in assistant turns)."""
+
+    text: str
+    weight: float | None = None
+
+
+@dataclass
+class Message:
+    """One turn of a conversation. `role` is system, user, assistant or tool."""
+
+    role: str
+    blocks: list[Block] = field(default_factory=list)
+
+    @property
+    def text(self) -> str:
+        return "".join(block.text for block in self.blocks)
+
+
+def to_messages(row: dict) -> list[Message]:
+    """The conversation in a row of any known layout, ending in an assistant turn.
+
+    Raises RowError where no layout fits, several do, a field is malformed or there is no assistant text.
+    """
+    if not isinstance(row, dict):
+        raise RowError(f"a row is a JSON object with fields, got {type(row).__name__}: {str(row)[:60]!r}")
+    fitting = [name for name, (fields, _) in LAYOUTS.items() if all(row.get(key) is not None for key in fields)]
+    if len(fitting) != 1:
+        known = "; ".join(f"{name}: {', '.join(fields)}" for name, (fields, _) in LAYOUTS.items())
+        found = f"fit several layouts ({', '.join(fitting)})" if fitting else "fit no known layout"
+        raise RowError(f"the fields {sorted(row)} {found}; known layouts and their fields: {known}")
+    messages = LAYOUTS[fitting[0]][1](row)
+    _check(messages, LAYOUTS[fitting[0]][0][-1])
+    return messages
+
+
+def to_prompt(row: dict | str) -> list[Message]:
+    """The conversation up to the last assistant turn: what a model is given to go on from.
+
+    A string is one user turn; a row is one of any known layout, or messages without an assistant turn.
+    """
+    if isinstance(row, str):
+        return [Message("user", [Block(row)])]
+    messages = _turns(row, "messages") if "messages" in row else to_messages(row)
+    last = max((i for i, message in enumerate(messages) if message.role == "assistant"), default=len(messages))
+    return messages[:last]
+
+
+def with_thought(thought: str, answer: str) -> str:
+    """Thought and answer as a reasoning model writes them, tags on lines of their own."""
+    return f"{THINK_TAGS[0]}\n{thought.strip()}\n{THINK_TAGS[1]}\n\n{answer.strip()}"
+
+
+def _check(messages: list[Message], name: str) -> None:
+    turns = [message for message in messages if message.role == "assistant"]
+    if not turns:
+        roles = [message.role for message in messages]
+        raise RowError(f"field {name!r}: no assistant turn in the roles {roles}; training needs one")
+    if any(not turn.text.strip() for turn in turns):
+        raise RowError(f"field {name!r}: an assistant turn without text; remove the row or fill it")
+    if messages[-1].role != "assistant":
+        raise RowError(f"field {name!r}: the last turn is of the {messages[-1].role}, not of the assistant; cut it off")
+    weighted = next((m for m in messages if m.role != "assistant" and any(block.weight for block in m.blocks)), None)
+    if weighted:
+        raise RowError(
+            f"field {name!r}: a weight other than 0 on a turn of the {weighted.role}; only what the assistant "
+            "says is trained"
+        )
+
+
+def _text(value: object, where: str) -> str:
+    if not isinstance(value, str):
+        raise RowError(f"field {where}: text wanted, got {type(value).__name__}: {str(value)[:60]!r}")
+    return value
+
+
+def _message(turn: object, where: str) -> Message:
+    """A turn with role/content or from/value; content as text or as blocks."""
+    if not isinstance(turn, dict):
+        raise RowError(f"field {where}: a turn with role and content wanted, got {type(turn).__name__}")
+    role = turn.get("role", turn.get("from"))
+    if role not in _ROLES:
+        raise RowError(f"field {where}.role: unknown role {role!r}; known: {', '.join(_ROLES)}")
+    content = turn.get("content", turn.get("value"))
+    if isinstance(content, list):
+        blocks = [_block(block, f"{where}.content[{i}]") for i, block in enumerate(content)]
+    else:
+        blocks = [Block(_text("" if content is None else content, f"{where}.content"))]
+    thought = turn.get("reasoning_content")
+    if thought:
+        text = _text(thought, f"{where}.reasoning_content").strip()
+        blocks.insert(0, Block(f"{THINK_TAGS[0]}\n{text}\n{THINK_TAGS[1]}\n\n"))
+    return Message(_ROLES[role], blocks)
+
+
+def _block(block: object, where: str) -> Block:
+    if not isinstance(block, dict) or block.get("type", "text") != "text":
+        raise RowError(f"field {where}: a block {{'type': 'text', 'text': ...}} wanted, got {str(block)[:60]!r}")
+    weight = block.get("weight")
+    if weight is not None and (isinstance(weight, bool) or not isinstance(weight, (int, float)) or weight != weight):
+        raise RowError(f"field {where}.weight: a number wanted, got {weight!r}")
+    return Block(_text(block.get("text"), f"{where}.text"), weight)
+
+
+def _turns(row: dict, name: str) -> list[Message]:
+    if not isinstance(row[name], list):
+        raise RowError(f"field {name!r}: a list of turns wanted, got {type(row[name]).__name__}")
+    return [_message(turn, f"{name}[{i}]") for i, turn in enumerate(row[name])]
+
+
+def _instruction(row: dict) -> list[Message]:
+    instruction, given = _text(row["instruction"], "instruction"), _text(row.get("input") or "", "input")
+    turns = [("system", instruction), ("user", given)] if given else [("user", instruction)]
+    return [Message(role, [Block(text)]) for role, text in [*turns, ("assistant", _text(row["output"], "output"))]]
+
+
+def _question(row: dict) -> list[Message]:
+    question, answer = _text(row["question"], "question"), _text(row["answer"], "answer")
+    thought, mark, final = answer.rpartition("####")
+    answer = with_thought(thought, final) if mark else answer
+    return [Message("user", [Block(question)]), Message("assistant", [Block(answer)])]
+
+
+# name -> (the fields that tell it, the one that holds the answer last; row -> messages)
+LAYOUTS: dict[str, tuple[tuple[str, ...], Callable[[dict], list[Message]]]] = {
+    "messages": (("messages",), lambda row: _turns(row, "messages")),
+    "sharegpt": (("conversations",), lambda row: _turns(row, "conversations")),
+    "instruction": (("instruction", "output"), _instruction),
+    "question": (("question", "answer"), _question),
+}

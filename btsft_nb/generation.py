@@ -1,0 +1,136 @@
+"""Sampling completions, and scoring the tokens of an example."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from peft import PeftModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import ModelOutput
+
+from .data import Collator
+from .formats import THINK_TAGS, RowError, to_prompt
+from .losses import find_completions, format_log_prob, tag_log_probs, token_log_probs
+from .render import Renderer, tag_ids
+
+
+@torch.no_grad()
+def sample(
+    model: PreTrainedModel | PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[dict | str],
+    n: int = 8,
+    *,
+    temperature: float = 1.0,
+    max_new_tokens: int = 256,
+    batch_size: int = 64,
+    seed: int = 0,
+) -> list[dict]:
+    """Samples `n` completions of each prompt from the model's own distribution (no top-k, no top-p).
+
+    Args:
+        prompts: rows, whose conversation up to the last assistant turn is used, or user messages as text.
+        temperature: 0 takes the most likely token each time.
+        max_new_tokens: a completion longer than this is cut off, and says so.
+        batch_size: completions drawn at once. seed: of the draws; the global random state is left as it was.
+
+    Returns:
+        A record for each completion, prompt by prompt: `prompt` (index), `sample` (index), `question` (the last turn),
+        `text` (without the end of turn), `prefilled` (whether the prompt itself ends in an open think tag),
+        `tokens` (how many, end of turn included) and `finished` (False: cut off).
+    """
+    renderer, encoded = Renderer(tokenizer), []
+    for i, prompt in enumerate(prompts):
+        try:
+            messages = to_prompt(prompt)
+            encoded.append((i, renderer.prompt_ids(messages), messages[-1].text))
+        except RowError as error:
+            raise RowError(f"{getattr(prompts, 'source', 'prompts')}, row {i}: {error}") from error
+    jobs = [(i, k, ids, question) for i, ids, question in encoded for k in range(n)]
+    jobs.sort(key=lambda job: len(job[2]))  # stable: prompts of a length together, so that little is padding
+    was_training, records = model.training, []
+    model.eval()
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        torch.manual_seed(seed)
+        for start in range(0, len(jobs), batch_size):
+            batch = jobs[start : start + batch_size]
+            completions = _generate(model, renderer, [job[2] for job in batch], temperature, max_new_tokens)
+            records += [_record(renderer, job, ids) for job, ids in zip(batch, completions, strict=True)]
+    model.train(was_training)
+    return sorted(records, key=lambda record: (record["prompt"], record["sample"]))
+
+
+def _generate(
+    model: PreTrainedModel | PeftModel,
+    renderer: Renderer,
+    prompts: list[list[int]],
+    temperature: float,
+    max_new_tokens: int,
+) -> list[list[int]]:
+    padded = renderer.tokenizer.pad({"input_ids": prompts}, padding_side="left", return_tensors="pt").to(model.device)
+    options = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
+    output: ModelOutput | torch.Tensor = model.generate(
+        input_ids=padded["input_ids"],
+        attention_mask=padded["attention_mask"],
+        max_new_tokens=max_new_tokens,
+        eos_token_id=renderer.stop_ids,
+        pad_token_id=renderer.tokenizer.pad_token_id,
+        **(options if temperature > 0 else {"do_sample": False}),
+    )
+    return output[:, padded["input_ids"].shape[1] :].tolist()
+
+
+def _record(renderer: Renderer, job: tuple[int, int, list[int], str], ids: list[int]) -> dict:
+    prompt, index, prompt_ids, question = job
+    stop = next((at for at, token in enumerate(ids) if token in renderer.stop_ids), None)
+    prefilled = renderer.tokenizer.decode(prompt_ids).rstrip().endswith(THINK_TAGS[0])
+    return {
+        "prompt": prompt,
+        "sample": index,
+        "question": question,
+        "text": renderer.tokenizer.decode(ids[:stop]),
+        "prefilled": prefilled,
+        "tokens": len(ids) if stop is None else stop + 1,
+        "finished": stop is not None,
+    }
+
+
+def score(
+    model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, examples: Sequence[dict]
+) -> list[dict]:
+    """What a model makes of each token of prepared examples, one by one and without a gradient on the model.
+
+    Returns:
+        For each example: `log_probs` (T,) of its tokens; `tags` (2, T), the probabilities of the open and the close
+        tag where that token stands; `expected_reward`, R of the objective; and `format_pull` (T,), how strongly the
+        format term moves the distribution at each token: half the summed absolute gradient of R by the logits of
+        open tag, close tag and anything else. Values at position 0 are 0.
+    """
+    ids, collate = tag_ids(tokenizer), Collator(tokenizer.pad_token_id)
+    was_training, scores = model.training, []
+    model.eval()
+    for example in examples:
+        batch = {name: value.to(model.device) for name, value in collate([example]).items()}
+        with torch.no_grad():
+            logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+            log_probs = token_log_probs(logits, batch["input_ids"])[0]
+            log_tags = tag_log_probs(logits, ids)
+        reward, pull = 1.0, torch.zeros(3, log_tags.shape[-1], dtype=log_tags.dtype)
+        for c in find_completions(batch["input_ids"], batch["kinds"], ids):
+            z = log_tags[:, :, c.start : c.end].clone().requires_grad_()
+            lengths, opened = torch.tensor([c.end - c.start]), torch.tensor([c.opened])
+            r = format_log_prob(z.log_softmax(0), opened.to(z.device), lengths.to(z.device)).exp()
+            pull[:, c.start : c.end] = torch.autograd.grad(r.sum(), z)[0][:, 0].cpu()
+            reward *= r.item()
+        tags = log_tags[:2, 0].exp().float().cpu().numpy()
+        tags[:, 0] = 0
+        scores.append(
+            {
+                "log_probs": log_probs.float().cpu().numpy(),
+                "tags": tags,
+                "expected_reward": reward,
+                "format_pull": (pull.abs().sum(0) / 2).numpy().astype(np.float32),
+            }
+        )
+    model.train(was_training)
+    return scores

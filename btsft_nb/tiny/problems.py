@@ -1,0 +1,121 @@
+"""Word problems with + - x and four ways of thinking about each: the data of the embedded reasoner.
+
+Every set is generated from a seed, so nothing is stored:
+
+- `pretrain`: all four ways, in equal parts; what the model grew up with.
+- `teacher`: one way only; fine-tuning on it is what costs a model its diversity.
+- `messy`: all four ways, but four rows in ten lack the think tags; fine-tuning on it costs the format.
+- `test`: 200 problems that occur in no training set, with their answers. Sums and differences have numbers of their
+  own; products, of which there are only 49, a question of their own.
+
+The hash of those numbers, or of that question, decides whether a problem belongs to `test`.
+"""
+
+import random
+import zlib
+
+WAYS = ("direct", "split", "count", "check")
+TEACHER_WAY = "split"
+SIZES = {"pretrain": 64_000, "teacher": 1_000, "messy": 1_000, "test": 200}
+SYMBOLS = {"add": "+", "subtract": "-", "multiply": "*"}
+
+_NAMES = ("Ann", "Ben", "Eva", "Ivo", "Lea", "Max", "Mia", "Tom")
+_THINGS = ("apples", "books", "cards", "coins", "eggs", "pens", "shells", "stamps")
+_STORIES = {
+    "add": (
+        "{name} has {a} {things} and gets {b} more. How many {things} does {name} have now?",
+        "There are {a} {things} in a box. {name} adds {b}. How many {things} are in the box?",
+    ),
+    "subtract": (
+        "{name} has {a} {things} and gives away {b}. How many {things} does {name} have now?",
+        "There are {a} {things} in a box. {name} takes {b}. How many {things} are in the box?",
+    ),
+    "multiply": (
+        "{name} has {a} bags with {b} {things} each. How many {things} does {name} have?",
+        "There are {a} boxes with {b} {things} each. {name} counts all. How many {things} are there?",
+    ),
+}
+# How a thought of each way begins, in two wordings; no two ways share a first word.
+_OPENINGS = {
+    "direct": ("Write", "Just"),
+    "split": ("Split", "Take"),
+    "count": ("Count", "Step"),
+    "check": ("Guess", "Maybe"),
+}
+
+
+def way_of(thought: str) -> str | None:
+    """The way of thinking that a thought follows, told by its first word; None where it follows none."""
+    return next((way for way, words in _OPENINGS.items() if thought.lstrip().startswith(words)), None)
+
+
+def rows(name: str, n: int | None = None, seed: int = 0) -> list[dict]:
+    """The first `n` rows of a set: `{"id", "messages", "answer", "way"}`, the assistant's text with its thought.
+
+    `test` has no assistant turn. Raises KeyError for an unknown set.
+    """
+    rng = random.Random(f"{name}/{seed}")  # a str seeds by its bytes: the same on every machine
+    return [_row(name, i, rng) for i in range(SIZES[name] if n is None else n)]
+
+
+def _row(name: str, i: int, rng: random.Random) -> dict:
+    operation, a, b, question = _problem(rng, test=name == "test")
+    result = {"add": a + b, "subtract": a - b, "multiply": a * b}[operation]
+    row = {"id": f"tiny/{name}/{i}", "messages": [{"role": "user", "content": question}], "answer": str(result)}
+    if name == "test":
+        return row
+    way = TEACHER_WAY if name == "teacher" else rng.choice(WAYS)
+    thought = _THINK[way](operation, a, b, result, rng.randrange(2))
+    tagged = name != "messy" or i % 5 not in (1, 3)
+    thought = f"<think>{thought}</think>" if tagged else thought
+    row["messages"].append({"role": "assistant", "content": f"{thought}\n\nThe answer is {result}."})
+    return {**row, "way": way}
+
+
+def _problem(rng: random.Random, test: bool) -> tuple[str, int, int, str]:
+    while True:
+        operation = rng.choice(tuple(SYMBOLS))
+        low, high, most = {"add": (11, 59, 19), "subtract": (21, 79, 19), "multiply": (3, 9, 9)}[operation]
+        a, b = rng.randint(low, high), rng.randint(3, most)
+        story = rng.choice(_STORIES[operation])
+        question = story.format(name=rng.choice(_NAMES), things=rng.choice(_THINGS), a=a, b=b)
+        apart = question if operation == "multiply" else f"{operation} {a} {b}"
+        if (zlib.crc32(apart.encode()) % 10 == 0) is test:
+            return operation, a, b, question
+
+
+def _direct(operation: str, a: int, b: int, c: int, wording: int) -> str:
+    sum_ = f"{a}{SYMBOLS[operation]}{b}"
+    return (f"Write {sum_}={c}.", f"Just {sum_}, that is {c}.")[wording]
+
+
+def _split(operation: str, a: int, b: int, c: int, wording: int) -> str:
+    symbol = SYMBOLS[operation]
+    if operation == "multiply":
+        first, second = 2, b - 2
+        steps = f"{a}*{first}={a * first}", f"{a}*{second}={a * second}", f"{a * first}+{a * second}={c}"
+    else:
+        first, second = (b // 10 * 10, b % 10) if b > 10 and b % 10 else (b - 1, 1)
+        middle = a + first if operation == "add" else a - first
+        steps = f"{a}{symbol}{first}={middle}", f"{middle}{symbol}{second}={c}"
+    if wording == 0:
+        return f"Split {b} into {first} and {second}. " + ". ".join(steps) + "."
+    return f"Take {b} apart: {first} and {second}. So " + ", ".join(steps) + "."
+
+
+def _count(operation: str, a: int, b: int, c: int, wording: int) -> str:
+    if operation == "multiply":
+        stops = [a * k for k in range(1, b + 1)]
+    else:
+        sign = 1 if operation == "add" else -1
+        stops = [a + sign * 10 * k for k in range(b // 10 + 1)]
+        stops += [stops[-1] + sign * k for k in range(1, b % 10 + 1)]
+    return ("Count: ", "Step by step: ")[wording] + ", ".join(map(str, stops)) + "."
+
+
+def _check(operation: str, a: int, b: int, c: int, wording: int) -> str:
+    back = f"{c}{ {'add': '-', 'subtract': '+', 'multiply': '/'}[operation] }{b}={a}"
+    return (f"Guess {c}. Back: {back}. Yes.", f"Maybe {c}? Then {back}, it fits.")[wording]
+
+
+_THINK = {"direct": _direct, "split": _split, "count": _count, "check": _check}
