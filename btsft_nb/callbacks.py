@@ -1,6 +1,5 @@
 """What happens while a model trains: curves that grow in the notebook, with progress and time left."""
 
-import io
 import time
 
 from IPython.display import Image, display
@@ -38,6 +37,5 @@ class LiveCurves(TrainerCallback):
         done = state.global_step - self._first_step
         left = f", {spent / done * (state.max_steps - state.global_step):.0f} s left" if done else ""
         title = f"{self.name}: step {state.global_step} of {state.max_steps}, {spent:.0f} s{left}"
-        buffer = io.BytesIO()
-        training_curves({**self.compare, self.name: state.log_history}, title).savefig(buffer, dpi=80)
-        return Image(buffer.getvalue(), alt=title)
+        picture = training_curves({**self.compare, self.name: state.log_history}, title)
+        return Image(picture._repr_png_(), alt=title)

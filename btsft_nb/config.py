@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
+import torch
 from transformers import TrainingArguments
 
 
@@ -31,6 +32,9 @@ class BTSFTConfig(TrainingArguments):
     )
     remove_unused_columns: bool = field(
         default=False, metadata={"help": "Stays False: the weights and kinds are columns that no model knows."}
+    )
+    dataloader_pin_memory: bool = field(
+        default_factory=torch.cuda.is_available, metadata={"help": "Pin batches in memory; only a GPU gains from it."}
     )
     logging_steps: float = field(default=10, metadata={"help": "Log every so many steps, or every such share."})
 

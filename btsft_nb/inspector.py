@@ -103,7 +103,7 @@ class TokenInspector:
         thought = int(np.isfinite(self.draws).sum())
         lines = [
             f"<b>{escape(str(self.title), quote=True)}</b> &nbsp; view: {self.view} &nbsp; {kinds}",
-            f"threshold {self.threshold:.2f}, epoch {self.epoch}: {int(self.blurred.sum())} of {thought} <s>blurred</s>",
+            f"threshold {self.threshold:.2f}, epoch {self.epoch}: {self.blurred.sum()} of {thought} <s>blurred</s>",
         ]
         if self.score is not None:
             reward = self.score["expected_reward"]

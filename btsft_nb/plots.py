@@ -1,5 +1,6 @@
 """Records -> matplotlib. Each function draws into a new figure and returns it; nothing depends on colour alone."""
 
+import io
 from collections.abc import Sequence
 
 import numpy as np
@@ -14,15 +15,24 @@ _HATCHES = ("", "///", "...", "xx", "\\\\")
 _STYLES = ("-", "--", ":", "-.", (0, (1, 3)))
 
 
-def _figure(rows: int, columns: int, width: float, height: float) -> tuple[Figure, np.ndarray]:
-    figure = Figure(figsize=(width, height), layout="constrained")
+class Picture(Figure):
+    """A figure that a notebook shows without pyplot and its global state."""
+
+    def _repr_png_(self) -> bytes:
+        buffer = io.BytesIO()
+        self.savefig(buffer, dpi=100)
+        return buffer.getvalue()
+
+
+def _figure(rows: int, columns: int, width: float, height: float) -> tuple[Picture, np.ndarray]:
+    figure = Picture(figsize=(width, height), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False)
     for ax in axes.flat:
         ax.spines[["top", "right"]].set_visible(False)
     return figure, axes
 
 
-def lengths_and_kinds(examples: Sequence[dict]) -> Figure:
+def lengths_and_kinds(examples: Sequence[dict]) -> Picture:
     """How long the examples are, and what their tokens are."""
     figure, ((left, right),) = _figure(1, 2, 9, 2.8)
     left.hist([len(example["input_ids"]) for example in examples], bins=30, color=_SERIES[0])
@@ -37,7 +47,9 @@ def lengths_and_kinds(examples: Sequence[dict]) -> Figure:
     return figure
 
 
-def blurred_thought(tokens: Sequence[str], kinds: Sequence[int], draws: np.ndarray, thresholds: Sequence[float]):
+def blurred_thought(
+    tokens: Sequence[str], kinds: Sequence[int], draws: np.ndarray, thresholds: Sequence[float]
+) -> Picture:
     """The same tokens at several thresholds, one under the other; a blurred token is struck out.
 
     Args:
@@ -70,7 +82,7 @@ def _draw_tokens(ax: Axes, tokens: Sequence[str], kinds: Sequence[int], blurred:
     return line + 1
 
 
-def training_curves(histories: dict[str, list[dict]], title: str = "") -> Figure:
+def training_curves(histories: dict[str, list[dict]], title: str = "") -> Picture:
     """Training logs by run: nll of each kind, blurred share, and the expected and argmax format reward."""
     panels = {
         "nll of thought tokens": ["nll_think"],
@@ -96,7 +108,7 @@ def training_curves(histories: dict[str, list[dict]], title: str = "") -> Figure
     return figure
 
 
-def bars(summaries: dict[str, dict], metrics: Sequence[str]) -> Figure:
+def bars(summaries: dict[str, dict], metrics: Sequence[str]) -> Picture:
     """Metrics of several models side by side, with their intervals and values."""
     figure, axes = _figure(1, len(metrics), 1 + 2.6 * len(metrics), 3.2)
     for ax, metric in zip(axes.flat, metrics, strict=True):
@@ -112,7 +124,29 @@ def bars(summaries: dict[str, dict], metrics: Sequence[str]) -> Figure:
     return figure
 
 
-def tag_probabilities(tokens: Sequence[str], kinds: Sequence[int], score: dict, title: str = "") -> Figure:
+def ways(summaries: dict[str, dict]) -> Picture:
+    """The share of each way of thinking among the samples of several models."""
+    names = sorted({way for summary in summaries.values() for way in summary["ways"]})
+    figure, ((ax,),) = _figure(1, 1, 9, 0.8 + 0.45 * len(summaries))
+    for row, summary in enumerate(summaries.values()):
+        left, total = 0.0, sum(summary["ways"].values())
+        for i, name in enumerate(names):
+            share = summary["ways"].get(name, 0) / total
+            style = {"color": _SERIES[i % 5], "hatch": _HATCHES[i % 5], "edgecolor": "white", "alpha": 0.75}
+            ax.barh(row, share, 0.7, left, label=name if row == 0 else None, **style)
+            if share > 0.04:
+                ax.text(
+                    left + share / 2, row, f"{share:.0%}", ha="center", va="center", size=8, backgroundcolor="white"
+                )
+            left += share
+    ax.set_yticks(range(len(summaries)), summaries)
+    ax.invert_yaxis()
+    ax.set(xlim=(0, 1), xlabel="share of samples")
+    ax.legend(ncols=len(names), bbox_to_anchor=(0.5, 1), loc="lower center", fontsize=8, frameon=False)
+    return figure
+
+
+def tag_probabilities(tokens: Sequence[str], kinds: Sequence[int], score: dict, title: str = "") -> Picture:
     """The probability of each think tag along a sequence, where the data has them, and the expected reward."""
     start = int(np.argmax(np.asarray(kinds) != Kind.PROMPT))
     figure, ((ax,),) = _figure(1, 1, 11, 2.6)

@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -18,8 +19,6 @@ from .data import Collator, load_rows, prepare
 from .losses import objective
 from .models import load_model, record_base
 from .render import tag_ids
-
-HISTORY = "history.jsonl"
 
 
 class BTSFTTrainer(Trainer):
@@ -73,7 +72,7 @@ class BTSFTTrainer(Trainer):
         self.model_accepts_loss_kwargs = True  # the objective takes the counts that _get_num_items_in_batch makes
 
     def train(self, *args, **kwargs):
-        """As Trainer.train, and then saves model, tokenizer and history to the run folder.
+        """As Trainer.train, and then saves model, tokenizer, settings, history and data report to the run folder.
 
         An interrupt leaves a checkpoint from which `train(resume_from_checkpoint=True)` goes on, and is passed on.
         """
@@ -84,9 +83,15 @@ class BTSFTTrainer(Trainer):
             raise
         self.save_model()
         if self.is_world_process_zero():
-            lines = (json.dumps(entry) + "\n" for entry in self.state.log_history)
-            Path(self.args.output_dir, HISTORY).write_text("".join(lines))
+            self._save_records(Path(self.args.output_dir))
         return output
+
+    def _save_records(self, folder: Path) -> None:
+        (folder / "history.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in self.state.log_history))
+        (folder / "training_config.json").write_text(self.args.to_json_string() + "\n")
+        report = getattr(self.train_dataset, "report", None)
+        if report:
+            (folder / "data_report.json").write_text(json.dumps(asdict(report), indent=2) + "\n")
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         super()._save(output_dir, state_dict)

@@ -1,0 +1,40 @@
+# make demo    install, run notebooks 01 to 04 on the embedded model, print the table of notebook 03
+# make test    install, run the tests and all notebooks
+# make lint    ruff
+# make notebooks   run the notebooks and store their outputs in place
+# make colab   write the repository's address (pyproject.toml) into badges and install cells
+# make lock    write constraints.txt anew from the newest versions
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/installed
+export HF_HUB_OFFLINE ?= 1
+
+.PHONY: demo test lint notebooks colab lock
+
+demo: $(INSTALLED)
+	$(BIN)/python tools/notebooks.py demo
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest tests
+	$(BIN)/python -m pytest -x --nbval-lax --nbval-current-env --nbval-cell-timeout=300 notebooks
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+notebooks: $(INSTALLED)
+	$(BIN)/python tools/notebooks.py refresh
+
+colab: $(INSTALLED)
+	$(BIN)/python tools/notebooks.py stamp
+
+lock:
+	$(BIN)/pip freeze --exclude-editable | grep -v '^pip==\|^setuptools==' > constraints.txt
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer needed, found " + sys.version)'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@

@@ -1,0 +1,122 @@
+"""The draws: uniform, nested, and a function of (seed, epoch, example) alone."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import btsft_nb
+from btsft_nb import Kind, draws, example_key
+
+P, TAG, THINK, ANSWER = Kind
+kind_lists = st.lists(st.sampled_from(Kind), max_size=40)
+COMPLETION = [TAG] + [THINK] * 50 + [TAG] + [ANSWER] * 5
+
+
+def distance_from_uniform(values: np.ndarray) -> float:
+    """The Kolmogorov-Smirnov statistic."""
+    values, n = np.sort(values), len(values)
+    steps = np.arange(n + 1) / n
+    return max(np.abs(values - steps[1:]).max(), np.abs(values - steps[:-1]).max())
+
+
+@pytest.mark.parametrize("seed", [0, 42, 2**32 - 1])
+def test_draws_are_uniform(seed):
+    """Along one long thought, and over the first token of many examples (1.95 / sqrt n is the .1 % bound)."""
+    along = draws(np.full(20_000, THINK), example_key("a"), seed, 0)
+    across = np.concatenate([draws([THINK], example_key(f"row {i}"), seed, 3) for i in range(4_000)])
+    for values in (along, across):
+        assert distance_from_uniform(values) < 1.95 / np.sqrt(len(values))
+        assert values.min() >= 0 and values.max() < 1
+
+
+def test_draws_of_neighbours_are_independent():
+    """No serial correlation along a thought, and none between epochs."""
+    u = draws(np.full(20_000, THINK), 1, 0, 0)
+    v = draws(np.full(20_000, THINK), 1, 0, 1)
+    assert abs(np.corrcoef(u[1:], u[:-1])[0, 1]) < 0.03 and abs(np.corrcoef(u, v)[0, 1]) < 0.03
+
+
+@given(kinds=kind_lists, key=st.integers(0, 2**63 - 1), epoch=st.integers(0, 100), keep=st.integers(0, 50))
+def test_only_thought_tokens_are_drawn(kinds, key, epoch, keep):
+    """All else is infinite, so that no threshold blurs it; so are the first `keep_first` thought tokens."""
+    u = draws(np.array(kinds, dtype=int), key, 42, epoch, keep)
+    thought = [i for i, kind in enumerate(kinds) if kind == THINK]
+    assert u.shape == (len(kinds),)
+    assert set(np.flatnonzero(np.isfinite(u))) == set(thought[keep:])
+
+
+@given(low=st.floats(0, 1), high=st.floats(0, 1), key=st.integers(0, 2**63 - 1))
+def test_thresholds_nest(low, high, key):
+    """What is blurred at the lower threshold is blurred at the higher one."""
+    low, high = sorted((low, high))
+    u = draws(COMPLETION, key, 0, 0)
+    assert not ((u < low) & ~(u < high)).any()
+
+
+def test_the_ends_of_the_dial():
+    """0 blurs nothing; 1 blurs all thought tokens and nothing else."""
+    u = draws(COMPLETION, 7, 0, 0)
+    assert not (u < 0).any()
+    assert ((u < 1) == (np.array(COMPLETION) == THINK)).all()
+
+
+@given(prompt=st.integers(0, 300), padding=st.integers(0, 300), keep=st.integers(0, 6))
+def test_prompt_and_padding_do_not_move_the_draws(prompt, padding, keep):
+    """The same thought behind any prompt, in a batch of any width."""
+    alone = draws(COMPLETION, 7, 0, 0, keep)
+    padded = draws([P] * prompt + COMPLETION + [P] * padding, 7, 0, 0, keep)
+    assert np.array_equal(padded[prompt : prompt + len(COMPLETION)], alone)
+
+
+def test_keep_first_moves_no_other_draw():
+    """The dial takes tokens out; the others stay as they were."""
+    free, kept = draws(COMPLETION, 7, 0, 0), draws(COMPLETION, 7, 0, 0, keep_first=5)
+    assert np.array_equal(kept[6:], free[6:]) and np.isinf(kept[:6]).all()
+
+
+def test_global_random_state_is_neither_read_nor_moved():
+    """Not numpy's."""
+    np.random.seed(0)
+    first, state = draws(COMPLETION, 7, 0, 0), np.random.get_state()[1].copy()
+    np.random.seed(1)
+    assert np.array_equal(draws(COMPLETION, 7, 0, 0), first)
+    np.random.seed(0)
+    assert np.array_equal(np.random.get_state()[1], state)
+
+
+def test_seed_epoch_and_example_each_change_the_draw():
+    """And no two of many combinations share one."""
+    u = {
+        tuple(draws([THINK] * 4, example_key(name), seed, epoch))
+        for name in ("a", "b", "tiny/teacher/0", "tiny/teacher/1", "")
+        for seed in (0, 1, 42)
+        for epoch in range(5)
+    }
+    assert len(u) == 5 * 3 * 5
+
+
+def test_keys_are_distinct_and_fit_a_tensor():
+    """63 bits, so that int64 holds them."""
+    keys = {example_key(f"tiny/pretrain/{i}") for i in range(20_000)}
+    assert len(keys) == 20_000 and min(keys) >= 0 and max(keys) < 2**63
+
+
+def test_draws_are_equal_in_every_process():
+    """A fresh interpreter with another hash seed, which has loaded nothing but blur.py."""
+    code = (
+        "import sys, importlib.util as u; s = u.spec_from_file_location('blur', sys.argv[1]); m = u.module_from_spec(s);"
+        "s.loader.exec_module(m); print(m.draws([0, 2, 2, 3], m.example_key('é/1'), 42, 3).tolist())"
+    )
+    path = Path(btsft_nb.__file__).with_name("blur.py")
+    printed = {
+        subprocess.run(
+            [sys.executable, "-c", code, path], env={"PYTHONHASHSEED": seed}, capture_output=True, text=True, check=True
+        ).stdout.strip()
+        for seed in ("1", "2")
+    }
+    assert printed == {str(draws([0, 2, 2, 3], example_key("é/1"), 42, 3).tolist())}

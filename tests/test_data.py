@@ -1,0 +1,326 @@
+"""Rows from files and generated sets, what `prepare` keeps, drops and reports, and the batches."""
+
+import json
+import re
+
+import pytest
+import torch
+from datasets import Dataset
+from hypothesis import given
+from hypothesis import strategies as st
+
+import btsft_nb as bt
+from btsft_nb import Collator, Kind, RowError, Rows, load_rows, prepare
+from btsft_nb.tiny import SIZES, WAYS, rows, way_of
+
+ROWS = [{"id": "a", "question": "2+2?", "answer": "two and two #### 4"}, {"question": "é €?", "answer": "4"}]
+
+
+def talk(assistant: object, **fields) -> dict:
+    return {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": assistant}], **fields}
+
+
+# ---------------------------------------------------------------------------------------------- files
+
+
+@pytest.mark.parametrize("suffix", ["json", "jsonl", "parquet"])
+@pytest.mark.parametrize("as_text", [True, False])
+def test_files_give_their_rows(tmp_path, monkeypatch, suffix, as_text):
+    """All formats alike, from a Path or a str; what a column lacks in parquet is None."""
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    path = tmp_path / f"rows.{suffix}"
+    if suffix == "parquet":
+        Dataset.from_list(ROWS).to_parquet(path)
+    elif suffix == "json":
+        path.write_text(json.dumps(ROWS, ensure_ascii=False), encoding="utf-8")
+    else:
+        path.write_text("\n\n".join(json.dumps(row) for row in ROWS) + "\r\n\n", encoding="utf-8")
+    loaded = load_rows(str(path) if as_text else path)
+    assert [{k: v for k, v in row.items() if v is not None} for row in loaded] == ROWS
+    assert loaded.source == str(path)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    """With the folder it was looked for from."""
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.jsonl: no such file, seen from /"):
+        load_rows(tmp_path / "nowhere.jsonl")
+
+
+@pytest.mark.parametrize(("suffix", "text"), [("jsonl", ""), ("jsonl", "\n \n"), ("json", ""), ("json", "[]")])
+def test_an_empty_file_is_named(tmp_path, suffix, text):
+    """There is nothing to train on."""
+    path = tmp_path / f"empty.{suffix}"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=re.escape(f"{path}: no rows")):
+        load_rows(path)
+
+
+def test_a_broken_line_is_named_by_number(tmp_path):
+    """Blank lines count, as in an editor."""
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"question": "a", "answer": "b"}\n\n{"question": "a", \n')
+    with pytest.raises(ValueError, match=re.escape(f"{path}, line 3: not valid JSON")):
+        load_rows(path)
+
+
+def test_a_broken_json_file_is_named(tmp_path):
+    """With the place that the parser stopped at."""
+    path = tmp_path / "rows.json"
+    path.write_text('[{"question": "a"},\n]')
+    with pytest.raises(ValueError, match=re.escape(f"{path}: not valid JSON") + ".*line 2"):
+        load_rows(path)
+
+
+def test_a_json_file_that_is_no_list_says_so(tmp_path):
+    """A dictionary of splits, for example."""
+    path = tmp_path / "rows.json"
+    path.write_text('{"train": []}')
+    with pytest.raises(ValueError, match=re.escape(f"{path}: a JSON list of rows wanted, got dict")):
+        load_rows(path)
+
+
+@pytest.mark.parametrize("name", ["rows.csv", "rows.JSONL", "rows"])
+def test_a_wrong_suffix_says_which_would_do(tmp_path, name):
+    """A file that is there, of a kind that is not read."""
+    (tmp_path / name).write_text("a,b\n1,2\n")
+    with pytest.raises(ValueError, match=rf"{name}: .*\.json, \.jsonl or \.parquet"):
+        load_rows(tmp_path / name)
+
+
+@pytest.mark.xfail(
+    strict=True, reason="load_rows passes UnicodeDecodeError and ArrowInvalid on without the file's name"
+)
+@pytest.mark.parametrize("name", ["latin1.jsonl", "latin1.json", "broken.parquet"])
+def test_a_file_of_other_bytes_is_named(tmp_path, monkeypatch, name):
+    """Latin-1 text, or no parquet at all."""
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    (tmp_path / name).write_bytes(b'{"question": "caf\xe9", "answer": "b"}\n')
+    with pytest.raises(ValueError, match=rf"{name}: "):
+        load_rows(tmp_path / name)
+
+
+def test_an_unknown_tiny_set_lists_the_known_ones():
+    """Never a look-up on the Hub."""
+    with pytest.raises(ValueError, match=r"'tiny/techer'.*tiny/pretrain, tiny/teacher, tiny/messy, tiny/test"):
+        load_rows("tiny/techer")
+
+
+# ---------------------------------------------------------------------------------------------- generated sets
+
+
+@pytest.fixture(scope="module")
+def tiny() -> dict[str, Rows]:
+    return {name: load_rows(f"tiny/{name}") for name in SIZES}
+
+
+def thought_of(row: dict) -> str:
+    """The thought in a generated row, tagged or not."""
+    return row["messages"][1]["content"].replace("<think>", "").replace("</think>", "").partition("\n\n")[0]
+
+
+def problem(row: dict) -> tuple:
+    """Numbers and result of a sum or difference; the whole question of a product."""
+    question = row["messages"][0]["content"]
+    a, b = map(int, re.findall(r"\d+", question))
+    return (question,) if a * b == int(row["answer"]) else (a, b, row["answer"])
+
+
+def test_tiny_sets_have_their_sizes_and_distinct_ids(tiny):
+    """Sizes as documented; the id keys the blur."""
+    for name, size in {"pretrain": 64_000, "teacher": 1_000, "messy": 1_000, "test": 200}.items():
+        assert len(tiny[name]) == size == len({row["id"] for row in tiny[name]})
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_tiny_rows_are_reproducible(name):
+    """Equal for a seed, a longer set begins with the shorter, another seed gives other rows."""
+    assert rows(name, 50) == rows(name, 50) == rows(name, 60)[:50]
+    assert rows(name, 50, seed=1) != rows(name, 50)
+
+
+def test_test_problems_occur_in_no_training_set(tiny):
+    """Sums and differences by their numbers, products by their question."""
+    tested = {problem(row) for row in tiny["test"]}
+    for name in ("pretrain", "teacher", "messy"):
+        assert not tested & {problem(row) for row in tiny[name]}
+    assert len(tested) > 50
+
+
+def test_test_rows_have_no_answer_turn(tiny):
+    """They are prompts, with the reference beside them."""
+    assert all([turn["role"] for turn in row["messages"]] == ["user"] and row["answer"] for row in tiny["test"])
+
+
+def test_four_of_ten_messy_rows_lack_the_tags(tiny):
+    """Exactly, and in every ten; a row has both tags or none. The other sets have them throughout."""
+    tagged = [("<think>" in row["messages"][1]["content"]) for row in tiny["messy"]]
+    assert all(sum(tagged[i : i + 10]) == 6 for i in range(0, 1000, 10))
+    for name in ("pretrain", "teacher", "messy"):
+        for row in tiny[name]:
+            content = row["messages"][1]["content"]
+            assert (content.count("<think>"), content.count("</think>")) in (
+                [(1, 1), (0, 0)] if name == "messy" else [(1, 1)]
+            )
+
+
+@pytest.mark.parametrize("name", ["pretrain", "messy"])
+def test_every_way_of_thinking_is_well_represented(tiny, name):
+    """At least a tenth of each; the teacher has one way only."""
+    ways = [row["way"] for row in tiny[name]]
+    assert set(ways) == set(WAYS) and min(map(ways.count, WAYS)) >= len(ways) / 10
+    assert len({row["way"] for row in tiny["teacher"]}) == 1
+
+
+def test_the_way_of_every_generated_thought_is_recognised(tiny):
+    """And of nothing else."""
+    for name in ("pretrain", "teacher", "messy"):
+        assert all(way_of(thought_of(row)) == row["way"] for row in tiny[name])
+    assert way_of("") is None and way_of("The answer is 3.") is None and way_of("  \nCount: 1") == "count"
+
+
+def test_generated_thoughts_calculate_correctly(tiny):
+    """Each equation in a thought holds, and each answer is the question's."""
+    operations = {"+": int.__add__, "-": int.__sub__, "*": int.__mul__, "/": int.__floordiv__}
+    for row in tiny["pretrain"][:4000]:
+        for a, sign, b, c in re.findall(r"(\d+)([-+*/])(\d+)=(\d+)", thought_of(row)):
+            assert operations[sign](int(a), int(b)) == int(c), row
+        numbers = [int(number) for number in re.findall(r"\d+", row["messages"][0]["content"])]
+        assert int(row["answer"]) in [operation(*numbers) for operation in operations.values()]
+        assert row["messages"][1]["content"].endswith(f"The answer is {row['answer']}.")
+
+
+# ---------------------------------------------------------------------------------------------- prepare
+
+
+def test_prepare_keeps_what_it_says(tiny_tokenizer, capsys):
+    """Columns, equal lengths, ids from the rows, and the report printed."""
+    examples = prepare(load_rows("tiny/messy"), tiny_tokenizer)
+    report = examples.report
+    assert set(examples.column_names) >= {"id", "input_ids", "weights", "kinds"}
+    lengths = [len(ids) for ids in examples["input_ids"]]
+    assert lengths == [len(x) for x in examples["weights"]] == [len(x) for x in examples["kinds"]]
+    assert (report.rows, report.kept, report.dropped, report.flagged) == (1000, 1000, {}, {"untagged": 400})
+    assert (report.shortest, report.longest, sum(report.tokens.values())) == (min(lengths), max(lengths), sum(lengths))
+    assert report.tokens["tag"] == 1200
+    assert report.supervised == sum(w != 0 for weights in examples["weights"] for w in weights)
+    assert examples["id"][7] == "tiny/messy/7"
+    printed = capsys.readouterr().out
+    assert str(report) in printed and "1,000 rows -> 1,000 examples" in printed and "400: untagged" in printed
+
+
+@pytest.mark.parametrize("rank", [0, 500, 950])
+def test_the_report_adds_up(tiny_tokenizer, rank):
+    """Kept and dropped are all examples; nothing longer than the limit is kept, nothing shorter dropped."""
+    every = sorted(len(ids) for ids in prepare(load_rows("tiny/messy"), tiny_tokenizer)["input_ids"])
+    max_length = every[rank]
+    fit = [length for length in every if length <= max_length]
+    report = prepare(load_rows("tiny/messy"), tiny_tokenizer, max_length).report
+    assert (report.kept, report.longest) == (len(fit), max(fit))
+    assert report.dropped == {f"longer than max_length={max_length}": 1000 - len(fit)}
+
+
+def test_the_limit_itself_is_kept(tiny_tokenizer):
+    """`max_length` is how long an example may be."""
+    length = len(prepare([talk("ok")], tiny_tokenizer)["input_ids"][0])
+    assert len(prepare([talk("ok")], tiny_tokenizer, length)) == 1
+    with pytest.raises(ValueError):
+        prepare([talk("ok")], tiny_tokenizer, length - 1)
+
+
+def test_unweighted_examples_are_dropped_and_counted(tiny_tokenizer):
+    """Nothing of them would be trained."""
+    silent = talk([{"text": "ok", "weight": 0}])
+    report = prepare([silent, talk("ok"), silent], tiny_tokenizer).report
+    assert (report.rows, report.kept, report.dropped) == (3, 1, {"every weight is 0": 2})
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ([talk("a long answer")], ["rows", "nothing left", "1 longer than max_length=4", "tokens"]),
+        ([talk([{"text": "ok", "weight": 0}])], ["nothing left", "max_length=4"]),
+        ([], ["nothing left", "no rows"]),
+    ],
+)
+def test_nothing_left_says_why(tiny_tokenizer, given, words):
+    """The reasons, and how long the examples are."""
+    with pytest.raises(ValueError) as error:
+        prepare(given, tiny_tokenizer, max_length=4)
+    for word in words:
+        assert word in str(error.value)
+
+
+def test_a_malformed_row_is_named_by_file_row_and_field(tiny_tokenizer, tmp_path):
+    """In the middle of a file, counted from 0 as Python counts."""
+    path = tmp_path / "talks.jsonl"
+    path.write_text("\n".join(json.dumps(talk(text)) for text in ("fine", "fine", 5, "fine")))
+    with pytest.raises(RowError, match=re.escape(f"{path}, row 2: field messages[1].content: text wanted, got int")):
+        prepare(load_rows(path), tiny_tokenizer)
+
+
+def test_a_row_that_the_renderer_refuses_is_named(tiny_tokenizer):
+    """Rows that no file stands behind are just rows."""
+    with pytest.raises(RowError, match=r"rows, row 1: .*U\+FDD0"):
+        prepare([talk("fine"), talk("\ufdd0")], tiny_tokenizer)
+
+
+def test_ids_fall_back_to_source_and_row(tiny_tokenizer):
+    """Distinct, so that examples differ in their blur."""
+    examples = prepare(Rows([talk("a"), talk("b", id="mine"), talk("c", id=7)], "here"), tiny_tokenizer)
+    assert list(examples["id"]) == ["here#0", "mine", "7"]
+
+
+# ---------------------------------------------------------------------------------------------- batches
+
+THINK, TAG, ANSWER, PROMPT = (int(kind) for kind in (Kind.THINK, Kind.TAG, Kind.ANSWER, Kind.PROMPT))
+tokens = st.tuples(
+    st.integers(0, 9), st.sampled_from([0.0, 1.0, -1.0, 0.5]), st.sampled_from([PROMPT, TAG, THINK, ANSWER])
+)
+
+
+@given(st.lists(st.lists(tokens, min_size=1, max_size=9), min_size=1, max_size=5))
+def test_a_batch_is_its_examples_padded_on_the_right(rows):
+    """Weights, kinds and labels stay aligned to their tokens; padding is prompt that weighs nothing."""
+    columns = ("input_ids", "weights", "kinds")
+    examples = [{"id": str(i)} | dict(zip(columns, zip(*row, strict=True), strict=True)) for i, row in enumerate(rows)]
+    batch = Collator(pad_token_id=9)(examples)
+    shape = (len(rows), max(map(len, rows)))
+    assert all(batch[name].shape == shape for name in (*columns, "labels", "attention_mask"))
+    for i, row in enumerate(rows):
+        n = len(row)
+        for name in columns:
+            assert batch[name][i, :n].tolist() == list(examples[i][name])
+        assert batch["attention_mask"][i].tolist() == [1] * n + [0] * (shape[1] - n)
+        assert batch["labels"][i, :n].tolist() == [token if weight else -100 for token, weight, _ in row]
+        assert set(batch["input_ids"][i, n:].tolist()) <= {9} and set(batch["labels"][i, n:].tolist()) <= {-100}
+        assert not batch["weights"][i, n:].any() and (batch["kinds"][i, n:] == Kind.PROMPT).all()
+
+
+def test_keys_do_not_depend_on_the_batch():
+    """The key of an example is that of its id, wherever it stands."""
+    example = {"input_ids": [1], "weights": [1.0], "kinds": [THINK]}
+    batch = Collator(0)([{**example, "id": name} for name in ("a", "b", "a")])
+    assert batch["keys"].tolist() == [bt.example_key("a"), bt.example_key("b"), bt.example_key("a")]
+    assert batch["keys"].dtype == torch.int64
+
+
+def test_the_end_of_turn_is_trained_where_it_pads_too(shared):
+    """pad == eos: R1-Distill and GPT-2 pad with their end token; only the one of the turn is supervised."""
+    tokenizer = bt.load_tokenizer(shared / "tokenizers" / "gpt2")
+    tokenizer.add_tokens(["<think>", "</think>"])
+    tokenizer.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}{{ '\nA: ' if add_generation_prompt }}"
+    assert tokenizer.pad_token_id == tokenizer.eos_token_id
+    examples = prepare([talk("<think>a</think>b"), talk("<think>a much longer thought</think>b")], tokenizer)
+    batch = Collator(tokenizer.pad_token_id)(list(examples))
+    length = len(examples[0]["input_ids"])
+    assert length < batch["labels"].shape[1]
+    assert batch["labels"][0, length - 1] == tokenizer.eos_token_id and batch["weights"][0, length - 1] == 1
+    assert (batch["labels"][0, length:] == -100).all()
+
+
+def test_r1_pads_with_its_end_of_turn(r1):
+    """The same with a real reasoning tokenizer."""
+    assert r1.pad_token_id == r1.eos_token_id
+    example = prepare([talk("<think>a</think>b")], r1)[0]
+    assert example["input_ids"][-1] == r1.pad_token_id and example["weights"][-1] == 1
+    assert Collator(r1.pad_token_id)([example])["labels"][0, -1] == r1.eos_token_id

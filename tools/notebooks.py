@@ -1,0 +1,106 @@
+"""Run, refresh and stamp the notebooks.
+
+python tools/notebooks.py demo     run them in order, keep executed copies and figures, print the table of 03
+python tools/notebooks.py refresh  run them and store the outputs in place, without widget state
+python tools/notebooks.py stamp    write the repository's address (pyproject.toml) into badges and install cells
+"""
+
+import base64
+import json
+import re
+import sys
+import time
+import tomllib
+from pathlib import Path
+
+import nbformat
+from nbclient import NotebookClient
+
+ROOT = Path(__file__).resolve().parent.parent
+NOTEBOOKS = ROOT / "notebooks"
+RUNS = NOTEBOOKS / "runs"
+
+
+def execute(path: Path) -> nbformat.NotebookNode:
+    """Run a notebook from top to bottom in its own folder; an error in a cell is raised."""
+    notebook = nbformat.read(path, as_version=4)
+    start = time.monotonic()
+    NotebookClient(
+        notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": path.parent}}
+    ).execute()
+    print(f"{path.name}: {time.monotonic() - start:.0f} s", flush=True)
+    return notebook
+
+
+def strip(notebook: nbformat.NotebookNode) -> None:
+    """Remove widget state, time stamps and whatever else differs from run to run or shows this machine."""
+    notebook.metadata.pop("widgets", None)
+    notebook.metadata["language_info"] = {"name": "python"}
+    for cell in notebook.cells:
+        cell.metadata.pop("execution", None)
+        if cell.cell_type == "code":
+            cell.outputs = [output for output in cell.outputs if not is_noise(output)]
+
+
+def is_noise(output: dict) -> bool:
+    """Warnings, and progress bars, which are widgets and show nothing once their state is gone."""
+    data = output.get("data", {})
+    progress = any("widget-view" in kind for kind in data) and "it/s]" in "".join(data.get("text/plain", ""))
+    return output.get("name") == "stderr" or progress
+
+
+def figures(notebook: nbformat.NotebookNode, name: str, folder: Path) -> list[Path]:
+    """Write each picture in a notebook's outputs to a file of its own."""
+    folder.mkdir(parents=True, exist_ok=True)
+    made = []
+    for i, cell in enumerate(notebook.cells):
+        for output in cell.get("outputs", []):
+            picture = output.get("data", {}).get("image/png")
+            if picture:
+                made.append(folder / f"{name}-{i:02d}.png")
+                made[-1].write_bytes(base64.b64decode(picture))
+    return made
+
+
+def demo() -> None:
+    executed, pictures = [], []
+    for path in sorted(NOTEBOOKS.glob("*.ipynb")):
+        notebook = execute(path)
+        executed.append(RUNS / "executed" / path.name)
+        executed[-1].parent.mkdir(parents=True, exist_ok=True)
+        nbformat.write(notebook, executed[-1])
+        pictures += figures(notebook, path.stem, RUNS / "figures")
+    from btsft_nb import table
+
+    print(f"\n{table(json.loads((RUNS / 'evaluation.json').read_text())).to_string()}\n")
+    runs = sorted(config.parent for config in RUNS.glob("*/adapter_config.json"))
+    for title, paths in {"Executed notebooks": executed, "Run folders": runs, "Figures": pictures}.items():
+        print(title, *(f"  {path.relative_to(ROOT)}" for path in paths), sep="\n")
+
+
+def refresh() -> None:
+    for path in sorted(NOTEBOOKS.glob("*.ipynb")):
+        notebook = execute(path)
+        strip(notebook)
+        nbformat.write(notebook, path)
+
+
+def stamped(text: str) -> str:
+    """A notebook's or the README's source with the repository's address where it belongs."""
+    address = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["urls"]["Repository"]
+    owner = address.removeprefix("https://github.com/")
+    text = re.sub(r"git\+https://github\.com/[\w./-]+", f"git+{address}", text)
+    colab = f"https://colab.research.google.com/github/{owner}/blob/main/notebooks/"
+    return re.sub(r"https://colab\.research\.google\.com/github/[\w.-]+/[\w.-]+/blob/main/notebooks/", colab, text)
+
+
+def stamp() -> None:
+    for path in [*sorted(NOTEBOOKS.glob("*.ipynb")), ROOT / "README.md"]:
+        path.write_text(stamped(path.read_text()))
+
+
+if __name__ == "__main__":
+    commands = {"demo": demo, "refresh": refresh, "stamp": stamp}
+    if len(sys.argv) != 2 or sys.argv[1] not in commands:
+        sys.exit(__doc__)
+    commands[sys.argv[1]]()
