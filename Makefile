@@ -31,7 +31,7 @@ colab: $(INSTALLED)
 	$(BIN)/python tools/notebooks.py stamp
 
 lock:
-	$(BIN)/pip freeze --exclude-editable | grep -v '^pip==\|^setuptools==' > constraints.txt
+	$(BIN)/pip freeze --exclude-editable | grep -v '^pip==\|^setuptools==' | sed 's/+cpu//' > constraints.txt
 
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer needed, found " + sys.version)'

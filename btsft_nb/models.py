@@ -33,7 +33,7 @@ def load_model(
         seed: of the LoRA layers' random start.
 
     Raises:
-        FileNotFoundError: a folder without a model or tokenizer.
+        FileNotFoundError: no such model, or a folder without a model or tokenizer.
         ValueError: `qlora` or `lora` on a run folder, which has its own.
     """
     folder = Path(name)
@@ -60,7 +60,13 @@ def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
     path = _resolve(name)
     if os.path.isdir(path) and not any((Path(path) / file).is_file() for file in _TOKENIZER_FILES):
         raise FileNotFoundError(f"{name}: the folder has no tokenizer; one of {', '.join(_TOKENIZER_FILES)} wanted")
-    tokenizer = AutoTokenizer.from_pretrained(path)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path)
+    except OSError as error:
+        raise FileNotFoundError(
+            f"{name}: neither a folder nor a model that the Hub gave: check the spelling, the network, and access to "
+            'gated models; "tiny" is the embedded one'
+        ) from error
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer

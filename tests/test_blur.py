@@ -109,8 +109,9 @@ def test_keys_are_distinct_and_fit_a_tensor():
 def test_draws_are_equal_in_every_process():
     """A fresh interpreter with another hash seed, which has loaded nothing but blur.py."""
     code = (
-        "import sys, importlib.util as u; s = u.spec_from_file_location('blur', sys.argv[1]); m = u.module_from_spec(s);"
-        "s.loader.exec_module(m); print(m.draws([0, 2, 2, 3], m.example_key('é/1'), 42, 3).tolist())"
+        "import sys, importlib.util as u; s = u.spec_from_file_location('blur', sys.argv[1]); "
+        "m = u.module_from_spec(s); s.loader.exec_module(m); "
+        "print(m.draws([0, 2, 2, 3], m.example_key('é/1'), 42, 3).tolist())"
     )
     path = Path(btsft_nb.__file__).with_name("blur.py")
     printed = {

@@ -60,7 +60,7 @@ def test_a_dial_out_of_range_is_named(dial, value):
 @pytest.mark.parametrize("value", [1.0001, 2, float("inf")])
 def test_a_threshold_above_one_is_refused(value):
     """A share has an upper end."""
-    with pytest.raises(ValueError, match="threshold=.*from 0 to 1"):
+    with pytest.raises(ValueError, match=r"threshold=.*from 0 to 1"):
         BTSFTConfig("runs/x", threshold=value)
 
 

@@ -131,8 +131,12 @@ BAD_ROWS = {
         {"messages": [USER, {"role": "bot", "content": "x"}]}, ["messages[1].role", "'bot'", "assistant", "gpt"]
     ),
     "no role": ({"messages": [{"content": "x"}]}, ["messages[0].role", "None", "known: system, user"]),
-    "content a number": ({"messages": [USER, {"role": "assistant", "content": 5}]}, ["messages[1].content", "int", "5"]),
-    "block an image": (with_blocks({"type": "image_url", "image_url": "u"}), ["messages[1].content[0]", "image_url", "'text'"]),
+    "content a number": (
+        {"messages": [USER, {"role": "assistant", "content": 5}]}, ["messages[1].content", "int", "5"]
+    ),
+    "block an image": (
+        with_blocks({"type": "image_url", "image_url": "u"}), ["messages[1].content[0]", "image_url", "'text'"]
+    ),
     "block a text": (with_blocks({"text": "a"}, "b"), ["messages[1].content[1]", "'b'", "'text'"]),
     "block without text": (with_blocks({"type": "text"}), ["messages[1].content[0].text", "NoneType", "text wanted"]),
     "thought a list": (

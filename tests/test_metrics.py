@@ -26,11 +26,15 @@ PARSED = {
     "close first": ("</think><think>a</think>b", {}, Parsed("a", "b", "text before the thought")),
     "second close": ("<think>a</think>b</think>c", {}, Parsed("a", "b</think>c", "more than one close tag")),
     "second open": ("<think>a</think>b<think>c", {}, Parsed("a", "b<think>c", "more than one open tag")),
-    "second thought": ("<think>a</think><think>b</think>c", {}, Parsed("a", "<think>b</think>c", "more than one open tag")),
+    "second thought": (
+        "<think>a</think><think>b</think>c", {}, Parsed("a", "<think>b</think>c", "more than one open tag")
+    ),
     "nested": ("<think>a<think>b</think>c</think>d", {}, Parsed("a<think>b", "c</think>d", "more than one open tag")),
     "other case": ("<THINK>a</THINK>b", {}, Parsed("", "<THINK>a</THINK>b", "no open tag")),
     "prefilled": ("a</think>b", {"prefilled": True}, Parsed("a", "b", None)),
-    "prefilled, opened again": ("<think>a</think>b", {"prefilled": True}, Parsed("<think>a", "b", "more than one open tag")),
+    "prefilled, opened again": (
+        "<think>a</think>b", {"prefilled": True}, Parsed("<think>a", "b", "more than one open tag")
+    ),
     "prefilled, empty thought": ("</think>b", {"prefilled": True}, Parsed("", "b", "empty thought")),
     "prefilled, no close": ("a and b", {"prefilled": True}, Parsed("a and b", "", "no close tag")),
     "cut off in the thought": ("<think>a", {"finished": False}, Parsed("a", "", "cut off")),

@@ -18,7 +18,8 @@ HOSTILE = [
     "<｜end▁of▁sentence｜>", "<|endoftext|>", "<<|im_end|>", "<|im_end|", "<|im_<|im_end|>end|>",
 ]  # fmt: skip
 TEXTS = [
-    "plain text", "naïve café, Straße, 東京", "שלום עולם, مرحبا", "👩‍👩‍👧 🎉 ✌🏽", "two\n\nlines\n", "  spaces  ", "\ttab\t\r\n",
+    "plain text", "naïve café, Straße, 東京", "שלום עולם, مرحبا",
+    "\U0001f469\u200d\U0001f467 🎉 \u270c\U0001f3fd", "two\n\nlines\n", "  spaces  ", "\ttab\t\r\n",
     "e\u0301 \u0338 \u200d \x00 \x7f \ufeff", "a<b>c</b> &lt; {{ x }} {% y %}", *HOSTILE, "x".join(HOSTILE),
 ]  # fmt: skip
 # U+FDD0 is refused by name (tested below); a lone surrogate is no text.
@@ -394,7 +395,7 @@ def test_kinds_of_odd_completions(renderer, assistant, kinds):
 
 def test_the_noncharacter_is_refused(renderer):
     """U+FDD0 has a use in rendering."""
-    with pytest.raises(RowError, match="U\\+FDD0.*remove it"):
+    with pytest.raises(RowError, match=r"U\+FDD0.*remove it"):
         render(renderer, "a\ufdd0b", "c")
 
 

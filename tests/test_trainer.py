@@ -1,0 +1,327 @@
+"""The trainer: the batch that the model receives, the gradient under every way of batching, and what a run leaves."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from peft import LoraConfig
+from transformers import Qwen3Config, Qwen3ForCausalLM, TrainerCallback
+
+import btsft_nb as bt
+
+LORA = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM")
+PARTS = ("loss_nll", "loss_anchor", "loss_format")
+
+
+@pytest.fixture(scope="module")
+def examples(tiny_tokenizer):
+    return bt.prepare(bt.load_rows("tiny/teacher")[:16], tiny_tokenizer)
+
+
+@pytest.fixture(scope="module")
+def messy(tiny_tokenizer):
+    return bt.prepare(bt.load_rows("tiny/messy")[:16], tiny_tokenizer)
+
+
+def adapted_model(noise: float = 0.1):
+    """The embedded model with LoRA layers that already do something: neither anchor nor format term is 0."""
+    model, _ = bt.load_model("tiny", lora=LORA)
+    generator = torch.Generator().manual_seed(0)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            parameter.data = noise * torch.randn(parameter.shape, generator=generator)
+    return model
+
+
+class Recorder(TrainerCallback):
+    """Keeps the gradients of each optimiser step."""
+
+    def __init__(self):
+        self.gradients = []
+
+    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+        self.gradients.append({n: p.grad.clone() for n, p in model.named_parameters() if p.requires_grad})
+
+
+def make_trainer(folder, model, data, tokenizer, callbacks=(), **settings):
+    defaults = dict(max_steps=1, per_device_train_batch_size=8, logging_steps=1, save_strategy="no", max_grad_norm=0)
+    config = bt.BTSFTConfig(str(folder), disable_tqdm=True, **(defaults | settings))
+    return bt.BTSFTTrainer(model, config, data, processing_class=tokenizer, callbacks=list(callbacks))
+
+
+def received_batches(trainer) -> list[dict]:
+    """Trains and keeps a copy of each batch as compute_loss gets it."""
+    batches, compute_loss = [], trainer.compute_loss
+
+    def keep(model, inputs, **kwargs):
+        batches.append({name: value.clone() for name, value in inputs.items()} | {"training": model.training})
+        return compute_loss(model, inputs, **kwargs)
+
+    trainer.compute_loss = keep
+    trainer.train()
+    return batches
+
+
+def blurred_by_key(batches: list[dict]) -> list[tuple[int, list[int]]]:
+    """(example key, positions blurred) of every row of every batch, sorted."""
+    rows = [(key, row) for batch in batches for key, row in zip(batch["keys"].tolist(), batch["blurred"], strict=True)]
+    return sorted((key, row.nonzero().flatten().tolist()) for key, row in rows)
+
+
+@pytest.mark.parametrize("resample", ["epoch", "never"])
+def test_the_batch_that_the_model_receives_carries_the_blur(tmp_path, examples, tiny_tokenizer, resample):
+    """Trap 1: in every epoch exactly the tokens whose draw is below the threshold are blurred, and no label is lost."""
+    settings = dict(threshold=0.5, beta=0, resample=resample, keep_first=2, max_steps=-1, num_train_epochs=2, seed=7)
+    trainer = make_trainer(tmp_path, adapted_model(), examples, tiny_tokenizer, **settings)
+    batches = received_batches(trainer)
+    assert len(batches) == 4
+    for epoch, chunk in enumerate((batches[:2], batches[2:])):
+        drawn_in = epoch if resample == "epoch" else 0
+        expected = []
+        for example in examples:
+            key = bt.example_key(example["id"])
+            u = bt.draws(example["kinds"], key, 7, drawn_in, keep_first=2)
+            expected.append((key, [i for i, draw in enumerate(u) if draw < 0.5]))
+        assert blurred_by_key(chunk) == sorted(expected)
+    assert all((batch["labels"][batch["weights"] != 0] != -100).all() for batch in batches)
+
+
+def test_the_blur_does_not_depend_on_batching_or_workers(tmp_path, examples, tiny_tokenizer):
+    """Trap 7: the same draws with other batch sizes, two worker processes, and a resumed run."""
+    found = []
+    for i, settings in enumerate(
+        [
+            dict(per_device_train_batch_size=16),
+            dict(per_device_train_batch_size=4, gradient_accumulation_steps=2),
+            dict(per_device_train_batch_size=8, dataloader_num_workers=2, dataloader_persistent_workers=True),
+        ]
+    ):
+        settings = dict(threshold=0.4, beta=0, max_steps=-1, num_train_epochs=2) | settings
+        trainer = make_trainer(tmp_path / str(i), adapted_model(), examples, tiny_tokenizer, **settings)
+        found.append(blurred_by_key(received_batches(trainer)))
+    assert found[0] == found[1] == found[2]
+
+
+def test_evaluation_is_never_blurred(tmp_path, examples, tiny_tokenizer):
+    config = bt.BTSFTConfig(str(tmp_path), threshold=1.0, beta=0, per_device_eval_batch_size=16, disable_tqdm=True)
+    trainer = bt.BTSFTTrainer(adapted_model(), config, examples, eval_dataset=examples, processing_class=tiny_tokenizer)
+    loss = trainer.evaluate()["eval_loss"]
+    scores = bt.score(trainer.model, tiny_tokenizer, examples)
+    weights = [torch.tensor(example["weights"]) for example in examples]
+    total = -sum((w * torch.from_numpy(s["log_probs"])).sum() for w, s in zip(weights, scores, strict=True))
+    assert loss == pytest.approx(total.item() / sum((w != 0).sum().item() for w in weights), rel=1e-4)
+
+
+@pytest.mark.parametrize("batch_size", [4, 2, 1])
+def test_accumulation_changes_nothing(tmp_path, messy, tiny_tokenizer, batch_size):
+    """Trap 2: loss and gradient of 8 x 1 equal those of 4 x 2, 2 x 4 and 1 x 8, with blur, anchor and reward."""
+    seen = []
+    for size in (8, batch_size):
+        recorder = Recorder()
+        settings = dict(per_device_train_batch_size=size, gradient_accumulation_steps=8 // size)
+        settings |= dict(threshold=0.5, anchor=1.0, beta=0.5)
+        trainer = make_trainer(tmp_path / str(size), adapted_model(), messy, tiny_tokenizer, [recorder], **settings)
+        trainer.train()
+        seen.append((trainer.state.log_history[0]["loss"], recorder.gradients[0]))
+    (loss, gradient), (other_loss, other_gradient) = seen
+    assert other_loss == pytest.approx(loss, rel=1e-5)
+    for name, value in gradient.items():
+        scale = value.abs().max()
+        assert scale > 0, name
+        assert (other_gradient[name] - value).abs().max() <= 1e-4 * scale, name
+
+
+def test_a_batch_with_nothing_supervised_gives_a_zero_gradient(tmp_path, examples, tiny_tokenizer):
+    """Trap 4: zero, connected to every trainable parameter, and not NaN."""
+    silent = examples.map(lambda example: {"weights": [0.0] * len(example["weights"])})
+    recorder = Recorder()
+    make_trainer(tmp_path, adapted_model(), silent, tiny_tokenizer, [recorder], threshold=0.5, beta=0).train()
+    assert recorder.gradients[0]
+    assert all((gradient == 0).all() for gradient in recorder.gradients[0].values())
+
+
+def test_the_dials_reach_the_gradient(tmp_path, messy, tiny_tokenizer):
+    """Our reason to exist: threshold, anchor and beta each change the gradient."""
+    gradients = []
+    for i, dials in enumerate(
+        [
+            dict(threshold=0, beta=0),
+            dict(threshold=0.5, beta=0),
+            dict(threshold=0.5, beta=0, anchor=1.0),
+            dict(threshold=0, beta=0.5),
+        ]
+    ):
+        recorder = Recorder()
+        make_trainer(tmp_path / str(i), adapted_model(), messy, tiny_tokenizer, [recorder], **dials).train()
+        gradients.append(torch.cat([g.flatten() for g in recorder.gradients[0].values()]))
+    plain, blurred, anchored, rewarded = gradients
+    for one, other in ((plain, blurred), (blurred, anchored), (plain, rewarded)):
+        print((one - other).norm() / one.norm())
+        assert (one - other).norm() > 0.05 * one.norm()
+
+
+def test_weights_move_tokens(tmp_path, tiny_tokenizer):
+    """Trap 10: weight 1 makes a text more likely, -1 less likely, and 0 leaves it about where it was."""
+    texts = {1: "Ann has a box of shells.", 0: "There are cards in the bag.", -1: "Tom gets more stamps now."}
+
+    def row(weight):
+        block = [{"type": "text", "text": texts[weight], "weight": weight}, {"type": "text", "text": " Yes."}]
+        turns = [{"role": "user", "content": f"Say {weight + 1}."}, {"role": "assistant", "content": block}]
+        return {"id": str(weight), "messages": turns}
+
+    data = bt.prepare([row(weight) for weight in texts], tiny_tokenizer)
+    known = data.map(lambda example: {"weights": [float(kind == bt.Kind.ANSWER) for kind in example["kinds"]]})
+    model, _ = bt.load_model("tiny", lora=LORA)
+    settings = dict(threshold=0, beta=0, max_steps=30, learning_rate=3e-3, max_grad_norm=1.0)
+    make_trainer(tmp_path, model, known, tiny_tokenizer, **settings).train()
+
+    def likelihood(score, example):
+        chosen = [lp for lp, kind in zip(score["log_probs"], example["kinds"], strict=True) if kind == bt.Kind.ANSWER]
+        return sum(chosen[: len(tiny_tokenizer(texts[int(example["id"])])["input_ids"])])
+
+    before = bt.score(model, tiny_tokenizer, data)
+    settings |= dict(max_steps=4, learning_rate=1e-3)
+    make_trainer(tmp_path, model, data, tiny_tokenizer, **settings).train()
+    after = bt.score(model, tiny_tokenizer, data)
+    up, still, down = (
+        likelihood(a, example) - likelihood(b, example) for a, b, example in zip(after, before, data, strict=True)
+    )
+    print(up, still, down, [likelihood(s, e) for s, e in zip(before, data)])
+    assert up > 1 and down < -1
+    assert abs(still) < min(up, -down) / 2
+
+
+def test_the_end_of_turn_is_learnt_where_it_is_also_the_padding(tmp_path, tiny_tokenizer):
+    """Trap 6: a random model learns to stop although pad == eos."""
+    tokenizer = bt.load_tokenizer("tiny")
+    tokenizer.pad_token = tokenizer.eos_token
+    answers = ["<think>yes.</think>ok", "<think>yes.</think>ok ok ok ok"]
+    rows = [
+        {"messages": [{"role": "user", "content": f"{i}"}, {"role": "assistant", "content": answers[i % 2]}]}
+        for i in range(8)
+    ]
+    sizes = dict(hidden_size=64, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, head_dim=32)
+    torch.manual_seed(0)
+    model = Qwen3ForCausalLM(Qwen3Config(vocab_size=len(tokenizer), num_key_value_heads=2, **sizes))
+    data = bt.prepare(rows, tokenizer)
+    settings = dict(threshold=0, beta=0, max_steps=60, learning_rate=1e-2, logging_steps=60)
+    make_trainer(tmp_path, model, data, tokenizer, **settings).train()
+    samples = bt.sample(model, tokenizer, rows, n=1, temperature=0, max_new_tokens=30)
+    assert [s["finished"] for s in samples] == [True] * 8
+    assert {s["text"] for s in samples} <= set(answers)
+
+
+def test_training_after_sampling_learns_as_before(tmp_path, examples, tiny_tokenizer):
+    """bitsandbytes repacks 4-bit layers on some CPUs when they run without gradients; ours must not change."""
+    gradients = []
+    for sampled_first in (False, True):
+        model, _ = bt.load_model("tiny", qlora=True)
+        if sampled_first:
+            bt.sample(model, tiny_tokenizer, ["How many?"], n=2, max_new_tokens=4)
+        recorder = Recorder()
+        settings = dict(threshold=0.5, anchor=1.0)
+        make_trainer(tmp_path / str(sampled_first), model, examples, tiny_tokenizer, [recorder], **settings).train()
+        gradients.append(torch.cat([g.flatten() for g in recorder.gradients[0].values()]))
+    assert gradients[0].norm() > 0
+    assert torch.equal(*gradients)
+
+
+def test_a_run_reloads_bit_for_bit(tmp_path, examples, tiny_tokenizer):
+    """The folder holds all that is needed, no path of this machine in the adapter, and gives the same logits."""
+    model, _ = bt.load_model("tiny", qlora=True)
+    settings = dict(threshold=0.5, anchor=1.0, max_steps=3, learning_rate=1e-2)
+    make_trainer(tmp_path / "run", model, examples, tiny_tokenizer, **settings).train()
+    again, tokenizer = bt.load_model(tmp_path / "run")
+    ids = torch.tensor([examples[0]["input_ids"]])
+    with torch.no_grad():
+        assert torch.equal(again(ids).logits, model.eval()(ids).logits)
+        with model.disable_adapter():
+            assert not torch.equal(again(ids).logits, model(ids).logits)
+    assert tokenizer.get_vocab() == tiny_tokenizer.get_vocab()
+    assert json.loads((tmp_path / "run" / "adapter_config.json").read_text())["base_model_name_or_path"] == "tiny"
+    config = json.loads((tmp_path / "run" / "training_config.json").read_text())
+    assert (config["threshold"], config["anchor"]) == (0.5, 1.0)
+    assert json.loads((tmp_path / "run" / "data_report.json").read_text())["kept"] == 16
+
+
+def test_logs_add_up(tmp_path, messy, tiny_tokenizer):
+    """Each log has the loss in three parts that sum to it, nll by kind, the blurred share and both rewards."""
+    settings = dict(threshold=0.5, anchor=1.0, beta=0.5, max_steps=4, logging_steps=2, gradient_accumulation_steps=2)
+    settings |= dict(per_device_train_batch_size=4)
+    trainer = make_trainer(tmp_path, adapted_model(), messy, tiny_tokenizer, **settings)
+    trainer.train()
+    history = [json.loads(line) for line in (tmp_path / "history.jsonl").read_text().splitlines()]
+    assert history == trainer.state.log_history
+    logs = [entry for entry in history if "loss" in entry]
+    assert [entry["step"] for entry in logs] == [2, 4]
+    for entry in logs:
+        assert sum(entry[part] for part in PARTS) == pytest.approx(entry["loss"], rel=1e-4)
+        assert all(entry[part] > 0 for part in PARTS)
+        assert {"nll_tag", "nll_think", "nll_answer", "grad_norm", "learning_rate"} <= set(entry)
+        assert 0.3 < entry["blurred_share"] < 0.7
+        assert 0 < entry["expected_reward"] < 1 and entry["format_reward"] in [i / 16 for i in range(17)]
+
+
+def test_an_interrupt_leaves_a_checkpoint_to_go_on_from(tmp_path, examples, tiny_tokenizer):
+    """Interrupted at step 3 and resumed, a run ends bit-equal to one left alone, dropout and blur included."""
+    lora = LoraConfig(r=4, lora_alpha=8, lora_dropout=0.1, target_modules="all-linear", task_type="CAUSAL_LM")
+    settings = dict(threshold=0.5, anchor=1.0, max_steps=5, learning_rate=1e-3, per_device_train_batch_size=4)
+
+    class Interrupt(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            if state.global_step == 3:
+                raise KeyboardInterrupt
+
+    alone, _ = bt.load_model("tiny", lora=lora)
+    make_trainer(tmp_path / "alone", alone, examples, tiny_tokenizer, **settings).train()
+    stopped, _ = bt.load_model("tiny", lora=lora)
+    with pytest.raises(KeyboardInterrupt):
+        make_trainer(tmp_path / "stopped", stopped, examples, tiny_tokenizer, [Interrupt()], **settings).train()
+    assert (tmp_path / "stopped" / "checkpoint-3").is_dir()
+    resumed, _ = bt.load_model("tiny", lora=lora)
+    trainer = make_trainer(tmp_path / "stopped", resumed, examples, tiny_tokenizer, **settings)
+    trainer.train(resume_from_checkpoint=True)
+    wanted = dict(alone.named_parameters())
+    assert all(torch.equal(parameter, wanted[name]) for name, parameter in resumed.named_parameters())
+
+
+def test_the_anchor_needs_adapters(tmp_path, examples, tiny_tokenizer):
+    model, _ = bt.load_model("tiny")
+    with pytest.raises(ValueError, match=r"anchor=1.0 needs a reference.*qlora=True"):
+        make_trainer(tmp_path, model, examples, tiny_tokenizer, anchor=1.0)
+
+
+def test_a_data_set_without_weights_is_refused(tmp_path, examples, tiny_tokenizer):
+    with pytest.raises(ValueError, match=r"lacks the columns \['kinds', 'weights'\].*prepare"):
+        data = examples.remove_columns(["weights", "kinds"])
+        make_trainer(tmp_path, adapted_model(), data, tiny_tokenizer)
+
+
+def test_full_fine_tuning_and_gradient_checkpointing(tmp_path, examples, tiny_tokenizer):
+    """Without adapters too; gradient checkpointing gives the same gradient."""
+    gradients = []
+    for checkpointing in (False, True):
+        model, _ = bt.load_model("tiny")
+        recorder = Recorder()
+        settings = dict(gradient_checkpointing=checkpointing, threshold=0.5)
+        make_trainer(tmp_path / str(checkpointing), model, examples, tiny_tokenizer, [recorder], **settings).train()
+        gradients.append(recorder.gradients[0])
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-4, atol=1e-6)
+    again, _ = bt.load_model(tmp_path / "False")
+    assert all(math.isfinite(parameter.sum()) for parameter in again.parameters())
+
+
+@pytest.mark.parametrize(("tracker", "pattern"), [("tensorboard", "**/events.out.*"), ("wandb-offline", "**/*.wandb")])
+def test_trackers_write_without_asking(tmp_path, monkeypatch, examples, tiny_tokenizer, tracker, pattern):
+    """Trap 16: TensorBoard and offline wandb by name; nothing is asked for, and no key is stored."""
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("HF_TOKEN", "hf_plantedsecret")
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path))
+    make_trainer(tmp_path / "run", adapted_model(), examples, tiny_tokenizer, report_to=tracker).train()
+    assert list(Path(tmp_path).glob(pattern))
+    texts = [file.read_bytes() for file in (tmp_path / "run").rglob("*") if file.is_file()]
+    assert texts and not any(b"plantedsecret" in text for text in texts)
