@@ -4,10 +4,12 @@ import difflib
 import math
 import os
 from dataclasses import dataclass, field, fields
+from numbers import Integral, Real
 from pathlib import Path
 
 import torch
 from transformers import TrainingArguments
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
 
 @dataclass
@@ -52,7 +54,7 @@ class BTSFTConfig(TrainingArguments):
         _check_number("threshold", self.threshold, 0, 1)
         _check_number("beta", self.beta, 0, math.inf)
         _check_number("anchor", self.anchor, 0, math.inf)
-        _check_number("keep_first", self.keep_first, 0, math.inf)
+        _check_number("keep_first", self.keep_first, 0, math.inf, Integral)
         if self.resample not in ("epoch", "never"):
             raise ValueError(f"resample={self.resample!r}: 'epoch' or 'never' wanted")
         if self.remove_unused_columns:
@@ -62,15 +64,20 @@ class BTSFTConfig(TrainingArguments):
         super().__post_init__()
 
 
-def _check_number(name: str, value: object, low: float, high: float) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
+def _check_number(name: str, value: object, low: float, high: float, kind: type = Real) -> None:
+    if isinstance(value, bool) or not isinstance(value, kind) or not (low <= value <= high and math.isfinite(value)):
         upper = "" if math.isinf(high) else f" to {high}"
-        raise ValueError(f"{name}={value!r}: a number from {low}{upper} wanted")
+        noun = "whole number" if kind is Integral else "number"
+        raise ValueError(f"{name}={value!r}: a {noun} from {low}{upper} wanted")
 
 
-def _trackers(names: str | list[str]) -> list[str]:
+def _trackers(names: str | list[str] | None) -> list[str]:
     """Tracker names as transformers takes them. wandb without a key would stop and ask for one: refused by name."""
-    names = [names] if isinstance(names, str) else list(names)
+    names = [names] if isinstance(names, str) else list(names or ["none"])
+    known = ["none", "wandb-offline", *INTEGRATION_TO_CALLBACK]
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise ValueError(f"report_to={unknown[0]!r}: name the trackers; known are {', '.join(known)}")
     if "wandb-offline" in names:
         os.environ["WANDB_MODE"] = "offline"
         names[names.index("wandb-offline")] = "wandb"

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet
 import torch
 from datasets import Dataset, load_dataset
 from transformers import PreTrainedTokenizerBase
@@ -78,8 +79,14 @@ def load_rows(name: str | Path, split: str = "train") -> Rows:
     if not path.is_file():
         raise FileNotFoundError(f"{name}: no such file, seen from {Path.cwd()}")
     if path.suffix == ".parquet":
-        return Rows(Dataset.from_parquet(name), name)
-    text = path.read_text(encoding="utf-8")
+        try:
+            return Rows(pyarrow.parquet.read_table(path).to_pylist(), name)
+        except pyarrow.ArrowInvalid as error:
+            raise ValueError(f"{name}: not a parquet file: {error}") from error
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{name}: not UTF-8 text: {error}; save the file as UTF-8") from error
     if path.suffix == ".jsonl":
         lines = enumerate(text.split("\n"), 1)
         return Rows([_json(line, f"{name}, line {i}") for i, line in lines if line.strip()], name)

@@ -12,6 +12,7 @@ _ROLES = {
     "system": "system", "user": "user", "assistant": "assistant", "tool": "tool",
     "human": "user", "gpt": "assistant", "observation": "tool",
 }  # fmt: skip
+_LARGEST_WEIGHT = 1e6
 
 
 class RowError(ValueError):
@@ -56,15 +57,20 @@ def to_messages(row: dict) -> list[Message]:
 
 
 def to_prompt(row: dict | str) -> list[Message]:
-    """The conversation up to the last assistant turn: what a model is given to go on from.
+    """The conversation without its last turn where that is the assistant's: what a model is given to go on from.
 
-    A string is one user turn; a row is one of any known layout, or messages without an assistant turn.
+    A string is one user turn; a row is one of any known layout, or messages that need no assistant turn.
     """
     if isinstance(row, str):
-        return [Message("user", [Block(row)])]
-    messages = _turns(row, "messages") if "messages" in row else to_messages(row)
-    last = max((i for i, message in enumerate(messages) if message.role == "assistant"), default=len(messages))
-    return messages[:last]
+        return [Message("user", [Block(_text(row, "prompt"))])]
+    if isinstance(row, dict) and row.get("messages") is not None:
+        messages = _turns(row, "messages")
+    else:
+        messages = to_messages(row)
+    messages = messages[:-1] if messages and messages[-1].role == "assistant" else messages
+    if not messages:
+        raise RowError("no turn before the assistant's; a prompt needs one")
+    return messages
 
 
 def with_thought(thought: str, answer: str) -> str:
@@ -77,6 +83,8 @@ def _check(messages: list[Message], name: str) -> None:
     if not turns:
         roles = [message.role for message in messages]
         raise RowError(f"field {name!r}: no assistant turn in the roles {roles}; training needs one")
+    if messages[0].role == "assistant":
+        raise RowError(f"field {name!r}: begins with the assistant, so there is nothing to answer; remove that turn")
     if any(not turn.text.strip() for turn in turns):
         raise RowError(f"field {name!r}: an assistant turn without text; remove the row or fill it")
     if messages[-1].role != "assistant":
@@ -92,6 +100,10 @@ def _check(messages: list[Message], name: str) -> None:
 def _text(value: object, where: str) -> str:
     if not isinstance(value, str):
         raise RowError(f"field {where}: text wanted, got {type(value).__name__}: {str(value)[:60]!r}")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise RowError(f"field {where}: half a surrogate pair, which is no character: {error}") from error
     return value
 
 
@@ -99,28 +111,36 @@ def _message(turn: object, where: str) -> Message:
     """A turn with role/content or from/value; content as text or as blocks."""
     if not isinstance(turn, dict):
         raise RowError(f"field {where}: a turn with role and content wanted, got {type(turn).__name__}")
-    role = turn.get("role", turn.get("from"))
-    if role not in _ROLES:
+    role = turn.get("role") or turn.get("from")
+    if not isinstance(role, str) or role not in _ROLES:
         raise RowError(f"field {where}.role: unknown role {role!r}; known: {', '.join(_ROLES)}")
-    content = turn.get("content", turn.get("value"))
+    content = turn["content"] if turn.get("content") is not None else turn.get("value")
+    weight = _weight(turn, where)
     if isinstance(content, list):
-        blocks = [_block(block, f"{where}.content[{i}]") for i, block in enumerate(content)]
+        blocks = [_block(block, f"{where}.content[{i}]", weight) for i, block in enumerate(content)]
     else:
-        blocks = [Block(_text("" if content is None else content, f"{where}.content"))]
-    thought = turn.get("reasoning_content")
+        blocks = [Block(_text("" if content is None else content, f"{where}.content"), weight)]
+    thought = _text(turn.get("reasoning_content") or "", f"{where}.reasoning_content").strip()
     if thought:
-        text = _text(thought, f"{where}.reasoning_content").strip()
-        blocks.insert(0, Block(f"{THINK_TAGS[0]}\n{text}\n{THINK_TAGS[1]}\n\n"))
+        blocks.insert(0, Block(f"{THINK_TAGS[0]}\n{thought}\n{THINK_TAGS[1]}\n\n", weight))
     return Message(_ROLES[role], blocks)
 
 
-def _block(block: object, where: str) -> Block:
-    if not isinstance(block, dict) or block.get("type", "text") != "text":
+def _block(block: object, where: str, weight: float | None) -> Block:
+    """A piece of content; `weight` is what it weighs where it does not say."""
+    if not isinstance(block, dict) or block.get("type") not in (None, "text"):
         raise RowError(f"field {where}: a block {{'type': 'text', 'text': ...}} wanted, got {str(block)[:60]!r}")
-    weight = block.get("weight")
-    if weight is not None and (isinstance(weight, bool) or not isinstance(weight, (int, float)) or weight != weight):
-        raise RowError(f"field {where}.weight: a number wanted, got {weight!r}")
-    return Block(_text(block.get("text"), f"{where}.text"), weight)
+    own = _weight(block, where)
+    return Block(_text(block.get("text"), f"{where}.text"), weight if own is None else own)
+
+
+def _weight(item: dict, where: str) -> float | None:
+    weight = item.get("weight")
+    if weight is None:
+        return None
+    if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not abs(weight) <= _LARGEST_WEIGHT:
+        raise RowError(f"field {where}.weight: a number within {_LARGEST_WEIGHT:g} of 0 wanted, got {weight!r:.20}")
+    return float(weight)
 
 
 def _turns(row: dict, name: str) -> list[Message]:

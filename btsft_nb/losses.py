@@ -60,14 +60,14 @@ def kl_divergence(ref_logits: Tensor, logits: Tensor) -> Tensor:
 def find_completions(input_ids: Tensor, kinds: Tensor, tag_ids: tuple[int, int]) -> list[Completion]:
     """The completions in a batch: runs of tokens that are not PROMPT. Position 0 cannot be predicted and is left out.
 
-    `opened`: the last tag before the completion is the open tag, so the prompt supplied it (user text holds no tags).
+    `opened`: the prompt ends in the open tag, white space of at most one token aside.
     """
     ids, completion = input_ids.cpu(), F.pad((kinds[:, 1:] != Kind.PROMPT).int(), (1, 1)).cpu()
     step = completion.diff(dim=1)
     starts, ends = (step == 1).nonzero() + torch.tensor([0, 1]), (step == -1).nonzero() + torch.tensor([0, 1])
     found = []
     for (row, start), (_, end) in zip(starts.tolist(), ends.tolist(), strict=True):
-        before = ids[row, :start]
+        before = ids[row, max(start - 2, 0) : start]
         tags = before[(before == tag_ids[0]) | (before == tag_ids[1])]
         found.append(Completion(row, start, end, bool(len(tags) and tags[-1] == tag_ids[0])))
     return found

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-_NUMBER = re.compile(r"[-+]?\d[\d,]*(?:\.\d+)?")
+# a sign counts where no digit or bracket stands before it: "7-9" holds 7 and 9
+_NUMBER = re.compile(r"(?:(?<![\d)\]])[-+\u2212])?(?:\d[\d,]*(?:\.\d+)?|\.\d+)")
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ def parse(text: str, *, prefilled: bool = False, finished: bool = True) -> Parse
 def last_number(text: str) -> float | None:
     """The last number in a text, thousands separators removed; None where there is none."""
     found = _NUMBER.findall(text)
-    return float(found[-1].replace(",", "")) if found else None
+    return float(found[-1].replace(",", "").replace("\u2212", "-")) if found else None
 
 
 def is_correct(answer: str, reference: str) -> bool:

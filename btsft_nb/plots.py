@@ -73,7 +73,17 @@ def _draw_tokens(ax: Axes, tokens: Sequence[str], kinds: Sequence[int], blurred:
             x, line = 0, line + 1
         box, ink = ("white", "#999999") if is_blurred else (KIND_COLORS[kind], "black")
         ax.barh(line, len(text) - 0.08, 0.82, x, align="center", color=box, edgecolor="#999999")
-        ax.text(x + len(text) / 2, line, text, family="monospace", size=8, ha="center", va="center", color=ink)
+        ax.text(
+            x + len(text) / 2,
+            line,
+            text,
+            family="monospace",
+            size=8,
+            ha="center",
+            va="center",
+            color=ink,
+            parse_math=False,
+        )
         if is_blurred:
             ax.plot([x, x + len(text) - 0.1], [line, line], color="#777777", lw=1)
         x += len(text)
@@ -156,7 +166,7 @@ def tag_probabilities(tokens: Sequence[str], kinds: Sequence[int], score: dict, 
     for at in np.flatnonzero(np.asarray(kinds[start:]) == Kind.TAG):
         ax.axvline(at, color="#bbbbbb", lw=6, alpha=0.5, zorder=0)
     labels = [token.replace("\n", "\u21b5") for token in tokens[start:]]
-    ax.set_xticks(position, labels, rotation=90, family="monospace", size=7)
+    ax.set_xticks(position, labels, rotation=90, family="monospace", size=7, parse_math=False)
     ax.set(ylim=(-0.03, 1.05), ylabel="probability")
     reward = f"expected reward R = {score['expected_reward']:.3f}"
     ax.set_title(f"{title}  {reward}  (gray: where the data has a tag)", size=10)

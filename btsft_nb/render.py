@@ -9,7 +9,7 @@ import json
 import re
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import pairwise
+from itertools import accumulate, groupby, pairwise
 
 import numpy as np
 from jinja2 import TemplateError
@@ -59,6 +59,12 @@ def tag_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[int, int]:
                 "model's embeddings, or take a model that has them"
             )
     return known[OPEN], known[CLOSE]
+
+
+def _mark(text: str, marks: list[int], start: int, end: int) -> str:
+    """text[start:end] with a mark before each character that `marks` names."""
+    edges = [start, *marks, end]
+    return _MARK.join(text[a:b] for a, b in pairwise(edges))
 
 
 def _is_control(content: str) -> bool:
@@ -124,7 +130,7 @@ class Renderer:
         ]
 
     def _example(self, spans: list[_Span], example_id: str, flags: list[str]) -> Example:
-        ids, offsets = self._encode("".join(span.text for span in spans))
+        ids, offsets = self._encode_spans(spans)
         ends = np.cumsum([len(span.text.replace(_MARK, "")) for span in spans])
         # the span of a token's last character: a token that straddles a boundary belongs to the later span
         owner = np.searchsorted(ends, [max(start, end - 1) for start, end in offsets], side="right")
@@ -132,6 +138,25 @@ class Renderer:
         weights = [spans[i].weight for i in owner]
         weights[0] = 0.0  # nothing predicts the first token
         return Example(example_id, ids, weights, [int(spans[i].kind) for i in owner], flags)
+
+    def _encode_spans(self, spans: list[_Span]) -> tuple[list[int], list[tuple[int, int]]]:
+        """Ids and offsets of the whole text, tokenized once.
+
+        Where a token would straddle the end of a prompt, as white space can, inference could not produce it: then
+        prompts and completions are tokenized apart.
+        """
+        texts = ["".join(s.text for s in run) for _, run in groupby(spans, lambda span: span.kind == Kind.PROMPT)]
+        ids, offsets = self._encode("".join(texts))
+        starts = list(accumulate(len(text.replace(_MARK, "")) for text in texts))[::2]
+        if not any(start < cut < end for start, end in offsets for cut in starts):
+            return ids, offsets
+        ids, offsets, at = [], [], 0
+        for text in texts:
+            more, places = self._encode(text)
+            ids += more
+            offsets += [(at + start, at + end) for start, end in places]
+            at += len(text.replace(_MARK, ""))
+        return ids, offsets
 
     def _prompt(self, messages: list[Message]) -> str:
         turns = []
@@ -171,9 +196,12 @@ class Renderer:
                     f"the chat template opens a thought ({OPEN}) for the model, and the assistant turn has none; "
                     "leave such rows out, or take a template that leaves the tag to the model"
                 )
-            given = prompt[prompt.rindex(OPEN) + len(OPEN) :]
-            spans = [span for span in spans if span.text != OPEN or span.kind != Kind.TAG]
-            spans[0].text = spans[0].text.removeprefix(given) if given else spans[0].text
+            if "text before the thought" in flags:
+                raise RowError(f"the chat template begins with {OPEN}, and the assistant turn has text before it")
+            if message.text.lstrip().startswith(OPEN):
+                at = next(i for i, span in enumerate(spans) if span.kind == Kind.TAG)
+                spans = spans[at + 1 :]
+            spans[0].text = spans[0].text.removeprefix(prompt[prompt.rindex(OPEN) + len(OPEN) :])
         trained = any(span.weight for span in spans)
         return [*spans, _Span(self.end_of_turn, Kind.ANSWER, 1.0 if trained else 0.0)], flags
 
@@ -199,6 +227,7 @@ class Renderer:
 
     def _cut(self, message: Message, cuts: list[tuple[int, Kind]]) -> list[_Span]:
         text, spans = message.text, []
+        protected = self._marks(text, cuts)
         edges = np.cumsum([0, *(len(block.text) for block in message.blocks)]).tolist()
         points = sorted({at for at, _ in cuts} | set(edges))
         for start, end in pairwise(points):
@@ -208,14 +237,25 @@ class Renderer:
             tag = kind == Kind.TAG
             if tag and at != start:  # a tag is one token: a block boundary inside it is passed over
                 continue
-            piece = (OPEN if text.startswith(OPEN, at) else CLOSE) if tag else self._protect(text[start:end])
+            marks = [i for i in protected if start <= i < end]
+            piece = (OPEN if text.startswith(OPEN, at) else CLOSE) if tag else _mark(text, marks, start, end)
             spans.append(_Span(piece, kind, weight))
         return spans
 
-    def _protect(self, text: str) -> str:
+    def _marks(self, text: str, cuts: list[tuple[int, Kind]]) -> list[int]:
+        """Where the spelling of a control token has to be broken up: all but the tags that `cuts` names."""
         if _MARK in text:
             raise RowError(f"the text holds U+FDD0, which is no character; remove it: {text[:60]!r}")
-        return self._control.sub(lambda found: found[0][0] + _MARK + found[0][1:], text)
+        ends = [*(at for at, _ in cuts[1:]), len(text)]
+        return [
+            found.start() + 1
+            for (at, kind), end in zip(cuts, ends, strict=True)
+            if kind != Kind.TAG
+            for found in self._control.finditer(text, at, end)
+        ]
+
+    def _protect(self, text: str) -> str:
+        return _mark(text, self._marks(text, [(0, Kind.PROMPT)]), 0, len(text))
 
     def _encode(self, marked: str) -> tuple[list[int], list[tuple[int, int]]]:
         """Token ids and their character spans in the text without marks."""

@@ -87,9 +87,6 @@ def test_a_wrong_suffix_says_which_would_do(tmp_path, name):
         load_rows(tmp_path / name)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="load_rows passes UnicodeDecodeError and ArrowInvalid on without the file's name"
-)
 @pytest.mark.parametrize("name", ["latin1.jsonl", "latin1.json", "broken.parquet"])
 def test_a_file_of_other_bytes_is_named(tmp_path, monkeypatch, name):
     """Latin-1 text, or no parquet at all."""

@@ -258,7 +258,6 @@ def test_a_completion_at_position_0_starts_at_1():
     assert [(c.start, c.end) for c in find_completions(ids, kinds, TAGS)] == [(1, 4)]
 
 
-@pytest.mark.xfail(strict=True, reason="find_completions looks at all tokens before a completion, not at its prompt")
 def test_a_turn_after_a_turn_that_was_never_closed_counts_as_opened_only_by_its_prompt():
     """An unclosed thought of an earlier turn is no prefilled tag."""
     ids = torch.tensor([[3, OPEN, 4, 5, 3, 6, 6]])

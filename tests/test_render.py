@@ -97,7 +97,6 @@ def test_untagged_examples_start_with_the_prompt_too(renderer, answer):
         assert render(renderer, "hi", answer).input_ids[: len(prompt)] == prompt
 
 
-@pytest.mark.xfail(strict=True, reason="a token straddles generation prompt and completion: inference never sees it")
 @pytest.mark.parametrize("assistant", ["\nanswer", "\n<think>a</think>b"])
 @pytest.mark.parametrize("name", ["tiny_tokenizer", "qwen3"])
 def test_a_completion_that_begins_with_a_newline_keeps_the_prompt(request, name, assistant):
@@ -137,7 +136,6 @@ def test_text_of_a_row_never_becomes_a_control_token(renderer, user, thought, an
     assert controls(renderer, example.input_ids) == controls(renderer, harmless.input_ids)
 
 
-@pytest.mark.xfail(strict=True, reason="render._cut protects each block on its own, and joins them afterwards")
 @pytest.mark.parametrize("control", ["end of turn", "open tag", "close tag"])
 def test_blocks_cannot_spell_a_control_token_together(renderer, control):
     """Half of the spelling in one block, half in the next."""
@@ -335,7 +333,6 @@ def test_a_prompt_that_opens_refuses_a_turn_without_thought(opened):
         render(opened, "hi", "just an answer")
 
 
-@pytest.mark.xfail(strict=True, reason="white space before the tag is trained a second time, merged with the prompt's")
 def test_white_space_before_a_tag_that_the_prompt_supplies_is_dropped(opened):
     """Nothing may stand twice, and the example starts with the prompt."""
     example = render(opened, "hi", "\n<think>\nab\n</think>c")
@@ -343,7 +340,6 @@ def test_white_space_before_a_tag_that_the_prompt_supplies_is_dropped(opened):
     assert example.input_ids[: len(prompt)] == prompt
 
 
-@pytest.mark.xfail(strict=True, reason="the thought's own newline merges with the prompt's into one trained token")
 def test_an_empty_thought_after_a_prompt_that_opens(opened):
     """`<think>`, two newlines, `</think>`: how reasoning models write no thought."""
     example = render(opened, "hi", "<think>\n\n</think>\n\nc")
@@ -399,12 +395,12 @@ def test_the_noncharacter_is_refused(renderer):
         render(renderer, "a\ufdd0b", "c")
 
 
-@pytest.mark.xfail(strict=True, reason="a lone surrogate raises the tokenizer's TypeError, without row or field")
 @pytest.mark.parametrize(("user", "assistant"), [("\ud800", "a"), ("q", "\udfff")])
-def test_a_lone_surrogate_is_a_row_error(renderer, user, assistant):
+def test_a_lone_surrogate_is_a_row_error(tokenizer, user, assistant):
     r"""json.loads('"\ud800"') gives one, and no tokenizer takes it."""
-    with pytest.raises(RowError):
-        render(renderer, user, assistant)
+    turns = [{"role": "user", "content": user}, {"role": "assistant", "content": assistant}]
+    with pytest.raises(RowError, match=r"rows, row 0: field messages\[[01]\].content: half a surrogate pair"):
+        bt.prepare([{"messages": turns}], tokenizer)
 
 
 def test_a_tokenizer_without_template_is_refused(tiny_tokenizer):
@@ -440,11 +436,11 @@ def test_a_template_that_refuses_a_conversation_is_a_row_error(tiny_tokenizer):
         Renderer(tokenizer).examples(messages, "id")
 
 
-@pytest.mark.xfail(strict=True, reason="transformers' ValueError on an empty conversation names neither row nor field")
-def test_a_conversation_that_begins_with_the_assistant_is_a_row_error(renderer):
+def test_a_conversation_that_begins_with_the_assistant_is_a_row_error(tokenizer):
     """As many ShareGPT rows do: there is no prompt to learn from."""
-    with pytest.raises(RowError):
-        renderer.examples([Message("assistant", [Block("hello")]), *talk("hi", "there")], "id")
+    turns = [("gpt", "hello"), ("human", "hi"), ("gpt", "there")]
+    with pytest.raises(RowError, match=r"rows, row 0: field 'conversations': begins with the assistant.*remove"):
+        bt.prepare([{"conversations": [{"from": role, "value": text} for role, text in turns]}], tokenizer)
 
 
 def test_white_space_before_the_tag_is_not_odd(renderer):

@@ -145,6 +145,7 @@ def test_a_batch_with_nothing_supervised_gives_a_zero_gradient(tmp_path, example
 def test_the_dials_reach_the_gradient(tmp_path, messy, tiny_tokenizer):
     """Our reason to exist: threshold, anchor and beta each change the gradient."""
     gradients = []
+    model = adapted_model(noise=0.3)
     for i, dials in enumerate(
         [
             dict(threshold=0, beta=0),
@@ -154,41 +155,30 @@ def test_the_dials_reach_the_gradient(tmp_path, messy, tiny_tokenizer):
         ]
     ):
         recorder = Recorder()
-        make_trainer(tmp_path / str(i), adapted_model(), messy, tiny_tokenizer, [recorder], **dials).train()
+        make_trainer(tmp_path / str(i), model, messy, tiny_tokenizer, [recorder], learning_rate=0, **dials).train()
         gradients.append(torch.cat([g.flatten() for g in recorder.gradients[0].values()]))
     plain, blurred, anchored, rewarded = gradients
     for one, other in ((plain, blurred), (blurred, anchored), (plain, rewarded)):
-        print((one - other).norm() / one.norm())
         assert (one - other).norm() > 0.05 * one.norm()
 
 
 def test_weights_move_tokens(tmp_path, tiny_tokenizer):
     """Trap 10: weight 1 makes a text more likely, -1 less likely, and 0 leaves it about where it was."""
-    texts = {1: "Ann has a box of shells.", 0: "There are cards in the bag.", -1: "Tom gets more stamps now."}
+    text = "Ann has a box of shells."
 
-    def row(weight):
-        block = [{"type": "text", "text": texts[weight], "weight": weight}, {"type": "text", "text": " Yes."}]
-        turns = [{"role": "user", "content": f"Say {weight + 1}."}, {"role": "assistant", "content": block}]
-        return {"id": str(weight), "messages": turns}
+    def change(weight: float) -> float:
+        blocks = [{"type": "text", "text": text, "weight": weight}, {"type": "text", "text": " Yes."}]
+        turns = [{"role": "user", "content": "What?"}, {"role": "assistant", "content": blocks}]
+        data = bt.prepare([{"messages": turns}], tiny_tokenizer)
+        chosen = [kind == bt.Kind.ANSWER for kind in data[0]["kinds"]].index(True)
+        span = slice(chosen, chosen + len(tiny_tokenizer(text)["input_ids"]))
+        model, _ = bt.load_model("tiny", lora=LORA)
+        before = bt.score(model, tiny_tokenizer, data)[0]["log_probs"][span].sum()
+        settings = dict(threshold=0, beta=0, max_steps=5, learning_rate=1e-3)
+        make_trainer(tmp_path / str(weight), model, data, tiny_tokenizer, **settings).train()
+        return bt.score(model, tiny_tokenizer, data)[0]["log_probs"][span].sum() - before
 
-    data = bt.prepare([row(weight) for weight in texts], tiny_tokenizer)
-    known = data.map(lambda example: {"weights": [float(kind == bt.Kind.ANSWER) for kind in example["kinds"]]})
-    model, _ = bt.load_model("tiny", lora=LORA)
-    settings = dict(threshold=0, beta=0, max_steps=30, learning_rate=3e-3, max_grad_norm=1.0)
-    make_trainer(tmp_path, model, known, tiny_tokenizer, **settings).train()
-
-    def likelihood(score, example):
-        chosen = [lp for lp, kind in zip(score["log_probs"], example["kinds"], strict=True) if kind == bt.Kind.ANSWER]
-        return sum(chosen[: len(tiny_tokenizer(texts[int(example["id"])])["input_ids"])])
-
-    before = bt.score(model, tiny_tokenizer, data)
-    settings |= dict(max_steps=4, learning_rate=1e-3)
-    make_trainer(tmp_path, model, data, tiny_tokenizer, **settings).train()
-    after = bt.score(model, tiny_tokenizer, data)
-    up, still, down = (
-        likelihood(a, example) - likelihood(b, example) for a, b, example in zip(after, before, data, strict=True)
-    )
-    print(up, still, down, [likelihood(s, e) for s, e in zip(before, data)])
+    up, still, down = change(1), change(0), change(-1)
     assert up > 1 and down < -1
     assert abs(still) < min(up, -down) / 2
 

@@ -210,7 +210,6 @@ def test_no_plot_is_forgotten():
     assert {name for name in public if not name.startswith("_")} <= set(PLOTS)
 
 
-@pytest.mark.xfail(strict=True, reason="matplotlib reads text between two dollar signs as a formula")
 @pytest.mark.parametrize("token", ["$$", " $_$"])
 @pytest.mark.parametrize("plot", ["blurred_thought", "tag_probabilities"])
 def test_dollar_signs_in_tokens_are_text(score, plot, token):

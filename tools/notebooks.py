@@ -1,7 +1,8 @@
 """Run, refresh and stamp the notebooks.
 
 python tools/notebooks.py demo     run them in order, keep executed copies and figures, print the table of 03
-python tools/notebooks.py refresh  run them and store the outputs in place, without widget state
+python tools/notebooks.py refresh  run them and store the outputs in place, without widget state; write the
+                                       README's pictures (cells tagged picture-NAME) to docs
 python tools/notebooks.py stamp    write the repository's address (pyproject.toml) into badges and install cells
 """
 
@@ -83,6 +84,11 @@ def refresh() -> None:
         notebook = execute(path)
         strip(notebook)
         nbformat.write(notebook, path)
+        for cell in notebook.cells:
+            for tag in cell.metadata.get("tags", []):
+                if tag.startswith("picture-"):
+                    picture = next(o.data["image/png"] for o in cell.outputs if "image/png" in o.get("data", {}))
+                    (ROOT / "docs" / f"{tag.removeprefix('picture-')}.png").write_bytes(base64.b64decode(picture))
 
 
 def stamped(text: str) -> str:

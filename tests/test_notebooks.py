@@ -1,0 +1,155 @@
+"""The notebooks as a newcomer finds them: their form, their stamps, alone in an empty folder, and on a Hub model.
+
+That they run from top to bottom is nbval's part of `make test`.
+"""
+
+import re
+import sys
+import types
+from pathlib import Path
+
+import nbformat
+import pytest
+import torch
+import yaml
+from nbclient import NotebookClient
+from transformers import Qwen3Config, Qwen3ForCausalLM
+
+ROOT = Path(__file__).parent.parent
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+sys.path.append(str(ROOT / "tools"))
+import notebooks as tool  # noqa: E402
+
+
+@pytest.fixture(params=NOTEBOOKS, ids=lambda path: path.stem)
+def notebook(request):
+    return nbformat.read(request.param, as_version=4)
+
+
+def run(path: Path, folder: Path, knobs: dict[str, str] | None = None) -> str:
+    """Runs a copy of a notebook in a folder, with some knobs turned; returns all that it printed."""
+    notebook = nbformat.read(path, as_version=4)
+    for name, value in (knobs or {}).items():
+        cell = notebook.cells[2]
+        cell.source, found = re.subn(rf"^{name} = .*$", f"{name} = {value}", cell.source, count=1, flags=re.M)
+        assert found, f"{path.name} has no knob {name}"
+    NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(folder)}}).execute()
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    return "".join(output.get("text", "") for output in outputs)
+
+
+def test_the_four_stages_are_there():
+    names = ["01_prepare_data", "02_train_qlora", "03_evaluate", "04_visualize"]
+    assert [path.stem for path in NOTEBOOKS][:4] == names
+
+
+def test_form(notebook):
+    """Title with what you will see, install cell, knobs; then short cells without definitions, and asserts."""
+    title, install, knobs, *rest = notebook.cells
+    assert re.match(r"# .+\n\n\[!\[Open in Colab\]", title.source) and "What you will see" in title.source
+    assert '"google.colab" in sys.modules' in install.source
+    assert re.search(r"^MODEL = ", knobs.source, re.M)
+    code = [cell.source for cell in rest if cell.cell_type == "code"]
+    assert not any(re.search(r"^\s*(def|class) |input\(|login\(", source, re.M) for source in code)
+    assert max(source.count("\n") + 1 for source in code) <= 15
+    assert sum("assert" in source for source in code) >= 2
+
+
+def test_committed_executed_and_clean(notebook):
+    """Outputs are there, in order, without errors, widget state, warnings or this machine's paths."""
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
+    outputs = [output for cell in code for output in cell.outputs]
+    assert outputs and not [o for o in outputs if o.output_type == "error" or o.get("name") == "stderr"]
+    assert "widgets" not in notebook.metadata
+    text = nbformat.writes(notebook)
+    assert not re.search(r"/work/|/root/|/home/|/tmp/|\.venv", text)
+
+
+def test_stamps_agree_with_pyproject():
+    """The repository's address stands in pyproject.toml; badges and install cells have it from there."""
+    address = tool.tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["urls"]["Repository"]
+    for path in [*NOTEBOOKS, ROOT / "README.md"]:
+        text = path.read_text()
+        assert tool.stamped(text) == text, f"{path.name}: run make colab"
+    for path in NOTEBOOKS:
+        text = path.read_text()
+        assert f"git+{address}" in text
+        assert f"{address.replace('https://github.com', '/github')}/blob/main/notebooks/{path.name}" in text
+
+
+def test_install_cells_are_alike():
+    assert len({nbformat.read(path, as_version=4).cells[1].source for path in NOTEBOOKS}) == 1
+
+
+@pytest.mark.parametrize("present", [True, False])
+def test_the_install_cell_installs_only_what_is_missing_and_only_in_colab(monkeypatch, present):
+    """Trap 13: with --no-deps, so that nothing that Colab has is moved; elsewhere it does nothing."""
+    source = nbformat.read(NOTEBOOKS[0], as_version=4).cells[1].source
+    called = []
+    shell = types.SimpleNamespace(run_line_magic=lambda *words: called.append(words))
+    find_spec = tool.sys.modules["importlib.util"].find_spec
+    monkeypatch.setattr(
+        "importlib.util.find_spec", lambda name: find_spec(name) if present or name != "bitsandbytes" else None
+    )
+    exec(source, {"get_ipython": lambda: shell})
+    assert called == []
+    monkeypatch.setitem(sys.modules, "google.colab", types.ModuleType("google.colab"))
+    exec(source, {"get_ipython": lambda: shell})
+    assert called == ([] if present else [("pip", "install -q --no-deps bitsandbytes")])
+
+
+@pytest.mark.parametrize("name", ["03_evaluate", "04_visualize"])
+def test_a_notebook_makes_what_it_lacks(tmp_path, name):
+    """In an empty folder, as Colab opens each notebook on a fresh machine."""
+    run(ROOT / "notebooks" / f"{name}.ipynb", tmp_path)
+    assert (tmp_path / "runs" / "bt-sft" / "adapter_model.safetensors").is_file()
+    assert (tmp_path / "runs" / "evaluation.json").is_file()
+
+
+def hub_cache(folder: Path, repo: str, tokenizer) -> None:
+    """A Hub cache as a download leaves it, holding a two-layer Qwen3 with random weights and a real tokenizer."""
+    home = folder / f"models--{repo.replace('/', '--')}"
+    snapshot = home / "snapshots" / ("0" * 40)
+    (home / "refs").mkdir(parents=True)
+    (home / "refs" / "main").write_text("0" * 40)
+    torch.manual_seed(0)
+    sizes = dict(hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2, head_dim=32)
+    config = Qwen3Config(vocab_size=151_936, num_key_value_heads=1, tie_word_embeddings=True, **sizes)
+    Qwen3ForCausalLM(config).save_pretrained(snapshot)
+    tokenizer.save_pretrained(snapshot)
+
+
+def test_training_on_a_hub_model_by_its_id(tmp_path, monkeypatch, qwen3):
+    """Notebook 02's path with a model from the Hub: offline from its cache, by its id, in 4 bits."""
+    hub_cache(tmp_path / "hub", "someone/small-qwen3", qwen3)
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    settings = (
+        "dict(max_steps=4, per_device_train_batch_size=8, learning_rate=1e-2, optim='adamw_8bit', logging_steps=1)"
+    )
+    knobs = {"MODEL": '"someone/small-qwen3"', "MESSY_DATA": "None", "TRAINING": settings}
+    printed = run(ROOT / "notebooks" / "02_train_qlora.ipynb", tmp_path, knobs)
+    assert "type nf4" in printed and "adapter_model.safetensors" in printed
+    config = (tmp_path / "runs" / "bt-sft" / "adapter_config.json").read_text()
+    assert '"base_model_name_or_path": "someone/small-qwen3"' in config
+
+
+def test_own_data_and_model_in_notebook_01(tmp_path, shared, qwen3):
+    """The knobs take a user's file and model: GSM8K with the real Qwen3 tokenizer."""
+    qwen3.save_pretrained(tmp_path / "model")
+    data = tmp_path / "gsm8k.jsonl"
+    lines = (shared / "datasets" / "gsm8k" / "train.jsonl").read_text().splitlines(keepends=True)
+    data.write_text("".join(lines[:200]))
+    printed = run(ROOT / "notebooks" / "01_prepare_data.ipynb", tmp_path, {"MODEL": '"model"', "DATA": '"gsm8k.jsonl"'})
+    assert "gsm8k.jsonl: 200 rows -> 200 examples" in printed
+
+
+def test_environment_yml_has_the_same_dependencies():
+    """conda's names differ in one: torch is pytorch."""
+    project = tool.tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
+    extras = project["optional-dependencies"]
+    wanted = project["dependencies"] + extras["wandb"] + extras["tensorboard"] + extras["dev"]
+    wanted = {line.replace("torch>=", "pytorch>=") for line in wanted if not line.startswith("btsft_nb")}
+    assert {line for line in environment if isinstance(line, str)} - {"python>=3.11", "pip"} == wanted
