@@ -6,13 +6,16 @@ from pathlib import Path
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
+from tokenizers import Tokenizer
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     BitsAndBytesConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
 )
+from transformers.utils import cached_file
 
 TINY = Path(__file__).parent / "tiny" / "model"
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
@@ -45,9 +48,8 @@ def load_model(
         return model.eval(), load_tokenizer(folder)
     tokenizer = load_tokenizer(name)
     model = _load_base(str(name), qlora)
-    if qlora:
-        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
-        lora = lora or LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
+    if qlora and not lora:
+        lora = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
     if lora:
         with torch.random.fork_rng():
             torch.manual_seed(seed)
@@ -61,7 +63,7 @@ def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
     if os.path.isdir(path) and not any((Path(path) / file).is_file() for file in _TOKENIZER_FILES):
         raise FileNotFoundError(f"{name}: the folder has no tokenizer; one of {', '.join(_TOKENIZER_FILES)} wanted")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path)
+        tokenizer = _as_its_file_says(AutoTokenizer.from_pretrained(path), path)
     except OSError as error:
         raise FileNotFoundError(
             f"{name}: neither a folder nor a model that the Hub gave: check the spelling, the network, and access to "
@@ -70,6 +72,19 @@ def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def _as_its_file_says(tokenizer: PreTrainedTokenizerBase, path: str) -> PreTrainedTokenizerBase:
+    """The tokenizer, or tokenizer.json taken literally where the two disagree.
+
+    transformers 5.15, which Colab has, rebuilds R1-Distill's byte-level tokenizer as a Llama one: other ids, no error.
+    """
+    file = cached_file(path, "tokenizer.json", _raise_exceptions_for_missing_entries=False)
+    probe = " Two words,\n\t1234 caf\u00e9 <think>"
+    ids = tokenizer.encode(probe, add_special_tokens=False)
+    if file is None or Tokenizer.from_file(file).encode(probe, add_special_tokens=False).ids == ids:
+        return tokenizer
+    return PreTrainedTokenizerFast.from_pretrained(path)
 
 
 def record_base(folder: str | Path, model: PeftModel) -> None:
@@ -111,4 +126,5 @@ def _load_base(name: str, qlora: bool) -> PreTrainedModel:
         # from then on computes in bfloat16 and passes no gradient on: training after sampling would learn nothing.
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
-    return model
+    # what is not in 4 bits becomes float32, in training and when a run is reloaded: the same logits in both
+    return prepare_model_for_kbit_training(model, use_gradient_checkpointing=False) if qlora else model

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from peft import LoraConfig
+from tokenizers import Tokenizer
 
 import btsft_nb as bt
 from btsft_nb.models import TINY
@@ -93,3 +94,13 @@ def test_a_run_folder_keeps_its_adapter(tmp_path):
     (tmp_path / "adapter_config.json").write_text("{}")
     with pytest.raises(ValueError, match="with its own adapter"):
         bt.load_model(tmp_path, lora=LoraConfig())
+
+
+@pytest.mark.parametrize("name", ["qwen3", "r1"])
+def test_a_tokenizer_is_what_its_file_says(request, shared, name):
+    """Trap 8: whatever class a library version picks, the ids are those of tokenizer.json."""
+    loaded = request.getfixturevalue(name)
+    file = Tokenizer.from_file(f"{loaded.name_or_path}/tokenizer.json")
+    for text in (" Two words,\n\n1234", "<think>caf\u00e9</think>\n\nx", "\u4e1c\u4eac  \t x"):
+        assert loaded(text, add_special_tokens=False)["input_ids"] == file.encode(text, add_special_tokens=False).ids
+        assert loaded.decode(loaded(text, add_special_tokens=False)["input_ids"]) == text

@@ -2,6 +2,9 @@
 
 import json
 import math
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -315,3 +318,28 @@ def test_trackers_write_without_asking(tmp_path, monkeypatch, examples, tiny_tok
     assert list(Path(tmp_path).glob(pattern))
     texts = [file.read_bytes() for file in (tmp_path / "run").rglob("*") if file.is_file()]
     assert texts and not any(b"plantedsecret" in text for text in texts)
+
+
+OFFLINE = """
+import sys
+tried = []
+def watch(event, arguments):
+    if event in ("socket.getaddrinfo", "socket.connect") and "127.0.0.1" not in str(arguments):
+        tried.append((event, arguments))
+sys.addaudithook(watch)
+import btsft_nb as bt
+config = bt.BTSFTConfig(sys.argv[1], anchor=1.0, max_steps=1, per_device_train_batch_size=2, disable_tqdm=True)
+trainer = bt.finetune("tiny", "tiny/teacher", config)
+model, tokenizer = bt.load_model(sys.argv[1])
+bt.sample(model, tokenizer, ["How many?"], n=1, max_new_tokens=4)
+bt.score(model, tokenizer, trainer.train_dataset.select(range(1)))
+assert not tried, tried
+"""
+
+
+def test_the_embedded_model_needs_no_network(tmp_path):
+    """Load, train, save, reload and sample: not one look-up or connection, although the Hub is not switched off."""
+    environment = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}
+    command = [sys.executable, "-c", OFFLINE, str(tmp_path)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
