@@ -1,11 +1,14 @@
 """Rows from files and generated sets, what `prepare` keeps, drops and reports, and the batches."""
 
 import json
+import os
 import re
+import subprocess
+import sys
 
 import pytest
 import torch
-from datasets import Dataset
+from datasets import Dataset, load_dataset
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -321,3 +324,17 @@ def test_r1_pads_with_its_end_of_turn(r1):
     example = prepare([talk("<think>a</think>b")], r1)[0]
     assert example["input_ids"][-1] == r1.pad_token_id and example["weights"][-1] == 1
     assert Collator(r1.pad_token_id)([example])["labels"][0, -1] == r1.eos_token_id
+
+
+def test_a_data_set_on_the_hub_by_its_id(tmp_path):
+    """Offline, from the cache that an earlier download leaves."""
+    (tmp_path / "rows").mkdir()
+    (tmp_path / "rows" / "train.jsonl").write_text('{"question": "3+4?", "answer": "3+4=7. #### 7"}\n')
+    cache = tmp_path / "cache"
+    load_dataset(str(tmp_path / "rows"), cache_dir=str(cache))
+    (cache / "rows").rename(cache / "someone___rows")
+    code = "import btsft_nb as bt; rows = bt.load_rows('someone/rows'); print(rows.source, dict(rows[0]))"
+    environment = os.environ | {"HF_DATASETS_CACHE": str(cache), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    wanted = "someone/rows [train] {'question': '3+4?', 'answer': '3+4=7. #### 7'}"
+    assert wanted in done.stdout, done.stderr[-1000:]

@@ -153,3 +153,20 @@ def test_environment_yml_has_the_same_dependencies():
     wanted = project["dependencies"] + extras["wandb"] + extras["tensorboard"] + extras["dev"]
     wanted = {line.replace("torch>=", "pytorch>=") for line in wanted if not line.startswith("btsft_nb")}
     assert {line for line in environment if isinstance(line, str)} - {"python>=3.11", "pip"} == wanted
+
+
+def test_the_readme_says_what_notebook_03_measured():
+    """Every figure in the README's tables stands in the committed output of notebook 03."""
+    readme = (ROOT / "README.md").read_text()
+    notebook = nbformat.read(ROOT / "notebooks" / "03_evaluate.ipynb", as_version=4)
+    measured = {
+        cells[0]: cells[1:]
+        for row in re.findall(r"<tr>(.*?)</tr>", notebook.cells[-2].outputs[-1].data["text/html"], re.S)
+        if len(cells := re.findall(r"<t[hd]>(.*?)</t[hd]>", row)) > 1
+    }
+    models = ["before", "plain-sft", "blur-only", "bt-sft", "before", "messy-beta-0", "messy-beta"]
+    claims = [re.findall(r"\d\.\d\d \[.*?\]", line) for line in readme.splitlines() if line.startswith("| ")]
+    claims = [claim for claim in claims if claim]
+    assert len(claims) == len(models)
+    for model, claim in zip(models, claims, strict=True):
+        assert claim and set(claim) <= set(measured[model]), model

@@ -237,3 +237,16 @@ def test_plots_show_what_they_are_given(example, score):
     (ax,) = plots.tag_probabilities(tokens, example["kinds"], score).axes
     start = example["kinds"].index(Kind.TAG)
     np.testing.assert_allclose([line.get_ydata() for line in ax.lines[:2]], score["tags"][:, start:])
+
+
+def test_the_dials_redraw(tiny_tokenizer, example, score):
+    """Each slider and the choice of view changes the page, which stays what `to_html` says."""
+    inspector = TokenInspector(example, tiny_tokenizer, threshold=0.2, score=score)
+    controls, page = inspector.dials().children
+    pages = [page.value]
+    for control, value in zip(controls.children, (0.9, 1.5, "gradient"), strict=True):
+        control.value = value
+        pages.append(page.value)
+        assert page.value == inspector.to_html()
+    assert len(set(pages)) == len(pages)
+    assert (inspector.threshold, inspector.beta, inspector.view) == (0.9, 1.5, "gradient")
