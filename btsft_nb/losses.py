@@ -151,15 +151,19 @@ def objective(
     """
     weights, kinds, blurred = batch["weights"], batch["kinds"], batch["blurred"]
     log_probs = token_log_probs(logits, batch["input_ids"])
+    none = log_probs.new_zeros(())
     parts = {"loss_nll": -(log_probs * weights.masked_fill(blurred, 0)).sum() / n_tokens}
+    parts |= {"loss_anchor": none, "loss_format": none}
     if anchor:
         parts["loss_anchor"] = anchor * kl_divergence(ref_logits, logits)[blurred].sum() / n_tokens
-    completions = find_completions(batch["input_ids"], kinds, tag_ids)
-    rows = len(weights)
+    rewards = {"expected_reward": none, "format_reward": none, "sequences": none}
+    completions, rows = find_completions(batch["input_ids"], kinds, tag_ids), len(weights)
     if completions:
         with torch.set_grad_enabled(torch.is_grad_enabled() and beta != 0):
             reward = expected_format_reward(tag_log_probs(logits, tag_ids), completions, rows)
             parts["loss_format"] = beta * (1 - reward).sum().float() / n_sequences
+        argmax = argmax_format_reward(logits, completions, rows, tag_ids)
+        rewards = {"expected_reward": reward.detach().sum(), "format_reward": argmax.sum(), "sequences": none + rows}
     with torch.no_grad():
         sums = {name: value.detach() for name, value in parts.items()}
         supervised = weights != 0
@@ -167,8 +171,5 @@ def objective(
             chosen = supervised & (kinds == kind)
             sums[f"tokens_{kind.name.lower()}"] = chosen.sum()
             sums[f"nll_{kind.name.lower()}"] = -log_probs[chosen].sum()
-        sums |= {"blurred": blurred.sum(), "supervised": supervised.sum()}
-        if completions:
-            argmax = argmax_format_reward(logits, completions, rows, tag_ids)
-            sums |= {"expected_reward": reward.sum(), "format_reward": argmax.sum(), "sequences": torch.tensor(rows)}
+        sums |= {"blurred": blurred.sum(), "supervised": supervised.sum(), **rewards}
     return sum(parts.values()), sums
