@@ -11,6 +11,8 @@ from .plots import training_curves
 class LiveCurves(TrainerCallback):
     """Draws loss by kind, blurred share and both format rewards under the cell that trains, at most once a second.
 
+    Outside a notebook it draws nothing.
+
     Args:
         name: what to call this run in the legend.
         compare: histories of earlier runs by name (`trainer.state.log_history`), drawn beside it.
@@ -25,12 +27,13 @@ class LiveCurves(TrainerCallback):
         self._handle = display(self._picture(state), display_id=True)
 
     def on_log(self, args, state, control, **kwargs):
-        if time.monotonic() - self._drawn > 1:
+        if self._handle and time.monotonic() - self._drawn > 1:
             self._drawn = time.monotonic()
             self._handle.update(self._picture(state))
 
     def on_train_end(self, args, state, control, **kwargs):
-        self._handle.update(self._picture(state))
+        if self._handle:
+            self._handle.update(self._picture(state))
 
     def _picture(self, state) -> Image:
         spent = time.monotonic() - self._start

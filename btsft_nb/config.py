@@ -3,6 +3,7 @@
 import difflib
 import math
 import os
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from numbers import Integral, Real
 from pathlib import Path
@@ -38,6 +39,10 @@ class BTSFTConfig(TrainingArguments):
     dataloader_pin_memory: bool = field(
         default_factory=torch.cuda.is_available, metadata={"help": "Pin batches in memory; only a GPU gains from it."}
     )
+    use_cpu: bool = field(
+        default_factory=torch.backends.mps.is_available,
+        metadata={"help": "Train on the CPU; default on Apple GPUs, which have neither 4-bit weights nor float64."},
+    )
     logging_steps: float = field(default=10, metadata={"help": "Log every so many steps, or every such share."})
 
     def __new__(cls, *args, **kwargs):
@@ -60,8 +65,20 @@ class BTSFTConfig(TrainingArguments):
         if self.remove_unused_columns:
             raise ValueError("remove_unused_columns=True would remove the token weights and kinds; leave it False")
         self.label_names = ["labels"] if self.label_names is None else self.label_names
-        self.report_to = _trackers(self.report_to)
+        self.report_to, self._wandb_offline = _trackers(self.report_to)
         super().__post_init__()
+
+    @contextmanager
+    def wandb_mode(self):
+        """While a run trains with report_to="wandb-offline", and no longer, wandb is told so by its variable."""
+        before = os.environ.get("WANDB_MODE")
+        if self._wandb_offline:
+            os.environ["WANDB_MODE"] = "offline"
+        try:
+            yield
+        finally:
+            if self._wandb_offline:
+                os.environ.pop("WANDB_MODE") if before is None else os.environ.update(WANDB_MODE=before)
 
 
 def _check_number(name: str, value: object, low: float, high: float, kind: type = Real) -> None:
@@ -71,16 +88,17 @@ def _check_number(name: str, value: object, low: float, high: float, kind: type 
         raise ValueError(f"{name}={value!r}: a {noun} from {low}{upper} wanted")
 
 
-def _trackers(names: str | list[str] | None) -> list[str]:
-    """Tracker names as transformers takes them. wandb without a key would stop and ask for one: refused by name."""
+def _trackers(names: str | list[str] | None) -> tuple[list[str], bool]:
+    """Tracker names as transformers takes them, and whether wandb shall be offline.
+
+    wandb without a key would stop and ask for one: refused by name.
+    """
     names = [names] if isinstance(names, str) else list(names or ["none"])
     known = ["none", "wandb-offline", *INTEGRATION_TO_CALLBACK]
     unknown = [name for name in names if name not in known]
     if unknown:
         raise ValueError(f"report_to={unknown[0]!r}: name the trackers; known are {', '.join(known)}")
-    if "wandb-offline" in names:
-        os.environ["WANDB_MODE"] = "offline"
-        names[names.index("wandb-offline")] = "wandb"
+    offline = "wandb-offline" in names
     if "wandb" in names and os.environ.get("WANDB_MODE", "online") == "online":
         netrc = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
         stored = netrc.is_file() and "api.wandb.ai" in netrc.read_text(encoding="utf-8")
@@ -89,4 +107,4 @@ def _trackers(names: str | list[str] | None) -> list[str]:
                 "report_to='wandb' needs a key and a notebook must not ask for one: set WANDB_API_KEY in the "
                 "environment, or take report_to='wandb-offline'"
             )
-    return names
+    return ["wandb" if name == "wandb-offline" else name for name in names], offline

@@ -12,9 +12,11 @@ from datasets import Dataset, load_dataset
 from transformers import PreTrainedTokenizerBase
 
 from .blur import Kind, example_key
-from .formats import RowError, to_messages
+from .formats import RowError, UnsuitableRow, to_messages
 from .render import Example, Renderer
 from .tiny import problems
+
+_OTHER_FILES = (".csv", ".tsv", ".txt", ".xlsx", ".yaml", ".yml", ".arrow", ".gz", ".zip")
 
 
 class Rows(list):
@@ -25,6 +27,10 @@ class Rows(list):
         self.source = source
         if not self:
             raise ValueError(f"{source}: no rows; a data set needs at least one")
+
+    def __getitem__(self, index):
+        found = super().__getitem__(index)
+        return Rows(found, self.source) if isinstance(index, slice) else found
 
 
 @dataclass
@@ -53,16 +59,16 @@ class Report:
         return "\n".join(lines)
 
 
-def load_rows(name: str | Path, split: str = "train") -> Rows:
+def load_rows(name: str | Path, split: str = "train", config: str | None = None) -> Rows:
     """Rows as dictionaries.
 
     Args:
         name: `tiny/pretrain`, `tiny/teacher`, `tiny/messy` or `tiny/test` (generated); a path that ends in .json,
             .jsonl or .parquet; or the id of a data set on the Hub.
-        split: which split of a data set on the Hub.
+        split, config: which split and configuration of a data set on the Hub.
 
     Raises:
-        FileNotFoundError: no such file.
+        FileNotFoundError: no such file, or no such data set on the Hub.
         ValueError: no rows, an unknown tiny set, or a line that is no JSON, by file and line.
     """
     name = str(name)
@@ -73,9 +79,12 @@ def load_rows(name: str | Path, split: str = "train") -> Rows:
         return Rows(problems.rows(key), name)
     path = Path(name)
     if path.suffix not in (".json", ".jsonl", ".parquet"):
-        if path.exists():
+        if path.exists() or path.suffix.lower() in _OTHER_FILES:
             raise ValueError(f"{name}: a file that ends in .json, .jsonl or .parquet wanted")
-        return Rows(load_dataset(name, split=split), f"{name} [{split}]")
+        try:
+            return Rows(load_dataset(name, config, split=split), f"{name} [{split}]")
+        except (ConnectionError, FileNotFoundError) as error:
+            raise FileNotFoundError(f"{name}: neither a file nor a data set that the Hub gave: {error}") from error
     if not path.is_file():
         raise FileNotFoundError(f"{name}: no such file, seen from {Path.cwd()}")
     if path.suffix == ".parquet":
@@ -106,8 +115,9 @@ def _json(text: str, where: str) -> object:
 def prepare(rows: list[dict], tokenizer: PreTrainedTokenizerBase, max_length: int = 1024) -> Dataset:
     """Rows -> a data set with `id`, `input_ids`, `weights` and `kinds`, one example (or one per turn) a row.
 
-    Examples longer than `max_length` tokens, and those of which nothing is supervised, are dropped; the printed
-    report counts them. It stays with the data set as `examples.report`.
+    Examples longer than `max_length` tokens, those of which nothing is supervised, and those without a thought where
+    the template opens one, are dropped. The printed report counts them; it stays with the data set as
+    `examples.report`.
 
     Raises:
         RowError: a malformed row, by source, row and field.
@@ -121,6 +131,9 @@ def prepare(rows: list[dict], tokenizer: PreTrainedTokenizerBase, max_length: in
             fallback = f"{source}#{i}"
             messages = to_messages(row)
             rendered = renderer.examples(messages, str(row.get("id") or fallback))
+        except UnsuitableRow as error:
+            dropped[str(error)] += 1
+            continue
         except RowError as error:
             raise RowError(f"{source}, row {i}: {error}") from error
         for example in rendered:
@@ -136,7 +149,7 @@ def prepare(rows: list[dict], tokenizer: PreTrainedTokenizerBase, max_length: in
         reasons = "; ".join(f"{count} {reason}" for reason, count in dropped.items()) or "there are no rows"
         raise ValueError(
             f"{source}: nothing left to train on: {reasons}; examples have {min(lengths, default=0)} to "
-            f"{max(lengths, default=0)} tokens"
+            f"{max(lengths, default=0)} tokens; raise max_length, or look at the rows"
         )
     examples = Dataset.from_list([asdict(example) for example in kept])
     examples.report = _report(source, len(rows), kept, dropped, flagged)

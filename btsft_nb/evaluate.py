@@ -1,8 +1,7 @@
 """Samples + references -> a summary: each metric with its interval over prompts; summaries -> a table."""
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
-from itertools import groupby
 
 import pandas as pd
 
@@ -22,14 +21,16 @@ def evaluate(samples: list[dict], references: Sequence[str], way_of: Callable[[s
         and `pass@n`; `problems`: what is wrong with the format -> completions; `ways`: way -> completions;
         `prompts` and `samples`: how many.
 
-    Raises ValueError where a sample has no reference, or prompts have unequal numbers of samples.
+    Raises ValueError where prompts and references do not match, or prompts have unequal numbers of samples.
     """
-    prompts = [list(group) for _, group in groupby(samples, key=lambda record: record["prompt"])]
-    sizes = {len(group) for group in prompts}
+    by_prompt = defaultdict(list)
+    for record in samples:
+        by_prompt[record["prompt"]].append(record)
+    prompts, sizes = list(by_prompt.values()), {len(group) for group in by_prompt.values()}
     if len(sizes) != 1:
         raise ValueError(f"every prompt needs the same number of samples, got {sorted(sizes)}")
-    if samples[-1]["prompt"] >= len(references):
-        raise ValueError(f"{len(references)} references for prompts up to number {samples[-1]['prompt']}")
+    if sorted(by_prompt) != list(range(len(references))):
+        raise ValueError(f"{len(references)} references for {len(prompts)} prompts up to number {max(by_prompt)}")
     n = sizes.pop()
     values, problems, ways = {}, Counter(), Counter()
     for group in prompts:

@@ -13,10 +13,15 @@ _ROLES = {
     "human": "user", "gpt": "assistant", "observation": "tool",
 }  # fmt: skip
 _LARGEST_WEIGHT = 1e6
+_THOUGHT_FIELDS = ("reasoning_content", "reasoning", "thinking")
 
 
 class RowError(ValueError):
     """A row that cannot be used as it is: says which field, what was given and what would do."""
+
+
+class UnsuitableRow(RowError):
+    """A well-formed row that the tokenizer's template has no place for: `prepare` drops and counts it."""
 
 
 @dataclass
@@ -51,6 +56,8 @@ def to_messages(row: dict) -> list[Message]:
         known = "; ".join(f"{name}: {', '.join(fields)}" for name, (fields, _) in LAYOUTS.items())
         found = f"fit several layouts ({', '.join(fitting)})" if fitting else "fit no known layout"
         raise RowError(f"the fields {sorted(row)} {found}; known layouts and their fields: {known}")
+    if row.get("tools"):
+        raise RowError("field 'tools': tool definitions are not rendered yet; leave such rows out")
     messages = LAYOUTS[fitting[0]][1](row)
     _check(messages, LAYOUTS[fitting[0]][0][-1])
     return messages
@@ -120,7 +127,12 @@ def _message(turn: object, where: str) -> Message:
         blocks = [_block(block, f"{where}.content[{i}]", weight) for i, block in enumerate(content)]
     else:
         blocks = [Block(_text("" if content is None else content, f"{where}.content"), weight)]
-    thought = _text(turn.get("reasoning_content") or "", f"{where}.reasoning_content").strip()
+    if turn.get("tool_calls"):
+        raise RowError(f"field {where}.tool_calls: tool calls are not rendered yet; leave such rows out")
+    name = next((key for key in _THOUGHT_FIELDS if turn.get(key)), None)
+    thought = _text(turn[name], f"{where}.{name}").strip() if name else ""
+    if thought and any(tag in block.text for tag in THINK_TAGS for block in blocks):
+        raise RowError(f"field {where}.{name}: a thought here and think tags in the content; keep one of them")
     if thought:
         blocks.insert(0, Block(f"{THINK_TAGS[0]}\n{thought}\n{THINK_TAGS[1]}\n\n", weight))
     return Message(_ROLES[role], blocks)
@@ -146,7 +158,11 @@ def _weight(item: dict, where: str) -> float | None:
 def _turns(row: dict, name: str) -> list[Message]:
     if not isinstance(row[name], list):
         raise RowError(f"field {name!r}: a list of turns wanted, got {type(row[name]).__name__}")
-    return [_message(turn, f"{name}[{i}]") for i, turn in enumerate(row[name])]
+    turns = [_message(turn, f"{name}[{i}]") for i, turn in enumerate(row[name])]
+    system = _text(row.get("system") or "", "system")
+    if system and any(turn.role == "system" for turn in turns):
+        raise RowError(f"field 'system': a system prompt here and in {name!r}; keep one of them")
+    return [Message("system", [Block(system)]), *turns] if system else turns
 
 
 def _instruction(row: dict) -> list[Message]:

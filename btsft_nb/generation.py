@@ -5,8 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from peft import PeftModel
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils import ModelOutput
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from .data import Collator
 from .formats import THINK_TAGS, RowError, to_prompt
@@ -68,15 +67,23 @@ def _generate(
     max_new_tokens: int,
 ) -> list[list[int]]:
     padded = renderer.tokenizer.pad({"input_ids": prompts}, padding_side="left", return_tensors="pt").to(model.device)
-    options = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
-    output: ModelOutput | torch.Tensor = model.generate(
-        input_ids=padded["input_ids"],
-        attention_mask=padded["attention_mask"],
+    chance = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
+    config = GenerationConfig(
         max_new_tokens=max_new_tokens,
         eos_token_id=renderer.stop_ids,
         pad_token_id=renderer.tokenizer.pad_token_id,
-        **(options if temperature > 0 else {"do_sample": False}),
+        **(chance if temperature > 0 else {"do_sample": False}),
     )
+    # in place of the model's own defaults, which fill what a passed one leaves open: a repetition penalty, say
+    holders = [model, model.get_base_model()] if isinstance(model, PeftModel) else [model]
+    before = [holder.generation_config for holder in holders]
+    try:
+        for holder in holders:
+            holder.generation_config = config
+        output = model.generate(input_ids=padded["input_ids"], attention_mask=padded["attention_mask"])
+    finally:
+        for holder, own in zip(holders, before, strict=True):
+            holder.generation_config = own
     return output[:, padded["input_ids"].shape[1] :].tolist()
 
 
@@ -116,7 +123,7 @@ def score(
             log_probs = token_log_probs(logits, batch["input_ids"])[0]
             log_tags = tag_log_probs(logits, ids)
         reward, pull = 1.0, torch.zeros(3, log_tags.shape[-1], dtype=log_tags.dtype)
-        for c in find_completions(batch["input_ids"], batch["kinds"], ids):
+        for c in find_completions(batch, ids):
             z = log_tags[:, :, c.start : c.end].clone().requires_grad_()
             lengths, opened = torch.tensor([c.end - c.start]), torch.tensor([c.opened])
             r = format_log_prob(z.log_softmax(0), opened.to(z.device), lengths.to(z.device)).exp()

@@ -132,7 +132,7 @@ class TokenInspector:
         return f'<span style="{style}" title="{escape(hint, quote=True)}">{text}<br><small>{under}</small></span>'
 
     def dials(self):
-        """Sliders for threshold, beta and epoch and a choice of view; each redraws the tokens. Needs ipywidgets."""
+        """Sliders for threshold and beta and a choice of view; each redraws the tokens. Needs ipywidgets."""
         import ipywidgets
 
         def redraw(threshold: float, beta: float, view: str) -> None:
@@ -143,7 +143,7 @@ class TokenInspector:
         views = VIEWS if self.score is not None else VIEWS[:2]
         controls = {
             "threshold": ipywidgets.FloatSlider(self.threshold, min=0, max=1, step=0.05, description="threshold"),
-            "beta": ipywidgets.FloatSlider(self.beta, min=0, max=2, step=0.05, description="beta"),
+            "beta": ipywidgets.FloatSlider(self.beta, min=0, max=max(2, self.beta), step=0.05, description="beta"),
             "view": ipywidgets.Dropdown(value=self.view, options=views, description="view"),
         }
         ipywidgets.interactive_output(redraw, controls)

@@ -57,16 +57,21 @@ def kl_divergence(ref_logits: Tensor, logits: Tensor) -> Tensor:
     return F.pad((ref.exp() * (ref - new)).sum(-1), (1, 0))
 
 
-def find_completions(input_ids: Tensor, kinds: Tensor, tag_ids: tuple[int, int]) -> list[Completion]:
-    """The completions in a batch: runs of tokens that are not PROMPT. Position 0 cannot be predicted and is left out.
+def find_completions(batch: dict[str, Tensor], tag_ids: tuple[int, int]) -> list[Completion]:
+    """The completions in a batch: runs of tokens that are not PROMPT, of which at least one has a weight other than 0.
+
+    Position 0 cannot be predicted and is left out.
 
     `opened`: the prompt ends in the open tag, white space of at most one token aside.
     """
-    ids, completion = input_ids.cpu(), F.pad((kinds[:, 1:] != Kind.PROMPT).int(), (1, 1)).cpu()
+    ids, weights = batch["input_ids"].cpu(), batch["weights"].cpu()
+    completion = F.pad((batch["kinds"][:, 1:] != Kind.PROMPT).int(), (1, 1)).cpu()
     step = completion.diff(dim=1)
     starts, ends = (step == 1).nonzero() + torch.tensor([0, 1]), (step == -1).nonzero() + torch.tensor([0, 1])
     found = []
     for (row, start), (_, end) in zip(starts.tolist(), ends.tolist(), strict=True):
+        if not weights[row, start:end].any():
+            continue
         before = ids[row, max(start - 2, 0) : start]
         tags = before[(before == tag_ids[0]) | (before == tag_ids[1])]
         found.append(Completion(row, start, end, bool(len(tags) and tags[-1] == tag_ids[0])))
@@ -157,7 +162,7 @@ def objective(
     if anchor:
         parts["loss_anchor"] = anchor * kl_divergence(ref_logits, logits)[blurred].sum() / n_tokens
     rewards = {"expected_reward": none, "format_reward": none, "sequences": none}
-    completions, rows = find_completions(batch["input_ids"], kinds, tag_ids), len(weights)
+    completions, rows = find_completions(batch, tag_ids), len(weights)
     if completions:
         with torch.set_grad_enabled(torch.is_grad_enabled() and beta != 0):
             reward = expected_format_reward(tag_log_probs(logits, tag_ids), completions, rows)

@@ -43,11 +43,11 @@ def load_model(
     if (folder / "adapter_config.json").is_file():
         if qlora or lora:
             raise ValueError(f"{name} is a run folder with its own adapter; load it without qlora and lora")
-        record = json.loads((folder / _RECORD).read_text())
-        model = PeftModel.from_pretrained(_load_base(record["base_model"], record["qlora"]), folder)
+        record = read_run(folder)
+        model = PeftModel.from_pretrained(_load_base(record["base_model"], record["qlora"], adapted=True), folder)
         return model.eval(), load_tokenizer(folder)
     tokenizer = load_tokenizer(name)
-    model = _load_base(str(name), qlora)
+    model = _load_base(str(name), qlora, adapted=qlora or lora is not None)
     if qlora and not lora:
         lora = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
     if lora:
@@ -88,7 +88,7 @@ def _as_its_file_says(tokenizer: PreTrainedTokenizerBase, path: str) -> PreTrain
 
 
 def record_base(folder: str | Path, model: PeftModel) -> None:
-    """Write beside a saved adapter what it takes to reload it, and keep this machine's paths out of the folder."""
+    """Write beside a saved adapter what it takes to reload it; the embedded model goes by its name, not its path."""
     base = model.get_base_model()
     name = base.config._name_or_path
     name = "tiny" if name == str(TINY) else name
@@ -99,17 +99,35 @@ def record_base(folder: str | Path, model: PeftModel) -> None:
     config_file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
+def read_run(folder: str | Path) -> dict:
+    """What a run folder holds: `base_model`, `qlora`, `data`, `threshold`, `anchor`, `beta`, as far as it says.
+
+    Raises FileNotFoundError where the folder holds an adapter that another tool made, or none.
+    """
+    folder = Path(folder)
+    if not (folder / _RECORD).is_file():
+        raise FileNotFoundError(
+            f"{folder}: no {_RECORD}, so this is no run of btsft_nb; load another tool's adapter with peft, on its base"
+        )
+    run = json.loads((folder / _RECORD).read_text())
+    for file, names in (("data_report.json", ["source"]), ("training_config.json", ["threshold", "anchor", "beta"])):
+        if (folder / file).is_file():
+            record = json.loads((folder / file).read_text())
+            run |= {"data" if name == "source" else name: record[name] for name in names}
+    return run
+
+
 def _resolve(name: str | Path) -> str:
     return str(TINY) if str(name) == "tiny" else str(name)
 
 
-def _load_base(name: str, qlora: bool) -> PreTrainedModel:
+def _load_base(name: str, qlora: bool, adapted: bool) -> PreTrainedModel:
     path = _resolve(name)
     if os.path.isdir(path) and not (Path(path) / "config.json").is_file():
         raise FileNotFoundError(f"{name}: the folder has no config.json, so it holds no model")
     cuda = torch.cuda.is_available()
-    half = torch.bfloat16 if cuda and torch.cuda.is_bf16_supported() else torch.float16
-    dtype = half if cuda else torch.float32
+    half = torch.bfloat16 if cuda and torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    dtype = half if cuda and adapted else torch.float32  # weights that train themselves need float32
     options = {"dtype": dtype}
     if cuda:
         options["device_map"] = {"": int(os.environ.get("LOCAL_RANK", 0))}

@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Sequence
+from itertools import cycle
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -103,7 +104,7 @@ def training_curves(histories: dict[str, list[dict]], title: str = "") -> Pictur
     names = {"nll_answer": "answer", "nll_tag": "tag", "expected_reward": "expected", "format_reward": "argmax"}
     figure, axes = _figure(1, 4, 13, 2.9)
     for ax, (panel, keys) in zip(axes.flat, panels.items(), strict=True):
-        for color, (run, history) in zip(_SERIES, histories.items(), strict=False):
+        for color, (run, history) in zip(cycle(_SERIES), histories.items(), strict=False):
             logs = [entry for entry in history if "nll_think" in entry or "blurred_share" in entry]
             for style, key in zip(_STYLES, keys, strict=False):
                 points = [(entry["step"], entry[key]) for entry in logs if key in entry]

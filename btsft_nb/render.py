@@ -17,7 +17,7 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
 from .blur import Kind
-from .formats import THINK_TAGS, Message, RowError
+from .formats import THINK_TAGS, Message, RowError, UnsuitableRow
 
 OPEN, CLOSE = THINK_TAGS
 _MARK = "\ufdd0"  # a Unicode noncharacter: breaks up the spelling of a control token until after the template has run
@@ -192,12 +192,9 @@ class Renderer:
         spans, flags = self._parse(message, opened)
         if opened:
             if "untagged" in flags:
-                raise RowError(
-                    f"the chat template opens a thought ({OPEN}) for the model, and the assistant turn has none; "
-                    "leave such rows out, or take a template that leaves the tag to the model"
-                )
+                raise UnsuitableRow(f"the chat template opens a thought ({OPEN}) and the assistant turn has none")
             if "text before the thought" in flags:
-                raise RowError(f"the chat template begins with {OPEN}, and the assistant turn has text before it")
+                raise UnsuitableRow(f"the chat template opens a thought ({OPEN}) and the turn has text before its own")
             if message.text.lstrip().startswith(OPEN):
                 at = next(i for i, span in enumerate(spans) if span.kind == Kind.TAG)
                 spans = spans[at + 1 :]

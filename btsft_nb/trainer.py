@@ -34,7 +34,9 @@ class BTSFTTrainer(Trainer):
     Raises ValueError where the anchor has no reference, or a data set lacks a column.
     """
 
-    loss_is_scaled_for_ga = True  # the objective divides by what the whole accumulation window holds
+    # The objective divides by what the whole accumulation window holds. transformers 5.23 reads this attribute; 5.15
+    # reads model_accepts_loss_kwargs, set below.
+    loss_is_scaled_for_ga = True
 
     def __init__(
         self,
@@ -55,8 +57,12 @@ class BTSFTTrainer(Trainer):
             missing = {"id", "input_ids", "weights", "kinds"} - set(data.column_names)
             if missing:
                 raise ValueError(f"the data set lacks the columns {sorted(missing)}; make it with btsft_nb.prepare")
+        if not any(parameter.requires_grad for parameter in model.parameters()):
+            raise ValueError(
+                "nothing to train: the model has no trainable parameter; load it with qlora=True or lora=..."
+            )
         self.tag_ids = tag_ids(processing_class)
-        self._sums, self._last_step = Counter(), 0
+        self._sums, self._sums_since = Counter(), 0
         super().__init__(
             model,
             config,
@@ -76,8 +82,10 @@ class BTSFTTrainer(Trainer):
 
         An interrupt leaves a checkpoint from which `train(resume_from_checkpoint=True)` goes on, and is passed on.
         """
+        self._sums.clear()
         try:
-            output = super().train(*args, **kwargs)
+            with self.args.wandb_mode():
+                output = super().train(*args, **kwargs)
         except KeyboardInterrupt:
             self._save_checkpoint(self.model, trial=None)
             raise
@@ -137,6 +145,8 @@ class BTSFTTrainer(Trainer):
             ref_logits=ref_logits,
         )
         if model.training:
+            if not self._sums:
+                self._sums_since = self.state.global_step
             self._sums.update({name: value.item() for name, value in sums.items()})
         # every process averages its gradients with the others, so each contributes its share of the sum
         loss = loss * self.accelerator.num_processes
@@ -154,8 +164,7 @@ class BTSFTTrainer(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds the means since the last log: the loss in its three parts, nll by kind, blur and rewards."""
         if self._sums and "loss" in logs:
-            logs |= self._means(self.state.global_step - self._last_step)
-            self._last_step = self.state.global_step
+            logs |= self._means(self.state.global_step - self._sums_since)
             self._sums.clear()
         super().log(logs, start_time)
 

@@ -248,3 +248,31 @@ def test_a_prompt_that_is_no_row_is_a_row_error(row):
 def test_a_prompt_ignores_empty_columns():
     """Mixed layouts in one table leave columns empty, which `to_messages` accepts."""
     assert flat(to_prompt({"messages": None, "question": "2+2?", "answer": "4"})) == [("user", "2+2?")]
+
+
+def test_a_system_column_is_the_first_turn():
+    """As ShareGPT sets with a column of their own for it have."""
+    turns = [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]
+    messages = to_messages({"system": "Be brief.", "conversations": turns})
+    assert [(m.role, m.text) for m in messages] == [("system", "Be brief."), ("user", "q"), ("assistant", "a")]
+
+
+@pytest.mark.parametrize("field", ["reasoning_content", "reasoning", "thinking"])
+def test_every_name_of_the_thought_is_read(field):
+    turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a", field: "t"}]
+    assert to_messages({"messages": turns})[1].text == "<think>\nt\n</think>\n\na"
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ({"tools": [{"name": "f"}]}, "field 'tools'"),
+        ({"turn": {"tool_calls": [{"name": "f"}]}}, r"messages\[1\].tool_calls"),
+        ({"turn": {"reasoning": "t", "content": "<think>u</think>a"}}, r"messages\[1\].reasoning: .*keep one"),
+    ],
+)
+def test_what_would_be_lost_is_refused(row, words):
+    """Tools, and a thought told twice."""
+    turn = {"role": "assistant", "content": "a", **row.pop("turn", {})}
+    with pytest.raises(RowError, match=words):
+        to_messages({"messages": [{"role": "user", "content": "q"}, turn], **row})

@@ -60,7 +60,8 @@ def test_scores_are_those_of_the_model(tiny):
     np.testing.assert_allclose(score["log_probs"][1:], wanted, atol=1e-4)
     np.testing.assert_allclose(score["tags"][:, 1:], log_probs[:, list(bt.tag_ids(tokenizer))].T.exp(), atol=1e-5)
     kinds = torch.tensor([example["kinds"]])
-    completions = find_completions(ids, kinds, bt.tag_ids(tokenizer))
+    batch = {"input_ids": ids, "kinds": kinds, "weights": (kinds > 0).float()}
+    completions = find_completions(batch, bt.tag_ids(tokenizer))
     reward = expected_format_reward(tag_log_probs(logits, bt.tag_ids(tokenizer)), completions, 1)
     assert score["expected_reward"] == pytest.approx(reward.item(), rel=1e-4)
 
@@ -80,9 +81,22 @@ def test_the_pull_of_the_format_is_the_gradient_of_the_reward(tiny):
     with torch.no_grad():
         logits = noisy(ids).logits.double()
     logits.requires_grad_()
-    expected_format_reward(tag_log_probs(logits, tags), find_completions(ids, kinds, tags), 1).sum().backward()
+    batch = {"input_ids": ids, "kinds": kinds, "weights": (kinds > 0).float()}
+    expected_format_reward(tag_log_probs(logits, tags), find_completions(batch, tags), 1).sum().backward()
     gradient = logits.grad[0, :-1]
     rest = gradient.sum(-1) - gradient[:, tags[0]] - gradient[:, tags[1]]
     pull = (gradient[:, tags[0]].abs() + gradient[:, tags[1]].abs() + rest.abs()) / 2
     assert pull.max() > 0
     np.testing.assert_allclose(score["format_pull"][1:], pull, rtol=1e-2, atol=float(pull.max()) * 1e-3)
+
+
+def test_samples_are_of_the_models_own_distribution(tiny):
+    """What a model's generation_config holds, as Hub models' do, changes nothing."""
+    model, tokenizer = tiny
+    problem = bt.load_rows("tiny/test")[:2]
+    plain = bt.sample(model, tokenizer, problem, n=2)
+    changed = copy.deepcopy(model)
+    changed.generation_config.repetition_penalty = 50.0
+    changed.generation_config.suppress_tokens = [bt.tag_ids(tokenizer)[0]]
+    changed.generation_config.top_k = 1
+    assert bt.sample(changed, tokenizer, problem, n=2) == plain

@@ -32,6 +32,11 @@ KINDS = [
 ]
 
 
+def as_batch(ids, kinds) -> dict:
+    """A batch in which every token of a completion weighs 1."""
+    return {"input_ids": ids, "kinds": kinds, "weights": (kinds > 0).float()}
+
+
 def random_batch(seed: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """Float64 logits (4, 10, 7), and a batch with weights of every sort and some blurred thought tokens."""
     generator = torch.Generator().manual_seed(seed)
@@ -239,7 +244,7 @@ def test_tag_log_probs_sum_to_one(reduced):
 def test_completions_are_found_with_what_the_prompt_opened():
     """Several in a row, up to the edge, after a prefilled tag; a closed thought in the prompt opens nothing."""
     _, batch = random_batch(0)
-    found = find_completions(batch["input_ids"], batch["kinds"], TAGS)
+    found = find_completions(batch, TAGS)
     assert found == [
         Completion(0, 2, 10, False),
         Completion(1, 3, 8, True),
@@ -249,20 +254,20 @@ def test_completions_are_found_with_what_the_prompt_opened():
     ]
     ids = torch.tensor([[OPEN, 3, CLOSE, 3, 3], [5, OPEN, 4, 3, 3]])
     kinds = torch.tensor([[P, P, P, P, ANSWER], [P, P, P, THINK, THINK]])
-    assert find_completions(ids, kinds, TAGS) == [Completion(0, 4, 5, False), Completion(1, 3, 5, True)]
+    assert find_completions(as_batch(ids, kinds), TAGS) == [Completion(0, 4, 5, False), Completion(1, 3, 5, True)]
 
 
 def test_a_completion_at_position_0_starts_at_1():
     """Nothing predicts the first token."""
     ids, kinds = torch.tensor([[OPEN, 3, CLOSE, 4]]), torch.tensor([[TAG, THINK, TAG, ANSWER]])
-    assert [(c.start, c.end) for c in find_completions(ids, kinds, TAGS)] == [(1, 4)]
+    assert [(c.start, c.end) for c in find_completions(as_batch(ids, kinds), TAGS)] == [(1, 4)]
 
 
 def test_a_turn_after_a_turn_that_was_never_closed_counts_as_opened_only_by_its_prompt():
     """An unclosed thought of an earlier turn is no prefilled tag."""
     ids = torch.tensor([[3, OPEN, 4, 5, 3, 6, 6]])
     kinds = torch.tensor([[P, TAG, THINK, ANSWER, P, ANSWER, ANSWER]])
-    assert [c.opened for c in find_completions(ids, kinds, TAGS)] == [False, False]
+    assert [c.opened for c in find_completions(as_batch(ids, kinds), TAGS)] == [False, False]
 
 
 # ---------------------------------------------------------------------------------------------- the format reward
@@ -419,3 +424,11 @@ def test_the_reward_is_the_expectation_of_the_argmax_reward(opened):
     expected = reward_of(logits, opened).item()
     assert expected > 0.05
     assert abs(mean - expected) < 4 * math.sqrt(expected * (1 - expected) / n)
+
+
+def test_a_completion_of_weight_0_is_no_completion():
+    """Nothing of it is trained, the format neither."""
+    ids, kinds = torch.tensor([[5, 6, 7, 5, 6, 7]]), torch.tensor([[0, 3, 3, 0, 3, 3]])
+    batch = as_batch(ids, kinds)
+    batch["weights"][0, 1:3] = 0
+    assert [(c.start, c.end) for c in find_completions(batch, TAGS)] == [(4, 6)]

@@ -329,7 +329,7 @@ def test_several_turns_of_a_prompt_that_opens(opened):
 
 def test_a_prompt_that_opens_refuses_a_turn_without_thought(opened):
     """The model would learn to answer inside the thought."""
-    with pytest.raises(RowError, match=r"opens a thought.*leave such rows out"):
+    with pytest.raises(RowError, match=r"opens a thought.*the assistant turn has none"):
         render(opened, "hi", "just an answer")
 
 

@@ -248,7 +248,10 @@ def test_logs_add_up(tmp_path, messy, tiny_tokenizer):
     history = [json.loads(line) for line in (tmp_path / "history.jsonl").read_text().splitlines()]
     assert history == trainer.state.log_history
     logs = [entry for entry in history if "loss" in entry]
-    assert [entry["step"] for entry in logs] == [2, 4]
+    trainer.train()  # once more, as a notebook cell may be run again
+    again = [entry for entry in trainer.state.log_history if "loss" in entry]
+    assert [entry["step"] for entry in logs] == [entry["step"] for entry in again[-2:]] == [2, 4]
+    logs += again[-2:]
     for entry in logs:
         assert sum(entry[part] for part in PARTS) == pytest.approx(entry["loss"], rel=1e-4)
         assert all(entry[part] > 0 for part in PARTS)
@@ -276,6 +279,8 @@ def test_an_interrupt_leaves_a_checkpoint_to_go_on_from(tmp_path, examples, tiny
     resumed, _ = bt.load_model("tiny", lora=lora)
     trainer = make_trainer(tmp_path / "stopped", resumed, examples, tiny_tokenizer, **settings)
     trainer.train(resume_from_checkpoint=True)
+    for entry in trainer.state.log_history:
+        assert "loss" not in entry or sum(entry[part] for part in PARTS) == pytest.approx(entry["loss"], rel=1e-4)
     wanted = dict(alone.named_parameters())
     assert all(torch.equal(parameter, wanted[name]) for name, parameter in resumed.named_parameters())
 
@@ -343,3 +348,24 @@ def test_the_embedded_model_needs_no_network(tmp_path):
     command = [sys.executable, "-c", OFFLINE, str(tmp_path)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_a_model_without_trainable_parameters_is_refused(tmp_path, examples, tiny_tokenizer):
+    """A run folder loads for inference; training it on needs to be asked for."""
+    model = adapted_model().requires_grad_(False)
+    with pytest.raises(ValueError, match=r"nothing to train.*qlora=True"):
+        make_trainer(tmp_path, model, examples, tiny_tokenizer)
+
+
+def test_curves_outside_a_notebook_draw_nothing(tmp_path, examples, tiny_tokenizer):
+    make_trainer(tmp_path, adapted_model(), examples, tiny_tokenizer, [bt.LiveCurves("run")], max_steps=2).train()
+
+
+def test_offline_wandb_ends_with_the_run(tmp_path, monkeypatch):
+    """A config changes nothing in the process; the run sets the mode for itself alone."""
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    config = bt.BTSFTConfig(str(tmp_path), report_to="wandb-offline")
+    assert config.report_to == ["wandb"] and "WANDB_MODE" not in os.environ
+    with config.wandb_mode():
+        assert os.environ["WANDB_MODE"] == "offline"
+    assert "WANDB_MODE" not in os.environ

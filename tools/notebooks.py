@@ -9,6 +9,7 @@ python tools/notebooks.py stamp    write the repository's address (pyproject.tom
 import base64
 import json
 import re
+import shutil
 import sys
 import time
 import tomllib
@@ -19,16 +20,15 @@ from nbclient import NotebookClient
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = ROOT / "notebooks"
-RUNS = NOTEBOOKS / "runs"
+DEMO = ROOT / "demo"  # where notebooks run, so that the results of a user who works in notebooks/ stay as they are
+RUNS = DEMO / "runs"
 
 
 def execute(path: Path) -> nbformat.NotebookNode:
-    """Run a notebook from top to bottom in its own folder; an error in a cell is raised."""
+    """Run a notebook from top to bottom in DEMO; an error in a cell is raised."""
     notebook = nbformat.read(path, as_version=4)
     start = time.monotonic()
-    client = NotebookClient(notebook, timeout=600, resources={"metadata": {"path": path.parent}})
-    client.create_kernel_manager().transport = "ipc"  # over TCP the kernel warns of plain text
-    client.execute()
+    NotebookClient(notebook, timeout=600, resources={"metadata": {"path": DEMO}}).execute()
     print(f"{path.name}: {time.monotonic() - start:.0f} s", flush=True)
     return notebook
 
@@ -63,14 +63,19 @@ def figures(notebook: nbformat.NotebookNode, name: str, folder: Path) -> list[Pa
     return made
 
 
+def empty(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+
+
 def demo() -> None:
+    empty(DEMO)
     executed, pictures = [], []
     for path in sorted(NOTEBOOKS.glob("*.ipynb")):
         notebook = execute(path)
-        executed.append(RUNS / "executed" / path.name)
-        executed[-1].parent.mkdir(parents=True, exist_ok=True)
+        executed.append(DEMO / path.name)
         nbformat.write(notebook, executed[-1])
-        pictures += figures(notebook, path.stem, RUNS / "figures")
+        pictures += figures(notebook, path.stem, DEMO / "figures")
     from btsft_nb import table
 
     print(f"\n{table(json.loads((RUNS / 'evaluation.json').read_text())).to_string()}\n")
@@ -80,6 +85,7 @@ def demo() -> None:
 
 
 def refresh() -> None:
+    empty(DEMO)
     for path in sorted(NOTEBOOKS.glob("*.ipynb")):
         notebook = execute(path)
         strip(notebook)

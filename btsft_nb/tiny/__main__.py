@@ -1,6 +1,5 @@
 """python -m btsft_nb.tiny [FOLDER]: make the embedded model and its tokenizer again, in about five minutes."""
 
-import shutil
 import sys
 import tempfile
 
@@ -82,7 +81,6 @@ def main(folder: str) -> None:
             seed=SEED,
         )
         bt.BTSFTTrainer(model, config, bt.prepare(rows, tokenizer), processing_class=tokenizer).train()
-    shutil.rmtree(folder, ignore_errors=True)
     model.half().save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 

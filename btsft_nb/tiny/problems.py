@@ -55,11 +55,12 @@ def rows(name: str, n: int | None = None, seed: int = 0) -> list[dict]:
     `test` has no assistant turn. Raises KeyError for an unknown set.
     """
     rng = random.Random(f"{name}/{seed}")  # a str seeds by its bytes: the same on every machine
-    return [_row(name, i, rng) for i in range(SIZES[name] if n is None else n)]
+    asked: set[str] | None = set() if name == "test" else None
+    return [_row(name, i, rng, asked) for i in range(SIZES[name] if n is None else n)]
 
 
-def _row(name: str, i: int, rng: random.Random) -> dict:
-    operation, a, b, question = _problem(rng, test=name == "test")
+def _row(name: str, i: int, rng: random.Random, asked: set[str] | None) -> dict:
+    operation, a, b, question = _problem(rng, asked)
     result = {"add": a + b, "subtract": a - b, "multiply": a * b}[operation]
     row = {"id": f"tiny/{name}/{i}", "messages": [{"role": "user", "content": question}], "answer": str(result)}
     if name == "test":
@@ -72,7 +73,8 @@ def _row(name: str, i: int, rng: random.Random) -> dict:
     return {**row, "way": way}
 
 
-def _problem(rng: random.Random, test: bool) -> tuple[str, int, int, str]:
+def _problem(rng: random.Random, asked: set[str] | None) -> tuple[str, int, int, str]:
+    """A training problem, or, where `asked` collects the questions of the test set, a new one of those."""
     while True:
         operation = rng.choice(tuple(SYMBOLS))
         low, high, most = {"add": (11, 59, 19), "subtract": (21, 79, 19), "multiply": (3, 9, 9)}[operation]
@@ -80,7 +82,9 @@ def _problem(rng: random.Random, test: bool) -> tuple[str, int, int, str]:
         story = rng.choice(_STORIES[operation])
         question = story.format(name=rng.choice(_NAMES), things=rng.choice(_THINGS), a=a, b=b)
         apart = question if operation == "multiply" else f"{operation} {a} {b}"
-        if (zlib.crc32(apart.encode()) % 10 == 0) is test:
+        if (zlib.crc32(apart.encode()) % 10 == 0) is (asked is not None) and question not in (asked or ()):
+            if asked is not None:
+                asked.add(question)
             return operation, a, b, question
 
 
