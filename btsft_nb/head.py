@@ -1,25 +1,24 @@
 """Token log-probabilities, tag log-probabilities and KL from hidden states, without keeping logits.
 
-A row h (D,) and a head W (V, D) give logits z = W h. Of these V numbers, up to three have a name: the two tags' and
-the label's. The others, the rest, enter the objective only through their logsumexp. One pass over chunks of rows makes
+A row h (D,) and a head W (V, D) give logits z = W h. The objective names up to three of them, the label's and the two
+tags'; the others, the rest, enter through their logsumexp alone. One pass over chunks of rows makes, in two products,
 
     z_label, z_open, z_close,   lse_rest = logsumexp_{v in rest} z_v,   mean = sum_{v in rest} softmax_rest(z)_v W_v
 
-which is two matrix products, and the gradient by h of whatever is later made of the four numbers is
+and the gradient of whatever follows takes no product and no recomputation, whatever comes from upstream:
 
-    dh = a_label W_label + a_open W_open + a_close W_close + a_rest mean,      a = d loss / d (the four)
+    dh = a_label W_label + a_open W_open + a_close W_close + a_rest mean,      a = d loss / d (the four numbers)
 
-with no product and no recomputation, for any upstream gradient of any row. Each a is small where its probability is
-(a_label is proportional to 1 - p_label), so nothing cancels where a token is all but certain, in half precision too;
-with W_label left inside the mean it would. A KL to a reference adds a product for the reference's logits and one for
-its gradient, (p - p_ref) W, on its rows only. A trainable matrix adds two products to the backward pass, which goes
-over blocks of the vocabulary: each block of dW is written once, summed over all rows at once.
+Each a is as small as the probability that it moves, so nothing cancels where a token is all but certain; with W_label
+inside the mean it would. A KL adds a product for the reference's logits and one for its gradient, (p - p_ref) W. A
+trained matrix adds two in backward, by blocks of the vocabulary: dW is written once, summed over all rows at once.
 
-A bias, a scale and a soft cap (Gemma, https://arxiv.org/abs/2408.00118) keep all of that. A head that is not one plain
-matrix (LoRA, quantised, trainable token rows, hooks) is called chunk by chunk under `torch.utils.checkpoint` instead:
-the same value, and the gradient of every parameter it has, for one forward pass more.
+Bias, scale and soft cap (Gemma 2, https://arxiv.org/abs/2408.00118) change none of that. A head that is not one plain
+matrix (LoRA, 4 bits, trained token rows, hooks) is called by chunks under `torch.utils.checkpoint`: the same value, and
+the gradient of each of its parameters, in four products.
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -29,23 +28,16 @@ from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_BOOST = {torch.float16: 1024.0}  # on probabilities in their product with W: float16 has no number below 6e-8
 
 
 class HeadOutput(NamedTuple):
-    """What the head says of R rows.
+    """What the head says of R rows, in nats. log_tags is finite: where V = 2, its third is about -3e38."""
 
-    Attributes:
-        log_probs: (R,) float32, log p of the label (float64 where the head computes in float64).
-        log_tags: (3, R) float64, log p of the open tag, the close tag and anything else, each a sum of its own: finite
-            where a tag is all but certain. Where nothing else exists (V = 2), the third is about -3e38, not -inf.
-        argmax: (R,) int64, the most probable token. It has no gradient.
-        kl: (R_kl,) KL(p_ref || p) in nats, float32 as log_probs; None where no reference was given.
-    """
-
-    log_probs: Tensor
-    log_tags: Tensor
-    argmax: Tensor
-    kl: Tensor | None
+    log_probs: Tensor  # (R,) float32, of the labels; float64 where the head is
+    log_tags: Tensor  # (3, R) float64, of the open tag, the close tag and anything else
+    argmax: Tensor  # (R,) int64, the most probable token, without gradient
+    kl: Tensor | None  # (R_kl,) KL(p_ref || p), dtype as log_probs; None without a reference
 
 
 class _Plan(NamedTuple):
@@ -71,15 +63,6 @@ class _Plan(NamedTuple):
         return [slice(at, min(at + step, total)) for at in range(0, max(total, 1), step)]
 
 
-class _Reference(NamedTuple):
-    """The rows (R_kl,) that have a KL, in order, and their hidden states (R_kl, D) and head in the reference model."""
-
-    rows: Tensor
-    hidden: Tensor
-    weight: Tensor
-    bias: Tensor | None
-
-
 def head_log_probs(
     hidden: Tensor,
     head: nn.Module,
@@ -99,36 +82,29 @@ def head_log_probs(
         hidden: (R, D), the head's input at the positions that predict the labels. Rows that need nothing are better
             dropped before. R may be 0: the result is empty and still connected to every parameter.
         head: `nn.Linear`, or any module that maps (r, D) to (r, V) row by row. Gradients reach its parameters.
-        labels: (R,) int64 in [0, V).
-        tag_ids: the ids of the open and the close tag.
+        labels, tag_ids: (R,) int64; the ids of the open and the close tag. All in [0, V).
         ref_hidden: (R_kl, D), the reference model's hidden states at the rows of `kl_rows`, in their order; a constant.
         kl_rows: (R,) bool, the rows that have a KL; by default all, where `ref_hidden` is given.
         ref_head: maps `ref_hidden` to the reference's logits; by default `head` with its PEFT adapters left out.
-        softcap, scale: what the model does to the head's output before the softmax, in logits; scale comes first.
-            Gemma: softcap=config.final_logit_softcapping. Cohere: scale=config.logit_scale. Granite:
-            scale=1 / config.logits_scaling.
+        softcap, scale: as the model's config has them. Gemma: softcap=final_logit_softcapping. Cohere:
+            scale=logit_scale. Granite: scale=1 / logits_scaling.
         chunk_bytes: size of a block of logits in float32; a few such blocks exist at a time, logits (R, V) never.
 
-    Products run in the dtype of autocast or else of the head's weight, softmax and sums in float32. Only first
-    derivatives exist.
-
-    Raises ValueError, with what was given and what would do, for shapes, ids or a head that do not fit.
+    Products run in the dtype of autocast or else of the weight, softmax and sums in float32. Only first derivatives
+    exist. Raises ValueError, with what was given and what would do, for shapes, ids or a head that do not fit.
     """
     plain = _is_matrix(head)
-    shape = head.weight.shape if plain else (_width(head, hidden), hidden.shape[-1])
-    _check(hidden, labels, tag_ids, shape, ref_hidden, kl_rows)
-    if softcap is not None and not softcap > 0:
-        raise ValueError(f"softcap={softcap}: a positive number of logits, or None for no cap")
+    with torch.no_grad():  # no rows: a dropout in the head draws nothing
+        shape = head.weight.shape if plain else (head(hidden[:0]).shape[-1], hidden.shape[-1])
+    _check(hidden, labels, tag_ids, shape, ref_hidden, kl_rows, softcap)
     plan = _Plan(scale, softcap, max(1, chunk_bytes // 4), torch.is_grad_enabled() and hidden.requires_grad)
     picked = torch.stack([labels, *(torch.full_like(labels, tag) for tag in tag_ids)], 1)  # (R, 3)
     rows = None
     if ref_hidden is not None:
-        rows = torch.arange(len(labels), device=labels.device) if kl_rows is None else kl_rows.nonzero()[:, 0]
+        rows = (torch.ones_like(labels) if kl_rows is None else kl_rows).nonzero()[:, 0]
         ref_hidden, ref_head = ref_hidden.detach(), _without_adapters(head) if ref_head is None else ref_head
-    if plain and (rows is None or _is_matrix(ref_head)):
-        named, rest, kl, argmax = _matrix_head(hidden, head, picked, rows, ref_hidden, ref_head, plan)
-    else:
-        named, rest, kl, argmax = _module_head(hidden, head, picked, rows, ref_hidden, ref_head, plan, shape[0])
+    run = _matrix_head if plain and (rows is None or _is_matrix(ref_head)) else _module_head
+    named, rest, kl, argmax = run(hidden, head, picked, rows, ref_hidden, ref_head, plan, shape[0])
     log_probs, log_tags = _combine(named, rest, picked)
     return HeadOutput(log_probs.to(named.dtype), log_tags, argmax, kl if rows is not None else None)
 
@@ -143,95 +119,85 @@ def _combine(named: Tensor, rest: Tensor, picked: Tensor) -> tuple[Tensor, Tenso
     return logs.gather(0, slot[None])[0], torch.stack([logs[0], logs[1], torch.logaddexp(logs[2], logs[3])])
 
 
-def _matrix_head(hidden, head, picked, rows, ref_hidden, ref_head, plan) -> tuple[Tensor, ...]:
+def _matrix_head(hidden, head, picked, rows, ref_hidden, ref_head, plan, _) -> tuple[Tensor, ...]:
     device = hidden.device.type
     autocast = torch.is_autocast_enabled(device) and head.weight.dtype != torch.float64
     dtype = torch.get_autocast_dtype(device) if autocast else head.weight.dtype
-
-    def cast(x: Tensor | None) -> Tensor | None:
-        return None if x is None else x.to(dtype)
-
-    reference = None
-    if rows is not None:
-        weight, bias = (None if x is None else x.detach() for x in (ref_head.weight, ref_head.bias))
-        reference = _Reference(rows, cast(ref_hidden), cast(weight), cast(bias))
-    inputs = cast(hidden), cast(head.weight), cast(head.bias)
+    heads = [head] if rows is None or ref_head is head else [head, ref_head]
+    tensors = hidden, ref_hidden, *(x for h in heads for x in (h.weight, h.bias))
+    hidden, ref_hidden, *own = (None if x is None else x.to(dtype) for x in tensors)
     with torch.autocast(device, enabled=False):
-        return _MatrixHead.apply(*inputs, picked, reference, plan)
+        return _MatrixHead.apply(plan, picked, rows, hidden, ref_hidden, *own[:2], *own[-2:])
 
 
 class _MatrixHead(torch.autograd.Function):
     """Named logits (R, 3), logsumexp of the rest (R,), KL (R_kl,) and argmax (R,) of a head that is one matrix."""
 
     @staticmethod
-    def forward(ctx, hidden, weight, bias, picked, reference, plan):
+    def forward(ctx, plan, picked, rows, hidden, ref_hidden, weight, bias, ref_weight, ref_bias):
         wide = torch.float64 if hidden.dtype == torch.float64 else torch.float32
-        total, kl_total = len(hidden), 0 if reference is None else len(reference.rows)
+        total, kl_total = len(hidden), 0 if rows is None else len(rows)
         named, rest = hidden.new_empty(total, 3, dtype=wide), hidden.new_empty(total, dtype=torch.float64)
         mean, pull = (hidden.new_empty(n if plan.with_grad else 0, hidden.shape[1]) for n in (total, kl_total))
         kl, kl_sums = hidden.new_empty(kl_total, dtype=wide), hidden.new_empty(kl_total, 2, dtype=wide)
-        argmax = torch.empty_like(picked[:, 0])
+        argmax, boost = torch.empty_like(picked[:, 0]), _BOOST.get(hidden.dtype, 1.0)
         for part in plan.blocks(total, len(weight)):
             z = plan.logits(F.linear(hidden[part], weight, bias))
             slope = plan.slope(z) if plan.with_grad else None
             argmax[part], named[part] = z.argmax(-1), z.gather(1, picked[part])
             if kl_total:
-                at, local = _kl_part(reference.rows, part)
-                ref_z = plan.logits(F.linear(reference.hidden[at], reference.weight, reference.bias))
+                at, local = _kl_part(rows, part)
+                ref_z = plan.logits(F.linear(ref_hidden[at], ref_weight, ref_bias))
                 kl[at], kl_sums[at], excess = _kl(z[local], ref_z)
                 if plan.with_grad:
-                    excess.mul_(slope[local] if plan.cap else 1).mul_(_boost(hidden.dtype))
-                    pull[at] = excess.to(hidden.dtype) @ weight
+                    pull[at] = excess.mul_((slope[local] if plan.cap else 1) * boost).to(hidden.dtype) @ weight
                 del ref_z, excess
             rest[part], share = _softmax(z.scatter_(1, picked[part], -torch.inf))
             if plan.with_grad:
-                mean[part] = share.mul_(slope * _boost(hidden.dtype)).to(hidden.dtype) @ weight
-        ctx.plan, ctx.reference = plan, reference
-        keep = hidden if any(ctx.needs_input_grad[1:3]) else None
-        ctx.save_for_backward(keep, weight, bias, picked, named, rest, mean, pull, kl_sums)
+                mean[part] = share.mul_(slope * boost).to(hidden.dtype) @ weight
+        ctx.plan, ctx.trained = plan, any(ctx.needs_input_grad[5:7])
+        again = (hidden, bias, kl_sums, ref_hidden, ref_weight, ref_bias) if ctx.trained else ()
+        ctx.save_for_backward(picked, rows, weight, named, rest, mean, pull, *again)
         ctx.mark_non_differentiable(argmax)
         return named, rest, kl, argmax
 
     @staticmethod
     @once_differentiable
     def backward(ctx, d_named, d_rest, d_kl, _):
-        hidden, weight, bias, picked, named, rest, mean, pull, kl_sums = ctx.saved_tensors
-        plan, reference = ctx.plan, ctx.reference
-        d_named, d_rest, d_kl = (plan.scale * d.to(named.dtype) for d in (d_named, d_rest, d_kl))
-        d_hidden = d_weight = d_bias = None
+        picked, rows, weight, named, rest, mean, pull, *again = ctx.saved_tensors
+        d_named, d_rest, d_kl = (ctx.plan.scale * d.to(named.dtype) for d in (d_named, d_rest, d_kl))
+        d_hidden, d_weight, d_bias = None, None, None
         with torch.autocast(weight.device.type, enabled=False):
-            if ctx.needs_input_grad[0]:
-                boost, direct = _boost(mean.dtype), plan.slope(named) * d_named
+            if ctx.needs_input_grad[3]:
+                boost, direct = _BOOST.get(mean.dtype, 1.0), ctx.plan.slope(named) * d_named
                 d_hidden = (d_rest / boost)[:, None] * mean
                 for k in range(3):
                     d_hidden.addcmul_(direct[:, k : k + 1], weight[picked[:, k]].to(direct.dtype))
-                if reference is not None:
-                    d_hidden.index_add_(0, reference.rows, (d_kl / boost)[:, None] * pull)
+                if rows is not None:
+                    d_hidden.index_add_(0, rows, (d_kl / boost)[:, None] * pull)
                 d_hidden = d_hidden.to(mean.dtype)
-            if hidden is not None:
-                state = picked, rest, kl_sums, d_named, d_rest, d_kl
-                d_weight, d_bias = _parameter_grads(hidden, weight, bias, reference, plan, state)
-        return d_hidden, d_weight, d_bias, None, None, None
+            if ctx.trained:
+                d_weight, d_bias = _parameter_grads(ctx.plan, picked, rows, weight, rest, *again, d_named, d_rest, d_kl)
+        return None, None, None, d_hidden, None, d_weight, d_bias, None, None
 
 
-def _parameter_grads(hidden, weight, bias, reference, plan, state) -> tuple[Tensor, Tensor | None]:
+def _parameter_grads(
+    plan, picked, rows, weight, rest, hidden, bias, kl_sums, ref_hidden, ref_weight, ref_bias, d_named, d_rest, d_kl
+) -> tuple[Tensor, Tensor | None]:
     """dW (V, D) and d bias (V,), by blocks of the vocabulary, whose logits are made anew."""
-    picked, rest, kl_sums, d_named, d_rest, d_kl = state
     d_weight, d_bias = torch.empty_like(weight), None if bias is None else torch.empty_like(bias)
     for part in plan.blocks(len(weight), len(hidden)):
         z = plan.logits(F.linear(hidden, weight[part], None if bias is None else bias[part]))
+        slope = plan.slope(z)
+        p = z[rows].sub_(kl_sums[:, :1]).exp_() if len(d_kl) else None
         row, which = ((picked >= part.start) & (picked < part.stop)).nonzero(as_tuple=True)
         column = picked[row, which] - part.start
-        slope = plan.slope(z)
-        p = z[reference.rows].sub_(kl_sums[:, :1]).exp_() if len(d_kl) else None
         z[row, column] = -torch.inf
         grad = z.sub_(rest[:, None].to(z.dtype)).exp_().mul_(d_rest[:, None])
         grad.index_put_((row, column), d_named[row, which], accumulate=True)
         if len(d_kl):
-            ref_bias = None if reference.bias is None else reference.bias[part]
-            ref_z = plan.logits(F.linear(reference.hidden, reference.weight[part], ref_bias))
-            excess = p.sub_(ref_z.sub_(kl_sums[:, 1:]).exp_())
-            grad.index_add_(0, reference.rows, excess.mul_(d_kl[:, None]))
+            ref_z = plan.logits(F.linear(ref_hidden, ref_weight[part], None if ref_bias is None else ref_bias[part]))
+            grad.index_add_(0, rows, p.sub_(ref_z.sub_(kl_sums[:, 1:]).exp_()).mul_(d_kl[:, None]))
         grad.mul_(slope)
         d_weight[part] = grad.to(hidden.dtype).T @ hidden
         if bias is not None:
@@ -239,13 +205,8 @@ def _parameter_grads(hidden, weight, bias, reference, plan, state) -> tuple[Tens
     return d_weight, d_bias
 
 
-def _boost(dtype: torch.dtype) -> float:
-    """Probabilities are multiplied by it for their product with W, as half precision has none below 6e-8."""
-    return 1024.0 if dtype == torch.float16 else 1.0
-
-
 def _softmax(z: Tensor) -> tuple[Tensor, Tensor]:
-    """logsumexp (r,) float64 and softmax (r, V) of logits, which are lost; the lowest number and 0 where all are -inf."""
+    """logsumexp (r,) float64 and softmax (r, V) of logits, which are lost. All -inf: the lowest, and 0."""
     lowest = torch.finfo(z.dtype).min
     top = z.amax(-1, keepdim=True).clamp(min=lowest)
     share = z.sub_(top).exp_()
@@ -284,14 +245,11 @@ def _module_head(hidden, head, picked, rows, ref_hidden, ref_head, plan, vocabul
         rest = z.scatter(1, ids, torch.finfo(z.dtype).min).logsumexp(-1)  # not -inf: the rest may be empty
         return z.gather(1, ids), rest, kl, z.detach().argmax(-1)
 
-    parts = []
+    parts, run = [], partial(checkpoint, stats, use_reentrant=False) if torch.is_grad_enabled() else stats
     for part in plan.blocks(len(hidden), vocabulary):
-        arguments = hidden[part], picked[part], None, None
-        if rows is not None:
-            at, local = _kl_part(rows, part)
-            arguments = hidden[part], picked[part], local, ref_hidden[at]
-        kept = torch.is_grad_enabled()
-        parts.append(checkpoint(stats, *arguments, use_reentrant=False) if kept else stats(*arguments))
+        at, local = (None, None) if rows is None else _kl_part(rows, part)
+        arguments = hidden[part], picked[part], local, None if at is None else ref_hidden[at]
+        parts.append(run(*arguments))
     return tuple(torch.cat(column) for column in zip(*parts, strict=True))
 
 
@@ -300,6 +258,8 @@ def _is_matrix(head: nn.Module) -> bool:
     if type(head) is not nn.Linear or "forward" in vars(head):
         return False
     hooks = head._forward_hooks, head._forward_pre_hooks, head._backward_hooks, head._backward_pre_hooks
+    if not any(hooks) and hasattr(head.weight, "full_tensor"):
+        raise ValueError("the head's weight is a sharded DTensor: call this in the wrapped model's forward pass")
     return not any(hooks) and type(head.weight.data) is Tensor and head.weight.dtype in _FLOATS
 
 
@@ -307,46 +267,32 @@ def _without_adapters(head: nn.Module) -> nn.Module:
     """The module under PEFT's wrappers, by their names for it."""
     while isinstance(inner := getattr(head, "original_module", getattr(head, "base_layer", None)), nn.Module):
         if getattr(head, "merged", False):
-            raise ValueError(
-                f"the adapter of {type(head).__name__} is merged into its weight, so the reference is not in it: "
-                "unmerge the adapter, or give ref_head"
-            )
+            raise ValueError(f"{type(head).__name__} holds its adapter merged, so no reference: unmerge, or ref_head")
         head = inner
     return head
 
 
-def _width(head: nn.Module, hidden: Tensor) -> int:
-    """V of a module's output."""
-    inner = _without_adapters(head) if not getattr(head, "merged", False) else head
-    if isinstance(width := getattr(inner, "out_features", None), int):
-        return width
-    with torch.no_grad():
-        return head(hidden[:0]).shape[-1]  # no rows: dropout in it draws nothing
-
-
-def _check(hidden, labels, tag_ids, shape, ref_hidden, kl_rows) -> None:
-    """Raises ValueError where shapes or ids do not fit a head of `shape` (V, D)."""
-    if len(shape) != 2 or hidden.dim() != 2 or hidden.shape[1] != shape[1] or hidden.dtype not in _FLOATS:
-        raise ValueError(
-            f"hidden is {tuple(hidden.shape)} {hidden.dtype} and the head's weight {tuple(shape)}: floats (R, D) and "
-            "(V, D) wanted; flatten batch and time first, and where the weight is sharded (FSDP, ZeRO-3) call this "
-            "inside the forward pass of the wrapped model, which gathers it"
-        )
-    if labels.shape != hidden.shape[:1] or labels.dtype != torch.int64:
-        raise ValueError(f"labels are {tuple(labels.shape)} {labels.dtype}: int64 ({len(hidden)},) wanted, one a row")
-    if len(labels) and not (labels.min() >= 0 and labels.max() < shape[0]):
-        raise ValueError(
-            f"labels run from {labels.min()} to {labels.max()}, the head knows 0 to {shape[0] - 1}: drop the rows that "
-            "need nothing (-100) before the call"
-        )
-    if len(tag_ids) != 2 or len({*tag_ids}) != 2 or not all(0 <= tag < shape[0] for tag in tag_ids):
-        raise ValueError(f"tag_ids={tag_ids}: two different ids from 0 to {shape[0] - 1} wanted")
-    if ref_hidden is None and kl_rows is not None:
-        raise ValueError("kl_rows without ref_hidden: give the reference's hidden states at these rows, or neither")
-    if ref_hidden is None:
-        return
-    if kl_rows is not None and (kl_rows.shape != labels.shape or kl_rows.dtype != torch.bool):
-        raise ValueError(f"kl_rows is {tuple(kl_rows.shape)} {kl_rows.dtype}: bool ({len(labels)},) wanted")
+def _check(hidden, labels, tag_ids, shape, ref_hidden, kl_rows, softcap) -> None:
+    """Raises ValueError where the arguments do not fit a head of `shape` (V, D) or each other."""
     rows = len(labels) if kl_rows is None else int(kl_rows.sum())
-    if ref_hidden.shape != (rows, shape[1]):
-        raise ValueError(f"ref_hidden is {tuple(ref_hidden.shape)}: ({rows}, {shape[1]}) wanted, one row per KL row")
+    if len(shape) != 2 or hidden.dim() != 2 or hidden.shape[1] != shape[1] or hidden.dtype not in _FLOATS:
+        wanted = "float hidden (R, D) and weight (V, D): flatten (B, T); call it where a sharded weight is gathered"
+    elif labels.shape != hidden.shape[:1] or labels.dtype != torch.int64:
+        wanted = "one int64 label a row"
+    elif len(labels) and not (labels.min() >= 0 and labels.max() < shape[0]):
+        wanted = f"labels in [0, {shape[0]}), not {labels.min()} to {labels.max()}: drop rows that need nothing (-100)"
+    elif len(tag_ids) != 2 or len({*tag_ids}) != 2 or not all(0 <= tag < shape[0] for tag in tag_ids):
+        wanted = f"two different tag_ids in [0, {shape[0]})"
+    elif kl_rows is not None and ref_hidden is None:
+        wanted = "ref_hidden with kl_rows"
+    elif kl_rows is not None and (kl_rows.shape != labels.shape or kl_rows.dtype != torch.bool):
+        wanted = "one bool a row in kl_rows"
+    elif ref_hidden is not None and ref_hidden.shape != (rows, shape[1]):
+        wanted = f"ref_hidden ({rows}, {shape[1]}), one row for each KL row"
+    elif softcap is not None and not softcap > 0:
+        wanted = "a positive softcap, or None for no cap"
+    else:
+        return
+    tensors = dict(hidden=hidden, labels=labels, ref_hidden=ref_hidden, kl_rows=kl_rows)
+    given = "".join(f"{name} {tuple(x.shape)} {x.dtype}, " for name, x in tensors.items() if x is not None)
+    raise ValueError(f"wanted {wanted}; given: {given}weight {tuple(shape)}, {tag_ids=}, {softcap=}")

@@ -473,20 +473,20 @@ class TestCost:
 
 class TestRefusals:
     @pytest.mark.parametrize("change, message", [
-        (dict(hidden=torch.zeros(1, ROWS, WIDTH)), "flatten batch and time"),
-        (dict(hidden=torch.zeros(ROWS, WIDTH + 1)), "floats"),
-        (dict(hidden=torch.zeros(ROWS, WIDTH, dtype=torch.int64)), "floats"),
+        (dict(hidden=torch.zeros(1, ROWS, WIDTH)), "flatten"),
+        (dict(hidden=torch.zeros(ROWS, WIDTH + 1)), "float hidden"),
+        (dict(hidden=torch.zeros(ROWS, WIDTH, dtype=torch.int64)), "float hidden"),
         (dict(labels=torch.zeros(ROWS)), "int64"),
-        (dict(labels=torch.zeros(ROWS + 1, dtype=torch.int64)), "one a row"),
+        (dict(labels=torch.zeros(ROWS + 1, dtype=torch.int64)), "one int64 label a row"),
         (dict(labels=torch.full((ROWS,), -100)), "-100"),
-        (dict(labels=torch.full((ROWS,), VOCABULARY)), "0 to 36"),
+        (dict(labels=torch.full((ROWS,), VOCABULARY)), r"\[0, 37\)"),
         (dict(tag_ids=(1, 1)), "two different"),
         (dict(tag_ids=(1, VOCABULARY)), "two different"),
         (dict(tag_ids=(-1, 1)), "two different"),
-        (dict(kl_rows=torch.ones(ROWS, dtype=torch.bool)), "without ref_hidden"),
+        (dict(kl_rows=torch.ones(ROWS, dtype=torch.bool)), "ref_hidden with kl_rows"),
         (dict(ref_hidden=torch.zeros(ROWS, WIDTH), kl_rows=torch.arange(ROWS)), "bool"),
-        (dict(ref_hidden=torch.zeros(3, WIDTH), kl_rows=torch.arange(ROWS) < 4), "one row per KL row"),
-        (dict(ref_hidden=torch.zeros(3, WIDTH)), "one row per KL row"),
+        (dict(ref_hidden=torch.zeros(3, WIDTH), kl_rows=torch.arange(ROWS) < 4), "one row for each KL row"),
+        (dict(ref_hidden=torch.zeros(3, WIDTH)), "one row for each KL row"),
         (dict(softcap=0.0), "softcap"),
         (dict(softcap=-1.0), "softcap"),
     ])  # fmt: skip
@@ -501,6 +501,12 @@ class TestRefusals:
         head, hidden, labels, _ = problem()
         head.weight.data = torch.empty(0, dtype=torch.float64)
         with pytest.raises(ValueError, match="sharded"):
+            head_log_probs(hidden, head, labels, TAGS)
+
+    def test_a_weight_sharded_by_fsdp(self):
+        head, hidden, labels, _ = problem()
+        head.weight.full_tensor = head.weight.clone  # as DTensor has it
+        with pytest.raises(ValueError, match="DTensor"):
             head_log_probs(hidden, head, labels, TAGS)
 
     def test_a_merged_adapter_has_no_reference(self):
