@@ -126,8 +126,7 @@ def _matrix_head(hidden, head, picked, rows, ref_hidden, ref_head, plan, _) -> t
     heads = [head] if rows is None or ref_head is head else [head, ref_head]
     tensors = hidden, ref_hidden, *(x for h in heads for x in (h.weight, h.bias))
     hidden, ref_hidden, *own = (None if x is None else x.to(dtype) for x in tensors)
-    with torch.autocast(device, enabled=False):
-        return _MatrixHead.apply(plan, picked, rows, hidden, ref_hidden, *own[:2], *own[-2:])
+    return _MatrixHead.apply(plan, picked, rows, hidden, ref_hidden, *own[:2], *own[-2:])
 
 
 class _MatrixHead(torch.autograd.Function):
@@ -167,7 +166,7 @@ class _MatrixHead(torch.autograd.Function):
         picked, rows, weight, named, rest, mean, pull, *again = ctx.saved_tensors
         d_named, d_rest, d_kl = (ctx.plan.scale * d.to(named.dtype) for d in (d_named, d_rest, d_kl))
         d_hidden, d_weight, d_bias = None, None, None
-        with torch.autocast(weight.device.type, enabled=False):
+        with torch.autocast(weight.device.type, enabled=False):  # the forward pass chose the dtype
             if ctx.needs_input_grad[3]:
                 boost, direct = _BOOST.get(mean.dtype, 1.0), ctx.plan.slope(named) * d_named
                 d_hidden = (d_rest / boost)[:, None] * mean

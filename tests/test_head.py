@@ -122,12 +122,13 @@ class TestMatrix:
         assert kl.abs().max() < 1e-14
         assert torch.autograd.grad(kl.sum(), hidden)[0].abs().max() < 1e-14
 
-    def test_a_vocabulary_of_two_tags(self):
+    @pytest.mark.parametrize("module", [False, True])
+    def test_a_vocabulary_of_two_tags(self, module):
         """Nothing else can be said: its probability is 0, and no gradient is NaN."""
         head, hidden, labels, _ = problem(5, 2)
         head.requires_grad_()
         labels, tags = labels.clamp(max=1), (1, 0)
-        got = head_log_probs(hidden, head, labels, tags)
+        got = head_log_probs(hidden, nn.Sequential(head) if module else head, labels, tags)
         torch.testing.assert_close(got.log_probs, head(hidden).log_softmax(-1).gather(1, labels[:, None])[:, 0])
         assert (got.log_tags[2].exp() == 0).all() and got.log_tags[2].isfinite().all()
         torch.testing.assert_close(got.log_tags[:2].exp().sum(0), torch.ones(5, dtype=torch.float64))
@@ -240,6 +241,12 @@ def with_hook(head):
     return head.requires_grad_()
 
 
+def with_forward(head):
+    """As accelerate replaces it, to bring offloaded weights."""
+    head.forward = lambda x, old=head.forward: 2 * old(x)
+    return head.requires_grad_()
+
+
 def in_four_bits(head):
     quantised = bnb.nn.Linear4bit(
         head.in_features, head.out_features, bias=False, compute_dtype=torch.float32, quant_type="nf4"
@@ -257,12 +264,12 @@ class TestModule:
     """Heads that are not one matrix."""
 
     @pytest.mark.parametrize("chunk_bytes", [1, 4 * 4 * VOCABULARY, 2**26])
-    @pytest.mark.parametrize("make", [with_lora, with_dora, with_token_rows, with_copy, with_hook])
+    @pytest.mark.parametrize("make", [with_lora, with_dora, with_token_rows, with_copy, with_hook, with_forward])
     def test_values_and_gradients(self, make, chunk_bytes):
         head, hidden, labels, _ = problem()
         original, head = copy.deepcopy(head), make(head)
         ref_hidden = hidden.detach()[5:] + 0.5
-        ref_logits = transform(head(ref_hidden) if make is with_hook else original(ref_hidden), 5.0, 0.7).detach()
+        ref_logits = transform((head if make in (with_hook, with_forward) else original)(ref_hidden), 5.0, 0.7).detach()
         got = head_log_probs(
             hidden, head, labels, TAGS, ref_hidden=ref_hidden, kl_rows=torch.arange(ROWS) >= 5, softcap=5.0, scale=0.7,
             chunk_bytes=chunk_bytes,
@@ -297,6 +304,16 @@ class TestModule:
         torch.testing.assert_close(got.log_probs, plain(head[1](hidden * mask), labels).log_probs)
         want = torch.autograd.grad(plain(head[1](hidden * mask), labels).log_probs.sum(), hidden)
         torch.testing.assert_close(torch.autograd.grad(got.log_probs.sum(), hidden), want)
+
+    def test_logits_are_made_anew_in_backward(self):
+        """Else all of them would be kept."""
+        head, hidden, labels, _ = problem()
+        calls = []
+        head.register_forward_hook(lambda module, args, output: calls.append(len(output)))
+        got = head_log_probs(hidden, head, labels, TAGS, chunk_bytes=4 * 4 * VOCABULARY)
+        assert calls == [0, 4, 4, 3]  # the first asks for V
+        got.log_probs.sum().backward()
+        assert sorted(calls[4:]) == [3, 4, 4]
 
     def test_no_gradient_without_asking(self):
         head, hidden, labels, _ = problem()
@@ -365,6 +382,26 @@ class TestPrecision:
         theirs = torch.autograd.grad(same.sum(), hidden)[0]
         ours, theirs = ((x.double() - want).norm(dim=1) / want.norm(dim=1) for x in (got, theirs))
         assert ours.median() <= 2 * theirs.median() and ours.max() <= 2 * theirs.max() + 1e-3
+
+    def test_float16_keeps_the_many_small_probabilities(self):
+        """60,000 of 1.7e-5, below the smallest normal number 6e-5; against the plain path with its loss scaled up."""
+        head, hidden, labels, _ = problem(4, 60_000, torch.float16, spread=0.01)
+        exact = hidden.detach().double().requires_grad_()
+        want = torch.autograd.grad(plain(copy.deepcopy(head).double()(exact), labels).log_tags[2].sum(), exact)[0]
+        got = torch.autograd.grad(head_log_probs(hidden, head, labels, TAGS).log_tags[2].sum(), hidden)[0]
+        got_mean = torch.autograd.grad(head_log_probs(hidden, head, labels, TAGS).log_probs.sum(), hidden)[0]
+        want_mean = torch.autograd.grad(plain(copy.deepcopy(head).double()(exact), labels).log_probs.sum(), exact)[0]
+        for a, b in ((got, want), (got_mean, want_mean)):
+            assert (a.double() - b).norm() < 2e-3 * want_mean.norm()
+
+    def test_backward_keeps_the_precision_of_forward(self):
+        """Also where it is called under autocast."""
+        head, hidden, labels, _ = problem(dtype=torch.float32)
+        head.requires_grad_()
+        want = torch.autograd.grad(plain(head(hidden), labels).log_probs.sum(), head.weight)[0]
+        got = head_log_probs(hidden, head, labels, TAGS).log_probs.sum()
+        with torch.autocast("cpu", torch.bfloat16):
+            torch.testing.assert_close(torch.autograd.grad(got, head.weight)[0], want, rtol=1e-4, atol=1e-5)
 
     @pytest.mark.parametrize("tag", TAGS)
     @pytest.mark.parametrize("module", [False, True])
@@ -449,9 +486,12 @@ class TestCost:
         forward, backward = self.record(trained=True)
         assert self.products(forward) == 2 and self.products(backward) == 2
 
-    def test_evaluation_takes_one(self):
+    @pytest.mark.parametrize("evaluation", [True, False])
+    def test_without_a_gradient_by_the_hidden_states_it_takes_one(self, evaluation):
         head, hidden, labels, _ = problem(self.R, self.V, torch.float32, width=self.D)
-        with torch.no_grad(), Recorder(self.V) as recorder:
+        if not evaluation:
+            head, hidden = head.requires_grad_(), hidden.detach()
+        with torch.set_grad_enabled(not evaluation), Recorder(self.V) as recorder:
             head_log_probs(hidden, head, labels, TAGS)
         assert self.products(recorder) == 1
 
