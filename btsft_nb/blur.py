@@ -1,14 +1,25 @@
 """The kinds of tokens, and which thought tokens are blurred: one uniform draw for each, compared with a threshold.
 
+Tokens of one word, sentence or thought can share a draw.
+
 The draws of an example come from a counter-based generator keyed by (seed, epoch, example), never from global state.
 So they do not depend on batch size, order, workers, rank or resume, and they nest: what is blurred at threshold 0.2
 is blurred at 0.5.
 """
 
 import hashlib
+import re
+from collections.abc import Sequence
 from enum import IntEnum
 
 import numpy as np
+
+UNITS = ("token", "word", "sentence", "thought")
+_UNIT_END = {
+    "word": re.compile(r"(?<=\S)(?=\s)"),
+    "sentence": re.compile(r"[.!?…][\"'”’)\]]*(?=\s)|[。！？]|(?<=\S)(?=\s*\n)"),
+    "thought": re.compile(r"(?!)"),
+}
 
 
 class Kind(IntEnum):
@@ -25,21 +36,60 @@ def example_key(example_id: str) -> int:
     return int.from_bytes(hashlib.blake2b(example_id.encode(), digest_size=8).digest(), "little") >> 1
 
 
-def draws(kinds: np.ndarray, key: int, seed: int, epoch: int, keep_first: int = 0) -> np.ndarray:
+def unit_ids(kinds: np.ndarray, texts: Sequence[str], unit: str) -> np.ndarray:
+    """Which unit of a thought each of its tokens belongs to: those that share a number share one draw.
+
+    Words end where white space begins; sentences at one of . ! ? and white space, at an ideographic full stop, or at a
+    line break. No unit reaches from one thought into the next. A token that straddles two units belongs to the later.
+
+    Args:
+        kinds: (T,) the `Kind` of each token. texts: the text of each token on its own.
+        unit: one of UNITS.
+
+    Returns:
+        (T,) int64, counting up from 0 over the thoughts; -1 for tokens of other kinds.
+    """
+    kinds, units, used = np.asarray(kinds), np.full(len(kinds), -1, np.int64), 0
+    for thought in _thoughts(kinds):
+        pieces = [texts[i] for i in thought]
+        if unit == "token":
+            inside = np.arange(len(thought))
+        else:
+            ends = [found.end() for found in _UNIT_END[unit].finditer("".join(pieces))]
+            last = np.cumsum([len(piece) for piece in pieces]) - 1
+            inside = np.unique(np.searchsorted(ends, last, side="right"), return_inverse=True)[1]
+        units[thought] = used + inside
+        used = units[thought[-1]] + 1
+    return units
+
+
+def draws(
+    kinds: np.ndarray, key: int, seed: int, epoch: int, keep_first: int = 0, units: np.ndarray | None = None
+) -> np.ndarray:
     """The draw of each token: uniform on [0, 1) for thought tokens, infinity for all that is never blurred.
 
     Args:
         kinds: (T,) the `Kind` of each token.
         key: `example_key` of the example.
         seed, epoch: which draw; pass epoch 0 throughout to draw once for all epochs.
-        keep_first: how many thought tokens at the start are never blurred (the reference implementation keeps 5).
+        keep_first: how many tokens at the start of a thought are never blurred (the reference implementation keeps 5).
+        units: (T,) `unit_ids`, whose tokens share a draw; by default each token has its own.
 
     Returns:
         (T,) float64. A token is blurred iff its draw is below the threshold.
     """
+    kinds = np.asarray(kinds)
     u = np.full(len(kinds), np.inf)
-    thought = np.flatnonzero(np.asarray(kinds) == Kind.THINK)
+    thought = np.flatnonzero(kinds == Kind.THINK)
+    unit = np.arange(len(thought)) if units is None else units[thought]
     generator = np.random.Generator(np.random.Philox(key=[(seed << 32) + epoch, key]))
-    u[thought] = generator.random(len(thought))
-    u[thought[:keep_first]] = np.inf
+    u[thought] = generator.random(unit.max(initial=-1) + 1)[unit]
+    for tokens in _thoughts(kinds):
+        u[tokens[:keep_first]] = np.inf
     return u
+
+
+def _thoughts(kinds: np.ndarray) -> list[np.ndarray]:
+    """The positions of each run of thought tokens."""
+    at = np.flatnonzero(kinds == Kind.THINK)
+    return np.split(at, np.flatnonzero(np.diff(at) > 1) + 1) if len(at) else []

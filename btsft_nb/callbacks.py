@@ -1,7 +1,13 @@
-"""What happens while a model trains: curves that grow in the notebook, with progress and time left."""
+"""What happens while a model trains: curves that grow in the notebook, and a stop between two steps."""
 
+import signal
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
+import torch
+from accelerate import Accelerator
 from IPython.display import Image, display
 from transformers import TrainerCallback
 
@@ -42,3 +48,35 @@ class LiveCurves(TrainerCallback):
         title = f"{self.name}: step {state.global_step} of {state.max_steps}, {spent:.0f} s{left}"
         picture = training_curves({**self.compare, self.name: state.log_history}, title)
         return Image(picture._repr_png_(), alt=title)
+
+
+class StopOnInterrupt(TrainerCallback):
+    """Turns an interrupt into a checkpoint and a stop after the step that runs; a second one stops at once."""
+
+    requested = False
+
+    @contextmanager
+    def listening(self, accelerator: Accelerator) -> Iterator[None]:
+        """Within, interrupts are caught; in a thread other than the main one Python delivers none."""
+        self.requested, self._accelerator = False, accelerator
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = signal.signal(signal.SIGINT, self._note)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, before)
+
+    def _note(self, number, frame):
+        if self.requested:
+            raise KeyboardInterrupt
+        self.requested = True
+        print("Stopping after this step; interrupt again to stop at once.", flush=True)
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if self._accelerator.num_processes > 1:  # all stop at the same step, or none
+            flag = torch.tensor(float(self.requested), device=self._accelerator.device)
+            self.requested = self._accelerator.reduce(flag, "sum").item() > 0
+        if self.requested:
+            control.should_save = control.should_training_stop = True

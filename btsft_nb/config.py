@@ -12,6 +12,8 @@ import torch
 from transformers import TrainingArguments
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
+from .blur import UNITS
+
 
 @dataclass
 class BTSFTConfig(TrainingArguments):
@@ -29,7 +31,28 @@ class BTSFTConfig(TrainingArguments):
     resample: str = field(
         default="epoch", metadata={"help": "'epoch' draws the blur anew each epoch, 'never' draws it once."}
     )
-    keep_first: int = field(default=0, metadata={"help": "How many thought tokens at the start are never blurred."})
+    keep_first: int = field(
+        default=0, metadata={"help": "How many tokens at the start of a thought are never blurred."}
+    )
+    unit: str = field(
+        default="token", metadata={"help": "What shares one draw of the blur: token, word, sentence or thought."}
+    )
+    threshold_end: float | None = field(
+        default=None, metadata={"help": "The threshold of the last step, approached linearly; None: no change."}
+    )
+    negative: str = field(
+        default="nll",
+        metadata={
+            "help": "The loss of tokens with a negative weight: 'nll' (without a lower bound), 'unlikelihood' "
+            "(-log(1 - p), at least 0) or 'floor' (nll up to negative_floor)."
+        },
+    )
+    negative_floor: float = field(
+        default=10.0, metadata={"help": "negative='floor': nats of nll beyond which a token is left alone."}
+    )
+    padding_free: bool = field(
+        default=False, metadata={"help": "Lay the examples of a batch end to end in one row, without padding."}
+    )
     report_to: str | list[str] = field(
         default="none", metadata={"help": "Trackers: none, tensorboard, wandb, wandb-offline, or a list."}
     )
@@ -60,8 +83,14 @@ class BTSFTConfig(TrainingArguments):
         _check_number("beta", self.beta, 0, math.inf)
         _check_number("anchor", self.anchor, 0, math.inf)
         _check_number("keep_first", self.keep_first, 0, math.inf, Integral)
-        if self.resample not in ("epoch", "never"):
-            raise ValueError(f"resample={self.resample!r}: 'epoch' or 'never' wanted")
+        _check_number("negative_floor", self.negative_floor, 0, math.inf)
+        if self.threshold_end is not None:
+            _check_number("threshold_end", self.threshold_end, 0, 1)
+        _check_choice("resample", self.resample, ("epoch", "never"))
+        _check_choice("unit", self.unit, UNITS)
+        _check_choice("negative", self.negative, ("nll", "unlikelihood", "floor"))
+        if self.label_smoothing_factor:
+            raise ValueError("label_smoothing_factor: the objective has no label smoothing; leave it 0")
         if self.remove_unused_columns:
             raise ValueError("remove_unused_columns=True would remove the token weights and kinds; leave it False")
         self.label_names = ["labels"] if self.label_names is None else self.label_names
@@ -86,6 +115,11 @@ def _check_number(name: str, value: object, low: float, high: float, kind: type 
         upper = "" if math.isinf(high) else f" to {high}"
         noun = "whole number" if kind is Integral else "number"
         raise ValueError(f"{name}={value!r}: a {noun} from {low}{upper} wanted")
+
+
+def _check_choice(name: str, value: object, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise ValueError(f"{name}={value!r}: {', '.join(map(repr, known[:-1]))} or {known[-1]!r} wanted")
 
 
 def _trackers(names: str | list[str] | None) -> tuple[list[str], bool]:

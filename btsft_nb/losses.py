@@ -1,4 +1,4 @@
-"""The objective, in plain PyTorch with full logits: the reference that faster code is tested against.
+"""The objective, from what a model says of each token: `head` makes that without logits, `token_values` plainly.
 
     L = 1/N [ sum_{t in S, not blurred} w_t nll_t  +  anchor * sum_{t blurred} KL(p_ref(.|x_<t) || p(.|x_<t)) ]
         + beta * 1/B sum_sequences (1 - R_seq)
@@ -9,10 +9,12 @@ teacher-forced distributions fits the think format: exactly one open tag, at the
 tag after it. It is the expectation of the reference implementation's 0/1 reward, which is not differentiable.
 
 Every tensor here is aligned to the token it speaks of: entry t belongs to the prediction of token t from tokens < t.
-Position 0 has no prediction.
+The first token of a sequence has no prediction. A batch has (B, T) `input_ids`, `weights`, `kinds`, `blurred`, and
+`sequence`, which of its sequences each token belongs to: the row of a padded batch, or a stretch of a packed one.
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -22,14 +24,36 @@ from torch.nn.utils.rnn import pad_sequence
 from .blur import Kind
 
 
+class TokenValues(NamedTuple):
+    """What a model says of the tokens of a batch, in nats."""
+
+    log_probs: Tensor  # (B, T) log p(x_t | x_<t), 0 where nothing is predicted
+    log_tags: Tensor  # (3, B, T) float64, of the open tag, the close tag and anything else
+    argmax: Tensor  # (B, T) int64, the most probable token, -1 where nothing is predicted
+    kl: Tensor | None = None  # (B, T) KL(p_ref || p); None without a reference
+
+
 @dataclass
 class Completion:
-    """Where one completion stands in a batch: row, first and last + 1 position, and whether the prompt opened it."""
+    """Where one completion stands in a batch: row, first and last + 1 position; its sequence, and what opened it."""
 
     row: int
     start: int
     end: int
-    opened: bool
+    sequence: int
+    opened: bool  # the prompt ends in the open tag, white space of at most one token aside
+
+
+def token_values(
+    logits: Tensor, input_ids: Tensor, tag_ids: tuple[int, int], ref_logits: Tensor | None = None
+) -> TokenValues:
+    """The plain formulas over full logits (B, T, V): the reference that faster code is tested against."""
+    return TokenValues(
+        token_log_probs(logits, input_ids),
+        tag_log_probs(logits, tag_ids),
+        F.pad(logits[:, :-1].argmax(-1), (1, 0), value=-1),
+        None if ref_logits is None else kl_divergence(ref_logits, logits),
+    )
 
 
 def token_log_probs(logits: Tensor, input_ids: Tensor) -> Tensor:
@@ -60,21 +84,19 @@ def kl_divergence(ref_logits: Tensor, logits: Tensor) -> Tensor:
 def find_completions(batch: dict[str, Tensor], tag_ids: tuple[int, int]) -> list[Completion]:
     """The completions in a batch: runs of tokens that are not PROMPT, of which at least one has a weight other than 0.
 
-    Position 0 cannot be predicted and is left out.
-
-    `opened`: the prompt ends in the open tag, white space of at most one token aside.
+    The first token of a sequence cannot be predicted and is left out.
     """
-    ids, weights = batch["input_ids"].cpu(), batch["weights"].cpu()
-    completion = F.pad((batch["kinds"][:, 1:] != Kind.PROMPT).int(), (1, 1)).cpu()
-    step = completion.diff(dim=1)
-    starts, ends = (step == 1).nonzero() + torch.tensor([0, 1]), (step == -1).nonzero() + torch.tensor([0, 1])
+    ids, weights, kinds, sequence = (batch[name].cpu() for name in ("input_ids", "weights", "kinds", "sequence"))
+    same = F.pad((sequence.diff(dim=1) == 0).int(), (1, 0))
+    step = F.pad((kinds != Kind.PROMPT).int() * same, (1, 1)).diff(dim=1)
     found = []
-    for (row, start), (_, end) in zip(starts.tolist(), ends.tolist(), strict=True):
+    for (row, start), (_, end) in zip((step == 1).nonzero().tolist(), (step == -1).nonzero().tolist(), strict=True):
         if not weights[row, start:end].any():
             continue
-        before = ids[row, max(start - 2, 0) : start]
+        before = ids[row, max(start - 2, 0) : start][sequence[row, max(start - 2, 0) : start] == sequence[row, start]]
         tags = before[(before == tag_ids[0]) | (before == tag_ids[1])]
-        found.append(Completion(row, start, end, bool(len(tags) and tags[-1] == tag_ids[0])))
+        opened = bool(len(tags) and tags[-1] == tag_ids[0])
+        found.append(Completion(row, start, end, int(sequence[row, start]), opened))
     return found
 
 
@@ -100,81 +122,101 @@ def format_log_prob(log_tags: Tensor, opened: Tensor, lengths: Tensor) -> Tensor
     return torch.where(opened, 0, log_open[:, 0]) + rest + close
 
 
-def expected_format_reward(log_tags: Tensor, completions: list[Completion], rows: int) -> Tensor:
-    """R of each sequence of a batch: log_tags (3, B, T) -> (B,) float64 in [0, 1].
+def expected_format_reward(log_tags: Tensor, completions: list[Completion], sequences: int) -> Tensor:
+    """R of each sequence of a batch: log_tags (3, B, T) -> (sequences,) float64 in [0, 1].
 
-    A sequence with several completions fits when all of them do.
+    A sequence with several completions fits when all of them do, and one without any fits.
     """
     lengths = torch.tensor([c.end - c.start for c in completions], device=log_tags.device)
     opened = torch.tensor([c.opened for c in completions], device=log_tags.device)
     pieces = pad_sequence([log_tags[:, c.row, c.start : c.end].T for c in completions], batch_first=True)
     log_r = format_log_prob(pieces.permute(2, 0, 1), opened, lengths)
-    owner = torch.tensor([c.row for c in completions], device=log_tags.device)
-    return torch.zeros(rows, dtype=log_r.dtype, device=log_r.device).index_add(0, owner, log_r).exp()
+    owner = torch.tensor([c.sequence for c in completions], device=log_tags.device)
+    return torch.zeros(sequences, dtype=log_r.dtype, device=log_r.device).index_add(0, owner, log_r).exp()
 
 
-def argmax_format_reward(logits: Tensor, completions: list[Completion], rows: int, tag_ids: tuple[int, int]) -> Tensor:
+def argmax_format_reward(
+    argmax: Tensor, completions: list[Completion], sequences: int, tag_ids: tuple[int, int]
+) -> Tensor:
     """The reference implementation's reward, to compare: 1 where the argmax of the logits fits the format, else 0.
 
-    logits (B, T, V) -> (B,) float32. It has no gradient.
+    argmax (B, T) -> (sequences,) float32. It has no gradient.
     """
-    best = F.pad(logits[:, :-1].argmax(-1), (1, 0), value=-1)
-    fits = torch.ones(rows, device=logits.device)
+    device, argmax, fits = argmax.device, argmax.cpu(), torch.ones(sequences)
     for c in completions:
-        tokens = best[c.row, c.start : c.end]
+        tokens = argmax[c.row, c.start : c.end]
         at_open, at_close = (tokens == tag_ids[0]).nonzero(), (tokens == tag_ids[1]).nonzero()
         opens = len(at_open) == 0 if c.opened else len(at_open) == 1 and at_open[0] == 0
-        fits[c.row] *= float(opens and len(at_close) == 1)
-    return fits
+        fits[c.sequence] *= float(opens and len(at_close) == 1)
+    return fits.to(device)
+
+
+def token_losses(log_probs: Tensor, weights: Tensor, negative: str = "nll", floor: float = 10.0) -> Tensor:
+    """What each token adds to the sum, all (B, T): w * nll, but for negative weights as `negative` says.
+
+    `nll`: w * nll too, which has no lower bound. `unlikelihood`: |w| * -log(1 - p), at least 0 (Welleck et al.,
+    https://arxiv.org/abs/1908.04319). `floor`: w * min(nll, floor), at least w * floor: a token less probable than
+    exp(-floor) is left alone.
+    """
+    losses = -log_probs * weights
+    if negative == "unlikelihood":
+        # log(1 - p) by expm1, which loses nothing where p is almost 1; 1e-12 keeps it finite at 1, gradient included
+        bounded = -weights * -torch.log(-torch.expm1(log_probs.double() - 1e-12))
+        return torch.where(weights < 0, bounded.to(losses.dtype), losses)
+    return torch.where(weights < 0, losses.clamp(min=weights * floor), losses) if negative == "floor" else losses
 
 
 def objective(
-    logits: Tensor,
+    values: TokenValues,
     batch: dict[str, Tensor],
+    completions: list[Completion],
     *,
     tag_ids: tuple[int, int],
     n_tokens: float,
     n_sequences: float,
     beta: float = 0.0,
     anchor: float = 0.0,
-    ref_logits: Tensor | None = None,
+    negative: str = "nll",
+    floor: float = 10.0,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The loss of one micro-batch, and the sums to report.
 
     Args:
-        logits: (B, T, V) of the model in training.
-        batch: `input_ids`, `weights`, `kinds`, `blurred`, each (B, T), as the collator and the trainer make them.
+        values: of the model in training; `kl` where anchor is not 0.
+        batch: see above. completions: what `find_completions` finds in it.
         tag_ids: the ids of the open and the close tag.
         n_tokens, n_sequences: N and B of the objective, over all micro-batches that share an optimiser step.
-        beta, anchor: the dials.
-        ref_logits: (B, T, V) of the reference model; needed where anchor is not 0.
+        beta, anchor: the dials. negative, floor: as for `token_losses`.
 
     Returns:
-        The loss, a scalar connected to every logit, and sums over this micro-batch, without gradient:
-        `loss_nll`, `loss_anchor`, `loss_format` (the three parts, they add up to the loss); `nll_*` and `tokens_*`
-        by kind, over supervised tokens; `blurred`, `supervised`, `expected_reward`, `format_reward`, `sequences`.
+        The loss, a scalar connected to all values, and sums over this micro-batch, scalars without gradient:
+        `loss_nll`, `loss_anchor`, `loss_format` (the three parts, they add up to the loss); `nll_*` and `tokens_*` by
+        kind, over supervised tokens; `p_*` and `tags_*` of open and close tag, the probability where they stand;
+        `expected_reward`, `format_reward`, `sequences`; `blurred`, `supervised`.
     """
     weights, kinds, blurred = batch["weights"], batch["kinds"], batch["blurred"]
-    log_probs = token_log_probs(logits, batch["input_ids"])
-    none = log_probs.new_zeros(())
-    parts = {"loss_nll": -(log_probs * weights.masked_fill(blurred, 0)).sum() / n_tokens}
-    parts |= {"loss_anchor": none, "loss_format": none}
+    none = values.log_probs.new_zeros(())
+    losses = token_losses(values.log_probs, weights.masked_fill(blurred, 0), negative, floor)
+    parts = {"loss_nll": losses.sum() / n_tokens, "loss_anchor": none, "loss_format": none}
     if anchor:
-        parts["loss_anchor"] = anchor * kl_divergence(ref_logits, logits)[blurred].sum() / n_tokens
-    rewards = {"expected_reward": none, "format_reward": none, "sequences": none}
-    completions, rows = find_completions(batch, tag_ids), len(weights)
+        parts["loss_anchor"] = anchor * values.kl[blurred].sum() / n_tokens
+    sequences = int(batch["sequence"].max()) + 1
+    reward = argmax = none.new_ones(sequences)
     if completions:
         with torch.set_grad_enabled(torch.is_grad_enabled() and beta != 0):
-            reward = expected_format_reward(tag_log_probs(logits, tag_ids), completions, rows)
+            reward = expected_format_reward(values.log_tags, completions, sequences)
             parts["loss_format"] = beta * (1 - reward).sum().float() / n_sequences
-        argmax = argmax_format_reward(logits, completions, rows, tag_ids)
-        rewards = {"expected_reward": reward.detach().sum(), "format_reward": argmax.sum(), "sequences": none + rows}
-    with torch.no_grad():
-        sums = {name: value.detach() for name, value in parts.items()}
-        supervised = weights != 0
-        for kind in (Kind.TAG, Kind.THINK, Kind.ANSWER):
-            chosen = supervised & (kinds == kind)
-            sums[f"tokens_{kind.name.lower()}"] = chosen.sum()
-            sums[f"nll_{kind.name.lower()}"] = -log_probs[chosen].sum()
-        sums |= {"blurred": blurred.sum(), "supervised": supervised.sum(), **rewards}
-    return sum(parts.values()), sums
+        argmax = argmax_format_reward(values.argmax, completions, sequences, tag_ids)
+    rewards = {"expected_reward": reward.sum(), "format_reward": argmax.sum(), "sequences": none + sequences}
+    groups = {kind.name.lower(): kinds == kind for kind in (Kind.TAG, Kind.THINK, Kind.ANSWER)}
+    tags = {
+        name: groups["tag"] & (batch["input_ids"] == tag) for name, tag in zip(("open", "close"), tag_ids, strict=True)
+    }
+    sums = {**parts, **rewards, "blurred": blurred.sum(), "supervised": (weights != 0).sum()}
+    for name, chosen in groups.items():
+        at = chosen & (weights != 0)
+        sums |= {f"tokens_{name}": at.sum(), f"nll_{name}": -values.log_probs[at].sum()}
+    for name, chosen in tags.items():
+        at = chosen & (weights != 0)
+        sums |= {f"tags_{name}": at.sum(), f"p_{name}": values.log_probs[at].exp().sum()}
+    return sum(parts.values()), {name: value.detach() for name, value in sums.items()}

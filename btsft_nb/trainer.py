@@ -1,8 +1,10 @@
-"""BTSFTTrainer: transformers' Trainer with the blur drawn per batch and the objective of `losses`."""
+"""BTSFTTrainer: transformers' Trainer with the blur drawn per batch and the objective of `losses`, without logits."""
 
 import json
-from collections import Counter
+import shutil
+import time
 from dataclasses import asdict
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -12,11 +14,14 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, Trainer, TrainerCallback
 from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
 
-from .blur import draws
-from .callbacks import LiveCurves
+from .blur import draws, unit_ids
+from .callbacks import LiveCurves, StopOnInterrupt
 from .config import BTSFTConfig
 from .data import Collator, load_rows, prepare
-from .losses import objective
+from .forward import HeadForward
+from .inspector import token_texts
+from .logs import PARTS, Sums, means
+from .losses import find_completions, objective
 from .models import load_model, record_base
 from .render import tag_ids
 
@@ -25,13 +30,14 @@ class BTSFTTrainer(Trainer):
     """Fine-tunes on prepared examples with blurred thoughts and a format reward.
 
     Args:
-        model: a causal language model; a PEFT model where `config.anchor` is not 0, whose adapters are switched off
-            to get the reference distribution.
+        model: a causal language model, with or without adapters.
         config: the dials and all training arguments.
         train_dataset, eval_dataset: as `prepare` returns them. Evaluation is never blurred.
         processing_class: the tokenizer that prepared them.
+        ref_model: the reference of the anchor; by default `model` with its adapters switched off.
 
-    Raises ValueError where the anchor has no reference, or a data set lacks a column.
+    Raises ValueError where the anchor has no reference, a data set lacks a column, or the model is of a kind that
+    `HeadForward` does not support.
     """
 
     # The objective divides by what the whole accumulation window holds. transformers 5.23 reads this attribute; 5.15
@@ -46,49 +52,50 @@ class BTSFTTrainer(Trainer):
         eval_dataset: Dataset | None = None,
         *,
         processing_class: PreTrainedTokenizerBase,
+        ref_model: PreTrainedModel | PeftModel | None = None,
         callbacks: list[TrainerCallback] | None = None,
     ):
-        if config.anchor and not isinstance(model, PeftModel):
-            raise ValueError(
-                f"anchor={config.anchor} needs a reference: a model with adapters, which are switched off to get it; "
-                "load the model with qlora=True or lora=LoraConfig(...), or set anchor=0"
-            )
-        for data in filter(None, (train_dataset, eval_dataset)):
-            missing = {"id", "input_ids", "weights", "kinds"} - set(data.column_names)
-            if missing:
-                raise ValueError(f"the data set lacks the columns {sorted(missing)}; make it with btsft_nb.prepare")
-        if not any(parameter.requires_grad for parameter in model.parameters()):
-            raise ValueError(
-                "nothing to train: the model has no trainable parameter; load it with qlora=True or lora=..."
-            )
+        _check(model, config, ref_model, train_dataset, eval_dataset)
         self.tag_ids = tag_ids(processing_class)
-        self._sums, self._sums_since = Counter(), 0
+        self._sums, self._eval_sums, self._interrupt = Sums(), Sums(), StopOnInterrupt()
+        self._text = lru_cache(maxsize=None)(lambda token: token_texts(processing_class, [token])[0])
         super().__init__(
             model,
             config,
-            data_collator=Collator(processing_class.pad_token_id),
+            data_collator=Collator(processing_class.pad_token_id, config.padding_free),
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             processing_class=processing_class,
-            callbacks=callbacks,
+            callbacks=[*(callbacks or []), self._interrupt],
         )
         if any(isinstance(callback, LiveCurves) for callback in callbacks or []):
             self.remove_callback(PrinterCallback)
             self.remove_callback(DEFAULT_PROGRESS_CALLBACK)
         self.model_accepts_loss_kwargs = True  # the objective takes the counts that _get_num_items_in_batch makes
+        self._forward = HeadForward(model, self.tag_ids, padding_free=config.padding_free)
+        self.ref_model = ref_model
+        if ref_model is not None:
+            self._ref_forward = HeadForward(ref_model.eval(), self.tag_ids, padding_free=config.padding_free)
+            self.ref_model = self.accelerator.prepare_model(ref_model, evaluation_mode=True)
 
-    def train(self, *args, **kwargs):
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs):
         """As Trainer.train, and then saves model, tokenizer, settings, history and data report to the run folder.
 
-        An interrupt leaves a checkpoint from which `train(resume_from_checkpoint=True)` goes on, and is passed on.
+        An interrupt lets the step end and leaves a checkpoint, from which `train(resume_from_checkpoint=True)` goes
+        on as if nothing had been; then it is passed on. A second one stops at once. What a killed run left of a
+        checkpoint that it was writing is removed.
         """
         self._sums.clear()
-        try:
-            with self.args.wandb_mode():
-                output = super().train(*args, **kwargs)
-        except KeyboardInterrupt:
-            self._save_checkpoint(self.model, trial=None)
-            raise
+        self._mark = None
+        if resume_from_checkpoint is True and self.is_world_process_zero():
+            for folder in Path(self.args.output_dir).glob("checkpoint-*"):
+                if not _is_whole(folder):
+                    shutil.rmtree(folder)
+        self.accelerator.wait_for_everyone()
+        with self.args.wandb_mode(), self._interrupt.listening(self.accelerator):
+            output = super().train(resume_from_checkpoint, **kwargs)
+        if self._interrupt.requested:
+            raise KeyboardInterrupt(f"stopped after step {self.state.global_step}, with a checkpoint")
         self.save_model()
         if self.is_world_process_zero():
             self._save_records(Path(self.args.output_dir))
@@ -106,80 +113,167 @@ class BTSFTTrainer(Trainer):
         if isinstance(self.model, PeftModel) and self.args.should_save:
             record_base(output_dir or self.args.output_dir, self.model)
 
+    def _save_checkpoint(self, model, trial) -> None:
+        """As Trainer's, which leaves a part of a checkpoint where it fails, on a full disk, say."""
+        try:
+            super()._save_checkpoint(model, trial)
+        except BaseException:
+            folder = Path(self._get_output_dir(trial), f"checkpoint-{self.state.global_step}")
+            if not _is_whole(folder):
+                shutil.rmtree(folder, ignore_errors=True)
+            raise
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        self.accelerator.wait_for_everyone()  # trainer_state.json comes next, and says that all is there
+
+    @property
+    def threshold(self) -> float:
+        """The share of thought tokens that is blurred at the current step."""
+        start, end = self.args.threshold, self.args.threshold_end
+        if end is None:
+            return start
+        return start + (end - start) * min(self.state.global_step / max(self.state.max_steps - 1, 1), 1)
+
     def blur(self, batch: dict[str, Tensor]) -> Tensor:
         """(B, T) bool: which tokens of a batch are blurred in the current epoch. Only supervised tokens can be."""
-        epoch = int(self.state.epoch or 0) if self.args.resample == "epoch" else 0
-        blurred = torch.zeros_like(batch["kinds"], dtype=torch.bool)
-        for row, (kinds, key) in enumerate(zip(batch["kinds"].cpu(), batch["keys"].tolist(), strict=True)):
-            u = torch.from_numpy(draws(kinds.numpy(), key, self.args.seed, epoch, self.args.keep_first))
-            blurred[row] = (u < self.args.threshold).to(blurred.device)
-        return blurred & (batch["weights"] != 0)
+        args, epoch = self.args, int(self.state.epoch or 0) if self.args.resample == "epoch" else 0
+        ids, kinds, sequence = (batch[name].cpu() for name in ("input_ids", "kinds", "sequence"))
+        blurred = torch.zeros_like(kinds, dtype=torch.bool)
+        for i, key in enumerate(batch["keys"].tolist()):
+            place = sequence == i
+            own, units = kinds[place].numpy(), None
+            if args.unit != "token":
+                units = unit_ids(own, list(map(self._text, ids[place].tolist())), args.unit)
+            u = draws(own, key, args.seed, epoch, args.keep_first, units)
+            blurred[place] = torch.from_numpy(u < self.threshold)
+        return blurred.to(batch["kinds"].device) & (batch["weights"] != 0)
 
     def _prepare_inputs(self, inputs: dict) -> dict:
         batch = super()._prepare_inputs(inputs)
         training = self.model.training
         return batch | {"blurred": self.blur(batch) if training else torch.zeros_like(batch["kinds"], dtype=torch.bool)}
 
+    def get_batch_samples(self, *args):
+        """As Trainer's: the micro-batches of an optimiser step and their counts. Counts the tokens seen."""
+        samples, counts = super().get_batch_samples(*args)
+        if self._mark is None:  # the clock starts with the first step, also of a resumed run
+            self._mark = self.state.global_step, self.state.num_input_tokens_seen, time.monotonic()
+        self.state.num_input_tokens_seen += int(counts[2])
+        return samples, counts
+
     def _get_num_items_in_batch(self, batch_samples: list[dict], device: torch.device) -> Tensor:
-        """(2,): N and B of the objective, over the micro-batches of an optimiser step and over all processes."""
-        counts = [[(batch["weights"] != 0).sum().item(), len(batch["weights"])] for batch in batch_samples]
-        total = torch.tensor(counts, dtype=torch.float64).reshape(-1, 2).sum(0).float().to(device)
-        return self.accelerator.reduce(total, "sum")
+        """(3,): N and B of the objective and the tokens, padding aside, of a step's micro-batches on all processes."""
+        total = torch.zeros(3, dtype=torch.float64)
+        for batch in batch_samples:
+            tokens = batch.get("attention_mask", torch.ones_like(batch["input_ids"])).sum().item()
+            total += torch.tensor([(batch["weights"] != 0).sum().item(), len(batch["keys"]), tokens])
+        return self.accelerator.reduce(total.float().to(device), "sum")
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        """The objective of one micro-batch; the sums behind it are kept until the next log."""
+        """The objective of one micro-batch; the sums behind it are kept until the next log.
+
+        The outputs are `log_probs` (B, T), 0 where the objective needs none.
+        """
         if num_items_in_batch is None:
             num_items_in_batch = self._get_num_items_in_batch([inputs], self.args.device)
-        n_tokens, n_sequences = num_items_in_batch.clamp(min=1).tolist()
-        forward = {name: inputs[name] for name in ("input_ids", "attention_mask")}
-        ref_logits = self._reference_logits(model, forward) if self.args.anchor and inputs["blurred"].any() else None
-        outputs = model(**forward)
+        if not model.training:
+            num_items_in_batch = torch.ones_like(num_items_in_batch)  # evaluation_loop divides, when it has seen all
+        n_tokens, n_sequences = num_items_in_batch[:2].clamp(min=1)
+        completions, positions = find_completions(inputs, self.tag_ids), inputs["weights"] != 0
+        for c in completions:
+            positions[c.row, c.start : c.end] = True
+        anchor = self.args.anchor if model.training else 0.0
+        with self.accelerator.autocast():
+            reference = self._reference(model, inputs) if anchor else {}
+            values = self._forward.token_values(model, inputs, positions, **reference)
         loss, sums = objective(
-            outputs.logits,
+            values,
             inputs,
+            completions,
             tag_ids=self.tag_ids,
             n_tokens=n_tokens,
             n_sequences=n_sequences,
             beta=self.args.beta,
-            anchor=self.args.anchor if ref_logits is not None else 0.0,
-            ref_logits=ref_logits,
+            anchor=anchor,
+            negative=self.args.negative,
+            floor=self.args.negative_floor,
         )
-        if model.training:
-            if not self._sums:
-                self._sums_since = self.state.global_step
-            self._sums.update({name: value.item() for name, value in sums.items()})
+        (self._sums if model.training else self._eval_sums).add(sums)
         # every process averages its gradients with the others, so each contributes its share of the sum
         loss = loss * self.accelerator.num_processes
-        return (loss, outputs) if return_outputs else loss
+        return (loss, {"log_probs": values.log_probs}) if return_outputs else loss
 
-    def _reference_logits(self, model, forward: dict[str, Tensor]) -> Tensor:
-        """Logits of the model with its adapters switched off, and without dropout."""
+    def _reference(self, model, inputs: dict[str, Tensor]) -> dict:
+        """The reference's hidden states before blurred tokens, without dropout, and the head that they go to.
+
+        It runs in every micro-batch, blurred tokens or not: FSDP's processes have to take the same turns.
+        """
+        if self.ref_model is not None:
+            hidden = self._ref_forward.hidden(self.ref_model, inputs, inputs["blurred"])
+            return {"ref_hidden": hidden, "ref_head": self._ref_forward.head}
         reference = self.accelerator.unwrap_model(model)
-        was_training = reference.training
-        with torch.no_grad(), reference.disable_adapter():
-            logits = reference.eval()(**forward).logits
-        reference.train(was_training)
-        return logits
+        reference.eval()
+        with reference.disable_adapter():
+            hidden = self._forward.hidden(reference, inputs, inputs["blurred"])
+        reference.train()
+        return {"ref_hidden": hidden}
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds the means since the last log: the loss in its three parts, nll by kind, blur and rewards."""
-        if self._sums and "loss" in logs:
-            logs |= self._means(self.state.global_step - self._sums_since)
+        """Adds what the steps since the last log come to, see `logs.means`, and the tokens seen."""
+        if "loss" in logs and self._sums:
+            sums, (step, seen, since) = self._sums.reduced(self.accelerator), self._mark
+            logs |= {name: sums[name] / (self.state.global_step - step) for name in PARTS} | means(sums)
+            self._mark = self.state.global_step, self.state.num_input_tokens_seen, time.monotonic()
+            logs |= {"threshold": self.threshold, "tokens_seen": self._mark[1]}
+            logs["tokens_per_second"] = (self._mark[1] - seen) / (self._mark[2] - since)
             self._sums.clear()
         super().log(logs, start_time)
 
-    def _means(self, steps: int) -> dict[str, float]:
-        names = sorted(self._sums)
-        values = torch.tensor([self._sums[name] for name in names], dtype=torch.float32, device=self.args.device)
-        sums = Counter(dict(zip(names, self.accelerator.reduce(values, "sum").tolist(), strict=True)))
-        means = {name: sums[name] / steps for name in names if name.startswith("loss_")}
-        for kind in ("tag", "think", "answer"):
-            if sums[f"tokens_{kind}"]:
-                means[f"nll_{kind}"] = sums[f"nll_{kind}"] / sums[f"tokens_{kind}"]
-        means["blurred_share"] = sums["blurred"] / max(sums["tokens_think"], 1)
-        if sums["sequences"]:
-            means |= {name: sums[name] / sums["sequences"] for name in ("expected_reward", "format_reward")}
-        return means
+    def evaluation_loop(self, *args, metric_key_prefix: str = "eval", **kwargs):
+        """As Trainer's, with the loss and its parts over the whole set in place of the mean of batch means."""
+        self._eval_sums.clear()
+        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        sums = self._eval_sums.reduced(self.accelerator)
+        logs = {"loss_nll": sums["loss_nll"] / max(sums["supervised"], 1)}
+        logs["loss_format"] = sums["loss_format"] / max(sums["sequences"], 1)
+        for name, value in ({"loss": sum(logs.values())} | logs | means(sums)).items():
+            output.metrics[f"{metric_key_prefix}_{name}"] = value
+        return output
+
+
+def _check(model, config, ref_model, train_dataset, eval_dataset) -> None:
+    """Raises ValueError for what cannot be trained, before anything is built."""
+    if config.anchor and ref_model is None and not isinstance(model, PeftModel):
+        raise ValueError(
+            f"anchor={config.anchor} needs a reference: a model with adapters, which are switched off to get it (load "
+            "the model with qlora=True or lora=LoraConfig(...)), or ref_model=...; or set anchor=0"
+        )
+    if ref_model is not None and not config.anchor:
+        raise ValueError("ref_model without an anchor does nothing: set anchor in the configuration, or leave it out")
+    if ref_model is not None:
+        ours, theirs = ((c.vocab_size, c.hidden_size) for c in (m.config.get_text_config() for m in (model, ref_model)))
+        if ours != theirs:
+            raise ValueError(f"ref_model has (tokens, width) {theirs}, the model {ours}; they must be equal")
+    for data in filter(None, (train_dataset, eval_dataset)):
+        missing = {"id", "input_ids", "weights", "kinds"} - set(data.column_names)
+        if missing:
+            raise ValueError(f"the data set lacks the columns {sorted(missing)}; make it with btsft_nb.prepare")
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ValueError("nothing to train: the model has no trainable parameter; load it with qlora=True or lora=...")
+    if config.n_gpu > 1:
+        raise ValueError(
+            f"{config.n_gpu} GPUs in one process: start one process each with `accelerate launch` or torchrun, or "
+            "show it one GPU with CUDA_VISIBLE_DEVICES=0"
+        )
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    """Whether a checkpoint was written to its end: trainer_state.json comes last."""
+    try:
+        return bool(json.loads((checkpoint / "trainer_state.json").read_text()))
+    except (OSError, ValueError):
+        return False
 
 
 def finetune(

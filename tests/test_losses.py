@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from btsft_nb import Kind
+from btsft_nb import Kind, losses
 from btsft_nb.losses import (
     Completion,
     argmax_format_reward,
@@ -16,9 +16,9 @@ from btsft_nb.losses import (
     find_completions,
     format_log_prob,
     kl_divergence,
-    objective,
     tag_log_probs,
     token_log_probs,
+    token_values,
 )
 
 P, TAG, THINK, ANSWER = (int(kind) for kind in Kind)
@@ -34,7 +34,18 @@ KINDS = [
 
 def as_batch(ids, kinds) -> dict:
     """A batch in which every token of a completion weighs 1."""
-    return {"input_ids": ids, "kinds": kinds, "weights": (kinds > 0).float()}
+    return {"input_ids": ids, "kinds": kinds, "weights": (kinds > 0).float(), "sequence": each_row(ids)}
+
+
+def each_row(ids) -> torch.Tensor:
+    """A padded batch: each row is a sequence."""
+    return torch.arange(len(ids))[:, None].expand(ids.shape)
+
+
+def objective(logits, batch, *, tag_ids=TAGS, ref_logits=None, **options):
+    """The objective over full logits."""
+    values = token_values(logits, batch["input_ids"], tag_ids, ref_logits)
+    return losses.objective(values, batch, find_completions(batch, tag_ids), tag_ids=tag_ids, **options)
 
 
 def random_batch(seed: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
@@ -56,7 +67,7 @@ def random_batch(seed: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     weights[kinds == P] = 0
     blurred = (kinds == THINK) & (weights != 0) & (torch.rand(kinds.shape, generator=generator) < 0.5)
     logits = 2 * torch.randn(*kinds.shape, VOCABULARY, generator=generator, dtype=torch.float64)
-    return logits, {"input_ids": ids, "kinds": kinds, "weights": weights, "blurred": blurred}
+    return logits, {"input_ids": ids, "kinds": kinds, "weights": weights, "blurred": blurred, "sequence": each_row(ids)}
 
 
 def counts(batch: dict) -> dict[str, float]:
@@ -246,15 +257,15 @@ def test_completions_are_found_with_what_the_prompt_opened():
     _, batch = random_batch(0)
     found = find_completions(batch, TAGS)
     assert found == [
-        Completion(0, 2, 10, False),
-        Completion(1, 3, 8, True),
-        Completion(2, 1, 4, False),
-        Completion(3, 2, 6, False),
-        Completion(3, 7, 10, False),
+        Completion(0, 2, 10, 0, False),
+        Completion(1, 3, 8, 1, True),
+        Completion(2, 1, 4, 2, False),
+        Completion(3, 2, 6, 3, False),
+        Completion(3, 7, 10, 3, False),
     ]
     ids = torch.tensor([[OPEN, 3, CLOSE, 3, 3], [5, OPEN, 4, 3, 3]])
     kinds = torch.tensor([[P, P, P, P, ANSWER], [P, P, P, THINK, THINK]])
-    assert find_completions(as_batch(ids, kinds), TAGS) == [Completion(0, 4, 5, False), Completion(1, 3, 5, True)]
+    assert find_completions(as_batch(ids, kinds), TAGS) == [Completion(0, 4, 5, 0, False), Completion(1, 3, 5, 1, True)]
 
 
 def test_a_completion_at_position_0_starts_at_1():
@@ -306,7 +317,7 @@ def test_a_completion_too_short_to_fit_has_no_reward_and_no_bad_gradient():
 def reward_of(logits: torch.Tensor, opened: bool = False) -> torch.Tensor:
     """R of one completion: logits (L, V) at its positions."""
     padded = torch.cat([logits, logits[:1]])[None]  # logits at t - 1 predict t, so the last predict nothing
-    return expected_format_reward(tag_log_probs(padded, TAGS), [Completion(0, 1, len(logits) + 1, opened)], 1)[0]
+    return expected_format_reward(tag_log_probs(padded, TAGS), [Completion(0, 1, len(logits) + 1, 0, opened)], 1)[0]
 
 
 @given(
@@ -376,7 +387,7 @@ def test_one_close_tag_is_wanted_and_no_second():
 def test_a_sequence_of_several_completions_fits_when_all_do():
     """R is the product over them, and 1 where there is none."""
     log_tags = torch.randn(3, 2, 9, generator=torch.Generator().manual_seed(0), dtype=torch.float64).log_softmax(0)
-    parts = [Completion(0, 1, 4, False), Completion(0, 5, 9, True)]
+    parts = [Completion(0, 1, 4, 0, False), Completion(0, 5, 9, 0, True)]
     alone = [expected_format_reward(log_tags, [part], 2)[0] for part in parts]
     both = expected_format_reward(log_tags, parts, 2)
     torch.testing.assert_close(both, torch.stack([alone[0] * alone[1], torch.ones_like(alone[0])]))
@@ -386,6 +397,12 @@ def one_hot_logits(tokens: list[list[int]]) -> torch.Tensor:
     """(B, 1 + L, V) logits whose argmax are these tokens, at positions 1 to L."""
     choice = torch.nn.functional.one_hot(torch.tensor(tokens), 4).double()
     return torch.cat([choice, torch.zeros(len(tokens), 1, 4)], 1)
+
+
+def most_probable(rows) -> torch.Tensor:
+    """(B, T) the argmax of `one_hot_logits`, aligned to the tokens."""
+    logits = one_hot_logits(rows)
+    return token_values(logits, torch.zeros(logits.shape[:2], dtype=torch.int64), TAGS).argmax
 
 
 @pytest.mark.parametrize(
@@ -409,7 +426,7 @@ def one_hot_logits(tokens: list[list[int]]) -> torch.Tensor:
 )
 def test_argmax_reward(tokens, opened, fit):
     """The reference's 0/1 reward, cases by hand."""
-    assert argmax_format_reward(one_hot_logits([tokens]), [Completion(0, 1, 5, opened)], 1, TAGS).item() == fit
+    assert argmax_format_reward(most_probable([tokens]), [Completion(0, 1, 5, 0, opened)], 1, TAGS).item() == fit
 
 
 @pytest.mark.parametrize("opened", [False, True])
@@ -419,8 +436,8 @@ def test_the_reward_is_the_expectation_of_the_argmax_reward(opened):
     logits = torch.randn(5, 4, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
     logits[0, OPEN] += 0 if opened else 2
     drawn = torch.multinomial(logits.softmax(-1), n, replacement=True, generator=torch.Generator().manual_seed(1)).T
-    completions = [Completion(row, 1, 6, opened) for row in range(n)]
-    mean = argmax_format_reward(one_hot_logits(drawn.tolist()), completions, n, TAGS).mean().item()
+    completions = [Completion(row, 1, 6, row, opened) for row in range(n)]
+    mean = argmax_format_reward(most_probable(drawn.tolist()), completions, n, TAGS).mean().item()
     expected = reward_of(logits, opened).item()
     assert expected > 0.05
     assert abs(mean - expected) < 4 * math.sqrt(expected * (1 - expected) / n)

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -260,24 +261,35 @@ def test_logs_add_up(tmp_path, messy, tiny_tokenizer):
         assert 0 < entry["expected_reward"] < 1 and entry["format_reward"] in [i / 16 for i in range(17)]
 
 
-def test_an_interrupt_leaves_a_checkpoint_to_go_on_from(tmp_path, examples, tiny_tokenizer):
-    """Interrupted at step 3 and resumed, a run ends bit-equal to one left alone, dropout and blur included."""
+@pytest.mark.parametrize("anew", [False, True])
+def test_an_interrupt_leaves_a_checkpoint_to_go_on_from(tmp_path, examples, tiny_tokenizer, anew):
+    """Interrupted in step 3 and resumed, by the same trainer or a new one, a run ends bit-equal to one left alone."""
     lora = LoraConfig(r=4, lora_alpha=8, lora_dropout=0.1, target_modules="all-linear", task_type="CAUSAL_LM")
-    settings = dict(threshold=0.5, anchor=1.0, max_steps=5, learning_rate=1e-3, per_device_train_batch_size=4)
+    settings = dict(threshold=0.5, anchor=1.0, max_steps=5, learning_rate=1e-3, per_device_train_batch_size=2)
+    settings["gradient_accumulation_steps"] = 2
 
     class Interrupt(TrainerCallback):
         def on_step_end(self, args, state, control, **kwargs):
-            if state.global_step == 3:
-                raise KeyboardInterrupt
+            if state.global_step == 2:  # it comes while step 3 runs
+                self.pending = True
+
+        def on_substep_end(self, args, state, control, **kwargs):
+            if getattr(self, "pending", False):
+                self.pending = False
+                os.kill(os.getpid(), signal.SIGINT)
 
     alone, _ = bt.load_model("tiny", lora=lora)
     make_trainer(tmp_path / "alone", alone, examples, tiny_tokenizer, **settings).train()
-    stopped, _ = bt.load_model("tiny", lora=lora)
-    with pytest.raises(KeyboardInterrupt):
-        make_trainer(tmp_path / "stopped", stopped, examples, tiny_tokenizer, [Interrupt()], **settings).train()
-    assert (tmp_path / "stopped" / "checkpoint-3").is_dir()
     resumed, _ = bt.load_model("tiny", lora=lora)
-    trainer = make_trainer(tmp_path / "stopped", resumed, examples, tiny_tokenizer, **settings)
+    trainer = make_trainer(tmp_path / "stopped", resumed, examples, tiny_tokenizer, [Interrupt()], **settings)
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt, match="after step 3"):
+        trainer.train()
+    assert signal.getsignal(signal.SIGINT) is before
+    assert (tmp_path / "stopped" / "checkpoint-3").is_dir()
+    if anew:
+        resumed, _ = bt.load_model("tiny", lora=lora)
+        trainer = make_trainer(tmp_path / "stopped", resumed, examples, tiny_tokenizer, **settings)
     trainer.train(resume_from_checkpoint=True)
     for entry in trainer.state.log_history:
         assert "loss" not in entry or sum(entry[part] for part in PARTS) == pytest.approx(entry["loss"], rel=1e-4)
