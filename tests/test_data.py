@@ -282,6 +282,7 @@ tokens = st.tuples(
 def test_a_batch_is_its_examples_padded_on_the_right(rows):
     """Weights, kinds and labels stay aligned to their tokens; padding is prompt that weighs nothing."""
     columns = ("input_ids", "weights", "kinds")
+    rows = [[(token, weight if t else 0.0, kind) for t, (token, weight, kind) in enumerate(row)] for row in rows]
     examples = [{"id": str(i)} | dict(zip(columns, zip(*row, strict=True), strict=True)) for i, row in enumerate(rows)]
     batch = Collator(pad_token_id=9)(examples)
     shape = (len(rows), max(map(len, rows)))
@@ -294,6 +295,30 @@ def test_a_batch_is_its_examples_padded_on_the_right(rows):
         assert batch["labels"][i, :n].tolist() == [token if weight else -100 for token, weight, _ in row]
         assert set(batch["input_ids"][i, n:].tolist()) <= {9} and set(batch["labels"][i, n:].tolist()) <= {-100}
         assert not batch["weights"][i, n:].any() and (batch["kinds"][i, n:] == Kind.PROMPT).all()
+        assert (batch["sequence"][i] == i).all()
+
+
+@given(st.lists(st.lists(tokens, min_size=1, max_size=9), min_size=1, max_size=5))
+def test_a_padding_free_batch_is_its_examples_end_to_end(rows):
+    """Cut at the starts of the positions, it gives back what the padded batch holds; no mask, no padding."""
+    columns = ("input_ids", "weights", "kinds")
+    examples = [{"id": str(i)} | dict(zip(columns, zip(*row, strict=True), strict=True)) for i, row in enumerate(rows)]
+    padded, flat = Collator(9)(examples), Collator(9, padding_free=True)(examples)
+    assert set(padded) - set(flat) == {"attention_mask"} and set(flat) - set(padded) == {"position_ids"}
+    assert flat["keys"].tolist() == padded["keys"].tolist()
+    assert flat["position_ids"].tolist() == [[t for row in rows for t in range(len(row))]]
+    real = padded["attention_mask"].bool()
+    for name in (*columns, "labels", "sequence"):
+        assert flat[name].shape == (1, sum(map(len, rows))) and flat[name].dtype == padded[name].dtype
+        assert flat[name][0].tolist() == padded[name][real].tolist()
+
+
+def test_the_first_token_of_an_example_is_never_trained():
+    """Nothing predicts it; in a row of several examples the end of another one would."""
+    example = {"id": "a", "input_ids": [5, 6], "weights": [1.0, 1.0], "kinds": [THINK, THINK]}
+    for padding_free in (False, True):
+        weights = Collator(0, padding_free)([example, example])["weights"]
+        assert weights.flatten().tolist() == [0, 1, 0, 1]
 
 
 def test_keys_do_not_depend_on_the_batch():

@@ -60,7 +60,7 @@ def test_scores_are_those_of_the_model(tiny):
     np.testing.assert_allclose(score["log_probs"][1:], wanted, atol=1e-4)
     np.testing.assert_allclose(score["tags"][:, 1:], log_probs[:, list(bt.tag_ids(tokenizer))].T.exp(), atol=1e-5)
     kinds = torch.tensor([example["kinds"]])
-    batch = {"input_ids": ids, "kinds": kinds, "weights": (kinds > 0).float()}
+    batch = {"input_ids": ids, "kinds": kinds, "weights": (kinds > 0).float(), "sequence": torch.zeros_like(ids)}
     completions = find_completions(batch, bt.tag_ids(tokenizer))
     reward = expected_format_reward(tag_log_probs(logits, bt.tag_ids(tokenizer)), completions, 1)
     assert score["expected_reward"] == pytest.approx(reward.item(), rel=1e-4)
@@ -81,7 +81,7 @@ def test_the_pull_of_the_format_is_the_gradient_of_the_reward(tiny):
     with torch.no_grad():
         logits = noisy(ids).logits.double()
     logits.requires_grad_()
-    batch = {"input_ids": ids, "kinds": kinds, "weights": (kinds > 0).float()}
+    batch = {"input_ids": ids, "kinds": kinds, "weights": (kinds > 0).float(), "sequence": torch.zeros_like(ids)}
     expected_format_reward(tag_log_probs(logits, tags), find_completions(batch, tags), 1).sum().backward()
     gradient = logits.grad[0, :-1]
     rest = gradient.sum(-1) - gradient[:, tags[0]] - gradient[:, tags[1]]
