@@ -177,7 +177,7 @@ def test_the_model_is_left_as_it_was():
     forward = HeadForward(model, TAGS)
     forward.token_values(model, inputs, positions)
     with pytest.raises((RuntimeError, ValueError, IndexError)):
-        forward.token_values(model, inputs | {"attention_mask": torch.ones(3, 5)}, positions)
+        forward.token_values(model, inputs | {"input_ids": inputs["input_ids"].float()}, positions)
     assert vars(model.get_base_model()) == before and model.training
     assert model(input_ids=inputs["input_ids"]).logits.shape == (2, 9, VOCABULARY)
 
