@@ -10,6 +10,7 @@ import torch
 from accelerate import Accelerator
 from IPython.display import Image, display
 from transformers import TrainerCallback
+from transformers.trainer_utils import SaveStrategy
 
 from .plots import training_curves
 
@@ -53,12 +54,12 @@ class LiveCurves(TrainerCallback):
 class StopOnInterrupt(TrainerCallback):
     """Turns an interrupt into a checkpoint and a stop after the step that runs; a second one stops at once."""
 
-    requested = False
+    requested = stopped = False
 
     @contextmanager
     def listening(self, accelerator: Accelerator) -> Iterator[None]:
         """Within, interrupts are caught; in a thread other than the main one Python delivers none."""
-        self.requested, self._accelerator = False, accelerator
+        self.requested, self.stopped, self._accelerator = False, False, accelerator
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -79,4 +80,14 @@ class StopOnInterrupt(TrainerCallback):
             flag = torch.tensor(float(self.requested), device=self._accelerator.device)
             self.requested = self._accelerator.reduce(flag, "sum").item() > 0
         if self.requested:
-            control.should_save = control.should_training_stop = True
+            self.stopped = control.should_training_stop = True
+            # where the end of the epoch saves, not twice: writing over the checkpoint would risk it
+            control.should_save = bool(state.epoch % 1) or args.save_strategy != SaveStrategy.EPOCH
+
+    def on_epoch_end(self, args, state, control, **kwargs):
+        if self.stopped and state.epoch % 1:  # what belongs to the end of an epoch comes when the epoch is over
+            control.should_log = control.should_evaluate = control.should_save = False
+
+    def on_save(self, args, state, control, **kwargs):
+        if self.stopped:  # else Trainer would end as if all were done: load the best model, and delete this checkpoint
+            state.best_model_checkpoint = None

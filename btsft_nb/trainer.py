@@ -1,7 +1,6 @@
 """BTSFTTrainer: transformers' Trainer with the blur drawn per batch and the objective of `losses`, without logits."""
 
 import json
-import shutil
 import time
 from dataclasses import asdict
 from functools import lru_cache
@@ -16,6 +15,7 @@ from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
 
 from .blur import draws, unit_ids
 from .callbacks import LiveCurves, StopOnInterrupt
+from .checkpoints import last_checkpoint, writing
 from .config import BTSFTConfig
 from .data import Collator, load_rows, prepare
 from .forward import HeadForward
@@ -87,18 +87,18 @@ class BTSFTTrainer(Trainer):
         """
         self._sums.clear()
         self._mark = None
-        if resume_from_checkpoint is True and self.is_world_process_zero():
-            for folder in Path(self.args.output_dir).glob("checkpoint-*"):
-                if not _is_whole(folder):
-                    shutil.rmtree(folder)
-        self.accelerator.wait_for_everyone()
+        if resume_from_checkpoint is True:
+            with self.accelerator.main_process_first():
+                resume_from_checkpoint = str(last_checkpoint(self.args.output_dir))
         with self.args.wandb_mode(), self._interrupt.listening(self.accelerator):
             output = super().train(resume_from_checkpoint, **kwargs)
-        if self._interrupt.requested:
+        if self._interrupt.stopped:
             raise KeyboardInterrupt(f"stopped after step {self.state.global_step}, with a checkpoint")
         self.save_model()
         if self.is_world_process_zero():
             self._save_records(Path(self.args.output_dir))
+        if self._interrupt.requested:
+            raise KeyboardInterrupt("it came after the last step; the run is complete and saved")
         return output
 
     def _save_records(self, folder: Path) -> None:
@@ -115,13 +115,9 @@ class BTSFTTrainer(Trainer):
 
     def _save_checkpoint(self, model, trial) -> None:
         """As Trainer's, which leaves a part of a checkpoint where it fails, on a full disk, say."""
-        try:
+        folder = Path(self._get_output_dir(trial), f"checkpoint-{self.state.global_step}")
+        with writing(folder, main=self.args.should_save):
             super()._save_checkpoint(model, trial)
-        except BaseException:
-            folder = Path(self._get_output_dir(trial), f"checkpoint-{self.state.global_step}")
-            if not _is_whole(folder):
-                shutil.rmtree(folder, ignore_errors=True)
-            raise
 
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)
@@ -154,9 +150,11 @@ class BTSFTTrainer(Trainer):
         training = self.model.training
         return batch | {"blurred": self.blur(batch) if training else torch.zeros_like(batch["kinds"], dtype=torch.bool)}
 
-    def get_batch_samples(self, *args):
+    def get_batch_samples(self, epoch_iterator, num_batches: int, device: torch.device):
         """As Trainer's: the micro-batches of an optimiser step and their counts. Counts the tokens seen."""
-        samples, counts = super().get_batch_samples(*args)
+        if self.state.global_step >= self.state.max_steps:  # resumed after its last step; Trainer would make one more
+            num_batches, self.control.should_training_stop = 0, True
+        samples, counts = super().get_batch_samples(epoch_iterator, num_batches, device)
         if self._mark is None:  # the clock starts with the first step, also of a resumed run
             self._mark = self.state.global_step, self.state.num_input_tokens_seen, time.monotonic()
         self.state.num_input_tokens_seen += int(counts[2])
@@ -266,14 +264,6 @@ def _check(model, config, ref_model, train_dataset, eval_dataset) -> None:
             f"{config.n_gpu} GPUs in one process: start one process each with `accelerate launch` or torchrun, or "
             "show it one GPU with CUDA_VISIBLE_DEVICES=0"
         )
-
-
-def _is_whole(checkpoint: Path) -> bool:
-    """Whether a checkpoint was written to its end: trainer_state.json comes last."""
-    try:
-        return bool(json.loads((checkpoint / "trainer_state.json").read_text()))
-    except (OSError, ValueError):
-        return False
 
 
 def finetune(

@@ -1,0 +1,344 @@
+"""What goes wrong while a model trains: kills, interrupts and full disks; each run ends as if nothing had been.
+
+benchmarks/kill.py kills at random moments; here are the moments that chance may miss.
+"""
+
+import json
+import multiprocessing
+import os
+import resource
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from jupyter_client.manager import start_new_kernel
+from peft import LoraConfig
+from safetensors import SafetensorError
+from transformers import TrainerCallback
+
+import btsft_nb as bt
+from btsft_nb.checkpoints import is_whole, last_checkpoint, writing
+
+LORA = LoraConfig(r=4, lora_alpha=8, lora_dropout=0.1, target_modules="all-linear", task_type="CAUSAL_LM")
+ADAPTER, STATE = "adapter_model.safetensors", "trainer_state.json"
+
+
+def make_trainer(folder, callbacks=(), **settings):
+    """A run of 6 steps, 4 to the epoch, with all that is drawn by chance; checkpoints after steps 2, 4 and 6."""
+    model, tokenizer = bt.load_model("tiny", qlora=True, lora=LORA)
+    examples = bt.prepare(bt.load_rows("tiny/teacher")[:16], tokenizer)
+    defaults = dict(threshold=0.5, anchor=1.0, beta=0.5, learning_rate=1e-3, max_steps=6, logging_steps=1, save_steps=2)
+    defaults |= dict(per_device_train_batch_size=2, gradient_accumulation_steps=2, disable_tqdm=True)
+    config = bt.BTSFTConfig(str(folder), **(defaults | settings))
+    return bt.BTSFTTrainer(
+        model, config, examples, examples.select(range(4)), processing_class=tokenizer, callbacks=list(callbacks)
+    )
+
+
+class At(TrainerCallback):
+    """Does something in the middle of a step, once."""
+
+    def __init__(self, step, action):
+        self.step, self.action = step, action
+
+    def on_substep_end(self, args, state, control, **kwargs):
+        if state.global_step == self.step - 1 and self.action:
+            action, self.action = self.action, None
+            action()
+
+
+def interrupt():
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+def checkpoints(folder) -> list[int]:
+    return sorted(int(path.name.split("-")[1]) for path in Path(folder).glob("checkpoint-*"))
+
+
+def result(folder) -> tuple[bytes, list[dict]]:
+    """A run's adapter, byte for byte, and its logs without what the clock says."""
+    logs = [json.loads(line) for line in Path(folder, "history.jsonl").read_text().splitlines()]
+    clock = ("tokens_per_second", "eval_runtime", "eval_samples_per_second", "eval_steps_per_second")
+    logs = [{name: value for name, value in log.items() if name not in clock} for log in logs]
+    return Path(folder, ADAPTER).read_bytes(), [log for log in logs if "train_runtime" not in log]
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """The result of a run that nothing disturbs."""
+    folder = tmp_path_factory.mktemp("alone")
+    make_trainer(folder).train()
+    assert checkpoints(folder) == [2, 4, 6]
+    return result(folder)
+
+
+def train_and_die(folder, threads: int, fatal: int) -> None:
+    """In a process of its own: SIGKILL in the middle of a call of torch.save, the fatal one; a checkpoint has four."""
+    torch.set_num_threads(threads)
+    save, calls = torch.save, []
+
+    def dying(value, file):
+        calls.append(file)
+        save(value, file)
+        if len(calls) == fatal:
+            os.truncate(file, os.path.getsize(file) // 2)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    torch.save = dying
+    make_trainer(folder).train()
+
+
+def test_a_kill_while_a_checkpoint_is_written(tmp_path, alone):
+    """In the middle of optimizer.pt after step 4: a new process goes on from step 2."""
+    arguments = (tmp_path, torch.get_num_threads(), 6)
+    process = multiprocessing.get_context("spawn").Process(target=train_and_die, args=arguments)
+    process.start()
+    process.join(60)
+    assert process.exitcode == -signal.SIGKILL
+    assert checkpoints(tmp_path) == [2, 4]
+    assert (tmp_path / "checkpoint-4" / ADAPTER).is_file() and not is_whole(tmp_path / "checkpoint-4")
+    trainer, resumed_at = make_trainer(tmp_path), []
+    trainer.add_callback(At(3, lambda: resumed_at.append(trainer.state.global_step)))
+    trainer.train(resume_from_checkpoint=True)
+    assert resumed_at == [2]
+    assert result(tmp_path) == alone
+
+
+def test_a_kill_after_the_last_checkpoint(tmp_path, alone):
+    """Only the final adapter was missing: resuming makes no further step, although the epoch is not over."""
+    make_trainer(tmp_path).train()
+    (tmp_path / ADAPTER).unlink()
+    trainer = make_trainer(tmp_path)
+    trainer.train(resume_from_checkpoint=True)
+    assert trainer.state.global_step == 6
+    assert result(tmp_path) == alone
+
+
+def checkpoint(folder: Path, step: int, state: str | None = '{"global_step": 1}', when: int = 0) -> Path:
+    """A folder like a checkpoint."""
+    path = folder / f"checkpoint-{step}"
+    path.mkdir(parents=True)
+    (path / ADAPTER).write_text("weights")
+    if state is not None:
+        (path / STATE).write_text(state)
+        os.utime(path / STATE, (when, when))
+    return path
+
+
+@pytest.mark.parametrize(
+    "state", [None, "", '{"global_step": 1, "log_history": [{"lo'], ids=["absent", "empty", "torn"]
+)
+def test_a_part_of_a_checkpoint_is_passed_over_and_removed(tmp_path, state):
+    """Back to the one before it; a folder of the user's is left alone."""
+    for step in (2, 10):
+        checkpoint(tmp_path, step, when=step)
+    checkpoint(tmp_path, 12, state)
+    (tmp_path / "checkpoint-best").mkdir()
+    assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-10"
+    assert {path.name for path in tmp_path.iterdir()} == {"checkpoint-2", "checkpoint-10", "checkpoint-best"}
+
+
+def test_the_last_checkpoint_is_the_newest(tmp_path):
+    """Not the highest step; where the file system keeps no times, the highest."""
+    checkpoint(tmp_path / "rerun", 100, when=1)
+    newer = checkpoint(tmp_path / "rerun", 5, when=2)
+    assert last_checkpoint(tmp_path / "rerun") == newer
+    checkpoint(tmp_path / "timeless", 5)
+    higher = checkpoint(tmp_path / "timeless", 100)
+    assert last_checkpoint(tmp_path / "timeless") == higher
+
+
+def test_nothing_to_resume(tmp_path):
+    """The message says what is missing and what would do, also where there is no folder yet."""
+    with pytest.raises(ValueError, match=r"none has no whole checkpoint.*train\(\) without it starts anew"):
+        make_trainer(tmp_path / "none").train(resume_from_checkpoint=True)
+
+
+def test_a_checkpoint_that_fails_is_removed_unless_it_is_whole(tmp_path):
+    """Written over an earlier run's, too: its state and new weights must not go together."""
+    old = checkpoint(tmp_path, 2)
+    with pytest.raises(OSError, match="full") as caught, writing(old, main=True):
+        assert not is_whole(old)
+        raise OSError("full")
+    assert not old.exists()
+    assert "checkpoint-2 was not finished and is removed; its disk had" in caught.value.__notes__[0]
+    with pytest.raises(OSError), writing(tmp_path / "checkpoint-4", main=True):
+        checkpoint(tmp_path, 4)
+        raise OSError
+    assert is_whole(tmp_path / "checkpoint-4")
+
+
+@pytest.mark.parametrize(
+    ("room", "unfinished", "error"), [(100_000, ADAPTER, SafetensorError), (200_000, "optimizer.pt", RuntimeError)]
+)
+def test_no_room_while_saving(tmp_path, alone, room, unfinished, error):
+    """The error says what became of it, the earlier checkpoint is whole, and with room again the trainer goes on.
+
+    A limit on the size of files takes the way of a full disk, and needs no disk to fill.
+    """
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    no_room = At(4, lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (room, before[1])))
+    trainer = make_trainer(tmp_path, [no_room])
+    try:
+        with pytest.raises(error) as caught:
+            trainer.train()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert (tmp_path / "checkpoint-2" / unfinished).stat().st_size > room
+    assert any("checkpoint-4 was not finished and is removed; its disk had" in note for note in caught.value.__notes__)
+    assert checkpoints(tmp_path) == [2] and is_whole(tmp_path / "checkpoint-2")
+    bt.load_model(tmp_path / "checkpoint-2")
+    trainer.train(resume_from_checkpoint=True)
+    assert result(tmp_path) == alone
+
+
+def test_an_interrupted_rerun_goes_on_from_its_own_checkpoint(tmp_path, alone):
+    """Not from the higher one that an earlier run left in the folder."""
+    make_trainer(tmp_path, seed=1).train()
+    assert result(tmp_path) != alone
+    trainer = make_trainer(tmp_path, [At(3, interrupt)])
+    with pytest.raises(KeyboardInterrupt, match="after step 3"):
+        trainer.train()
+    trainer.train(resume_from_checkpoint=True)
+    assert result(tmp_path) == alone
+
+
+@pytest.mark.parametrize("strategy", ["steps", "epoch"])
+def test_an_interrupt_keeps_its_checkpoint_and_no_best_model_is_chosen(tmp_path, strategy):
+    """With load_best_model_at_end too: the same evaluations, and in the end the same best model."""
+    settings = dict(eval_strategy=strategy, save_strategy=strategy, eval_steps=2, max_steps=-1, num_train_epochs=2)
+    settings |= dict(load_best_model_at_end=True, save_total_limit=1, learning_rate=1e-2)
+    make_trainer(tmp_path / "alone", **settings).train()
+    trainer = make_trainer(tmp_path / "stopped", [At(5, interrupt)], **settings)
+    with pytest.raises(KeyboardInterrupt, match="after step 5"):
+        trainer.train()
+    assert 5 in checkpoints(tmp_path / "stopped")
+    assert "eval_loss" not in trainer.state.log_history[-2]  # the last is the summary
+    trainer.train(resume_from_checkpoint=True)
+    assert result(tmp_path / "stopped") == result(tmp_path / "alone")
+
+
+@pytest.mark.parametrize("strategy", ["no", "steps", "epoch"])
+def test_an_interrupt_in_the_last_step_of_an_epoch_saves_once(tmp_path, alone, strategy):
+    """A second save would write over the only checkpoint, and a kill would leave none."""
+    saved = []
+
+    class Count(TrainerCallback):
+        def on_save(self, args, state, control, **kwargs):
+            saved.append(state.global_step)
+
+    trainer = make_trainer(tmp_path, [At(4, interrupt), Count()], save_strategy=strategy, save_total_limit=1)
+    with pytest.raises(KeyboardInterrupt, match="after step 4"):
+        trainer.train()
+    assert saved[-2:] == ([2, 4] if strategy == "steps" else [4])
+    assert checkpoints(tmp_path) == [4]
+    trainer.train(resume_from_checkpoint=True)
+    assert result(tmp_path) == alone
+
+
+def test_an_interrupt_after_the_last_step(tmp_path, alone):
+    """It is passed on when all is saved, and claims no checkpoint."""
+
+    class Late(TrainerCallback):
+        def on_train_end(self, args, state, control, **kwargs):
+            interrupt()
+
+    with pytest.raises(KeyboardInterrupt, match="complete and saved"):
+        make_trainer(tmp_path, [Late()], save_strategy="no").train()
+    assert result(tmp_path) == alone and checkpoints(tmp_path) == []
+
+
+def received(trainer) -> list:
+    """Of each micro-batch that a trainer gets from now on: its examples, and which tokens are blurred."""
+    seen, blur = [], trainer.blur
+
+    def keep(batch):
+        blurred = blur(batch)
+        seen.append((batch["keys"].tolist(), blurred.tolist()))
+        return blurred
+
+    trainer.blur = keep
+    return seen
+
+
+def test_a_resumed_run_gets_the_same_batches_with_and_without_workers(tmp_path, alone):
+    """The four steps after step 2, over the end of an epoch, in this process and from two workers."""
+    make_trainer(tmp_path / "0").train()
+    shutil.copytree(tmp_path / "0", tmp_path / "2")
+    whole = make_trainer(tmp_path / "whole", dataloader_num_workers=2)
+    wanted = received(whole)
+    whole.train()
+    assert len(wanted) == 12
+    for workers in (0, 2):
+        trainer = make_trainer(tmp_path / str(workers), dataloader_num_workers=workers)
+        found = received(trainer)
+        trainer.train(resume_from_checkpoint=str(tmp_path / str(workers) / "checkpoint-2"))
+        assert found == wanted[4:]
+        assert result(tmp_path / str(workers)) == alone
+
+
+SETUP = """
+import sys
+sys.path.insert(0, {tests!r})
+import time
+from test_faults import At, bt, make_trainer, torch
+torch.set_num_threads({threads})
+"""
+
+
+class Notebook:
+    """A real kernel, as Jupyter starts it."""
+
+    def __init__(self):
+        self.manager, self.client = start_new_kernel(kernel_name="python3")
+        self.run(SETUP.format(tests=str(Path(__file__).parent), threads=torch.get_num_threads()))
+
+    def run(self, cell: str, interrupt_at: tuple[str, ...] = ()) -> tuple[dict, str]:
+        """The reply to a cell and what it printed; interrupts the kernel as each of the texts shows, in turn."""
+        waiting, printed, state = list(interrupt_at), "", None
+        cell = self.client.execute(cell)
+        while state != "idle":
+            message = self.client.get_iopub_msg(timeout=60)
+            if message["parent_header"].get("msg_id") == cell:
+                printed += message["content"].get("text", "")
+                state = message["content"].get("execution_state")
+            if waiting and waiting[0] in printed:
+                self.manager.interrupt_kernel()
+                waiting.pop(0)
+        return self.client.get_shell_msg(timeout=10)["content"], printed
+
+
+@pytest.fixture(scope="module")
+def notebook():
+    kernel = Notebook()
+    yield kernel
+    kernel.client.stop_channels()
+    kernel.manager.shutdown_kernel(now=True)
+
+
+def test_an_interrupted_cell_in_a_notebook(notebook, tmp_path):
+    """The cell ends with KeyboardInterrupt and a checkpoint; in the next one the same trainer goes on to the end."""
+    cell = f"trainer = make_trainer({str(tmp_path)!r}, max_steps=60, save_steps=1000)\ntrainer.train()"
+    reply, printed = notebook.run(cell, interrupt_at=("'loss'",))
+    assert reply["status"] == "error", printed
+    (step,) = checkpoints(tmp_path)
+    assert (reply["ename"], reply["evalue"]) == ("KeyboardInterrupt", f"stopped after step {step}, with a checkpoint")
+    assert step < 60 and is_whole(tmp_path / f"checkpoint-{step}")
+    reply, _ = notebook.run("trainer.train(resume_from_checkpoint=True)\nassert trainer.evaluate()['eval_loss'] > 0")
+    assert reply["status"] == "ok", reply
+    assert [log["step"] for log in result(tmp_path)[1]] == list(range(1, 61))
+    reply, printed = notebook.run("print(bt.sample(trainer.model, trainer.processing_class, ['How many?'], n=1))")
+    assert reply["status"] == "ok" and "'text'" in printed, reply
+
+
+def test_a_second_interrupt_stops_at_once(notebook, tmp_path, alone):
+    """Within a step that would take minutes; the same trainer goes on from the last checkpoint."""
+    cell = f"trainer = make_trainer({str(tmp_path)!r}, [At(3, lambda: (print('slow'), time.sleep(300)))])"
+    reply, printed = notebook.run(cell + "\ntrainer.train()", interrupt_at=("slow", "Stopping after this step"))
+    assert (reply["status"], reply.get("ename"), reply.get("evalue")) == ("error", "KeyboardInterrupt", ""), printed
+    assert checkpoints(tmp_path) == [2]
+    reply, _ = notebook.run("trainer.train(resume_from_checkpoint=True)")
+    assert reply["status"] == "ok", reply
+    assert result(tmp_path) == alone
