@@ -1,7 +1,7 @@
 """Token log-probabilities, tag log-probabilities and KL from hidden states, without keeping logits.
 
 A row h (D,) and a head W (V, D) give logits z = W h. The objective names up to three of them, the label's and the two
-tags'; the others, the rest, enter through their logsumexp alone. One pass over chunks of rows makes, in two products,
+tags'; the others, the rest, enter through their logsumexp alone. One pass over blocks of W makes, in two products,
 
     z_label, z_open, z_close,   lse_rest = logsumexp_{v in rest} z_v,   mean = sum_{v in rest} softmax_rest(z)_v W_v
 
@@ -10,12 +10,12 @@ and the gradient of whatever follows takes no product and no recomputation, what
     dh = a_label W_label + a_open W_open + a_close W_close + a_rest mean,      a = d loss / d (the four numbers)
 
 Each a is as small as the probability that it moves, so nothing cancels where a token is all but certain; with W_label
-inside the mean it would. A KL adds a product for the reference's logits and one for its gradient, (p - p_ref) W. A
-trained matrix adds two in backward, by blocks of the vocabulary: dW is written once, summed over all rows at once.
+inside the mean it would. A KL adds a product for the reference's logits and one for (p - p_ref) W, over the rest: named
+tokens and rest are four outcomes, with a KL of their own. A trained matrix adds two in backward; dW is written once.
 
 Bias, scale and soft cap (Gemma 2, https://arxiv.org/abs/2408.00118) change none of that. A head that is not one plain
-matrix (LoRA, 4 bits, trained token rows, hooks) is called by chunks under `torch.utils.checkpoint`: the same value, and
-the gradient of each of its parameters, in four products.
+matrix (LoRA, 4 bits, trained token rows, hooks) is called by chunks of rows under `torch.utils.checkpoint`: the same
+value, and the gradient of each of its parameters, in four products.
 """
 
 import math
@@ -34,7 +34,7 @@ from torch.utils.checkpoint import checkpoint
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _BOOST = {torch.float16: 1024.0}  # on probabilities in their product with W: float16 has no number below 6e-8
-_CPU_CHUNK = 2**22  # elements: 16 MiB stay in the cache and in malloc's free lists
+_CPU_CHUNK = 2**22  # elements: 16 MiB, that the cache and free lists of malloc keep
 
 
 class HeadOutput(NamedTuple):
@@ -63,21 +63,13 @@ class _Plan(NamedTuple):
         """d logit / d product, the scale left out."""
         return 1.0 if self.cap is None else 1 - (z / self.cap) ** 2
 
-    def tiles(self, rows: int) -> list[slice]:
-        """Slices of `rows`, of one size; blocks of their logits are then four times as wide as high, or wider."""
-        count = max(1, -(-rows // max(1, math.isqrt(self.chunk) // 2)))
-        return _slices(rows, -(-rows // count))
-
     def blocks(self, total: int, other: int) -> list[slice]:
-        """Slices of `total` such that one times `other` keeps to the chunk, of aligned size."""
-        step = self.chunk // max(other, 1)
-        return _slices(total, step if step < 8 else step - step % 8)
-
-
-def _slices(total: int, step: int) -> list[slice]:
-    """One, empty, where the total is 0."""
-    step = max(step, 1)
-    return [slice(at, min(at + step, total)) for at in range(0, max(total, 1), step)]
+        """Slices of `total`, even and aligned, such that one times `other` keeps to the chunk; one where it is 0."""
+        step = max(1, self.chunk // max(other, 1))
+        unit = 8 if step >= 8 else 1
+        count = max(1, -(-total // (step - step % unit)))
+        step = max(1, -(-total // (count * unit))) * unit
+        return [slice(at, min(at + step, total)) for at in range(0, max(total, 1), step)]
 
 
 def head_log_probs(
@@ -168,12 +160,12 @@ class _MatrixHead(torch.autograd.Function):
     @staticmethod
     def forward(ctx, plan, picked, hidden, ref_hidden, weight, bias, ref_weight, ref_bias):
         tiles, heads = [], (weight, bias, ref_weight, ref_bias)
-        for part in plan.tiles(len(hidden)):
-            tiles.append(_tile(plan, picked[part], hidden[part], ref_hidden[part], *heads))
+        for part in plan.blocks(len(hidden), 2 * math.isqrt(plan.chunk)):  # blocks four times as wide as high, or wider
+            tiles.append(_tile(plan, picked[part], hidden[part], ref_hidden[part], heads))
         *outputs, mean, pull = (torch.cat(column) for column in zip(*tiles, strict=True))
         named, rest, ref_named, ref_rest, _, argmax = outputs
         ctx.plan, ctx.trained = plan, any(ctx.needs_input_grad[4:6])
-        again = (rest, ref_rest, hidden, bias, ref_hidden, ref_weight, ref_bias) if ctx.trained else ()
+        again = (torch.cat([rest, ref_rest]), hidden, ref_hidden, bias, ref_weight, ref_bias) if ctx.trained else ()
         ctx.save_for_backward(picked, weight, named, mean, pull, *again)
         ctx.mark_non_differentiable(ref_named, ref_rest, argmax)
         return tuple(outputs)
@@ -193,101 +185,97 @@ class _MatrixHead(torch.autograd.Function):
                     d_hidden.addcmul_(direct[:, k : k + 1], weight[picked[:, k]].to(direct.dtype))
                 d_hidden = d_hidden.to(weight.dtype)
             if ctx.trained:
-                d_weight, d_bias = _parameter_grads(ctx.plan, picked, weight, *again, d_named, d_rest, d_kl)
+                d_weight, d_bias = _parameter_grads(ctx.plan, picked, weight, again, d_named, d_rest, d_kl)
         return None, None, d_hidden, None, d_weight, d_bias, None, None
 
 
-def _tile(plan, picked, hidden, ref_hidden, weight, bias, ref_weight, ref_bias) -> tuple[Tensor, ...]:
+def _products(part: slice, hidden, ref_hidden, weight, bias, ref_weight, ref_bias) -> Tensor:
+    """(r + k, n) with a block of the vocabulary: of r rows and of k rows of the reference, in one product if it can."""
+    w, b, ref_w, ref_b = (None if x is None else x[part] for x in (weight, bias, ref_weight, ref_bias))
+    if ref_weight is weight:
+        return F.linear(torch.cat([hidden, ref_hidden]), w, b)
+    return torch.cat([F.linear(hidden, w, b), F.linear(ref_hidden, ref_w, ref_b)])
+
+
+def _tile(plan, picked, hidden, ref_hidden, heads) -> tuple[Tensor, ...]:
     """What `_MatrixHead` gives and keeps of r rows, the first k with a reference, by blocks of the vocabulary.
 
-    The softmax over the blocks seen and one more is p' = (1 - u) p + u s, with u the share of the new one, s. So go the
-    means under p; and q' = (1 - v) q + v t for the reference gives p' - q' = (1 - u)(p - q) + u (s - t) + (u - v)(t - q).
+    The softmax over the blocks seen and one more is p' = (1 - u) p + u s, u the share of the new one, s. So go means
+    under p; and q' = (1 - v) q + v t of the reference makes p' - q' = (1 - u)(p - q) + u (s - t) + (u - v)(t - q).
     """
-    (r, width), k = hidden.shape, len(ref_hidden)
-    wide, boost, block_of = torch.promote_types(hidden.dtype, torch.float32), _BOOST.get(hidden.dtype, 1.0), _fused(hidden)
-    rows, picked = torch.cat([hidden, ref_hidden]), torch.cat([picked, picked[:k]])
-    rest, gap = (hidden.new_full((n, 1), fill, dtype=torch.float64) for n, fill in ((r + k, -torch.inf), (k, 0)))
-    named, best = (hidden.new_full((r + k, n), -torch.inf, dtype=wide) for n in (3, 1))
-    mean, pull = (hidden.new_zeros(n if plan.with_grad else 0, width, dtype=wide) for n in (r, k))
+    r, k, width, new = len(hidden), len(ref_hidden), hidden.shape[1], hidden.new_full
+    wide, kept = torch.promote_types(hidden.dtype, torch.float32), int(plan.with_grad)
+    picked, block = torch.cat([picked, picked[:k]]), _block_on(hidden.device.type)
+    rest, gap = new((r + k, 1), -torch.inf, dtype=torch.float64), new((k, 1), 0, dtype=torch.float64)
+    named, best = (new((r + k, n), -torch.inf, dtype=wide) for n in (3, 1))
     token = torch.zeros_like(picked[:, :1])
-    for part in plan.blocks(len(weight), r + k):
-        w, b, ref_w, ref_b = (None if x is None else x[part] for x in (weight, bias, ref_weight, ref_bias))
-        product = F.linear(rows, w, b)
-        if k and ref_weight is not weight:
-            product = torch.cat([F.linear(hidden, w, b), F.linear(ref_hidden, ref_w, ref_b)])
-        share, found, top, place, size, apart = block_of(plan, product, picked - part.start, k, boost)
+    mean, pull = (new((n * kept, width), 0, dtype=wide) for n in (r, k))
+    for part in plan.blocks(len(heads[0]), r + k):
+        found = block(plan, _products(part, hidden, ref_hidden, *heads), picked - part.start, k)
+        share, logits, top, place, size, apart = found
         token, best = torch.where(top > best, place + part.start, token), torch.maximum(top, best)
-        named, rest = torch.maximum(named, found), torch.logaddexp(rest, size)
-        new = (size - rest).exp()
-        gap.lerp_(apart.double(), new[r:])
-        if plan.with_grad:
-            new, turn, means = new.to(wide), (new[:k] - new[r:]).to(wide), (share @ w).to(wide)
+        named, rest = torch.maximum(named, logits), torch.logaddexp(rest, size)
+        u = (size - rest).exp()
+        gap.lerp_(apart.double(), u[r:])
+        if kept:
+            turn, u, means = (u[:k] - u[r:]).to(wide), u.to(wide), (share @ heads[0][part]).to(wide)
             turn = (means[:k] - means[r:]).sub_(mean[:k]).add_(pull).mul_(turn)
-            pull.lerp_(means[r:], new[:k]).add_(turn)
-            mean.lerp_(means[:r], new[:r])
-    token, best = (torch.cat(pair, 1)[:r] for pair in ((token, picked), (best, named)))
-    argmax = torch.where(best == best.amax(1, keepdim=True), token, len(weight)).amin(1)  # the first, as argmax has it
+            pull.lerp_(means[r:], u[:k]).add_(turn)
+            mean.lerp_(means[:r], u[:r])
     kl = gap + rest[:k] - rest[r:]
-    return named[:r], rest[:r, 0], named[r:], rest[r:, 0], kl[:, 0], argmax, mean, pull
+    return named[:r], rest[:r, 0], named[r:], rest[r:, 0], kl[:, 0], token[:r, 0], mean, pull
 
 
-def _block(plan: _Plan, product: Tensor, picked: Tensor, k: int, boost: float) -> tuple[Tensor, ...]:
+def _places(picked: Tensor, n: int) -> tuple[Tensor, Tensor]:
+    """Columns (r, 3) in a block of n, and whether they are those that were picked."""
+    return picked.clamp(0, n - 1), (picked >= 0) & (picked < n)
+
+
+def _block(plan: _Plan, product: Tensor, picked: Tensor, k: int) -> tuple[Tensor, ...]:
     """Of products (r + k, n) with a block of the vocabulary, the last k the reference's for the first k rows:
 
-    boost * softmax of the rest, policy less reference in the last k rows; named logits (r + k, 3), -inf where they are
-    outside the block; the rest's largest logit, its place and logsumexp (r + k, 1); reference less policy (k, 1).
+    softmax of the rest, policy less reference in the last k rows, as it goes into a product; named logits (r + k, 3),
+    -inf outside the block; the largest and its place, the rest's logsumexp (r + k, 1); reference less policy (k, 1).
     """
-    z, r = plan.logits(product), len(product) - k
-    inside, at = (picked >= 0) & (picked < z.shape[1]), picked.clamp(0, z.shape[1] - 1)
-    named, gap, slope = z.gather(1, at).masked_fill(~inside, -torch.inf), z[r:] - z[:k], plan.slope(z[:r])
-    lowest = torch.finfo(z.dtype).min  # not -inf: all may be named, and -inf less -inf is NaN
+    z, r, lowest = plan.logits(product), len(product) - k, -3e38  # not -inf: -inf less -inf is NaN
+    (at, inside), slope, gap = _places(picked, z.shape[1]), plan.slope(z[:r]), z[r:] - z[:k]
+    named, (top, place) = z.gather(1, at).masked_fill(~inside, -torch.inf), z.max(-1, keepdim=True)
     if torch.compiler.is_compiling():  # what fuses
         columns = torch.arange(z.shape[1], device=z.device)
-        z = torch.where((columns == picked[:, :, None]).any(1), lowest, z).clamp(min=lowest)
+        z = torch.where((columns == picked[:, :, None]).any(1), lowest, z)
     else:  # what is quick by itself
-        ends = torch.full_like(named, torch.inf).masked_fill_(inside, lowest)
-        z = z.scatter_reduce_(1, at, ends, "amin").clamp_(min=lowest)
-    top, place = z.max(-1, keepdim=True)
-    share = z.softmax(-1)
-    size = top.double() - share.gather(1, place).double().log()
+        z.scatter_reduce_(1, at, torch.full_like(named, torch.inf).masked_fill_(inside, lowest), "amin")
+    share = z.clamp_(min=lowest).softmax(-1)
+    size = z.amax(-1, keepdim=True).double() - share.amax(-1, keepdim=True).log()  # the largest is 1 / sum
     apart = gap.mul_(share[r:]).sum(-1, keepdim=True)
     share[r:] = share[:k] - share[r:]
     if plan.cap is not None:
         share.mul_(torch.cat([slope, slope[:k]]))
-    share = share if boost == 1 else share.mul_(boost)
+    if product.dtype in _BOOST:
+        share.mul_(_BOOST[product.dtype])
     return share.to(product.dtype), named, top, place, size, apart
 
 
-def _fused(rows: Tensor) -> Callable:
-    """`_block`, on CUDA in few kernels, where there is what compiles them."""
-    return _compiled() if rows.is_cuda and has_triton() and shutil.which(os.environ.get("CC", "cc")) else _block
-
-
 @cache
-def _compiled() -> Callable:
-    return torch.compile(_block, dynamic=True)
+def _block_on(device: str) -> Callable:
+    """`_block`; on CUDA in few kernels, where there is what compiles them."""
+    able = device == "cuda" and has_triton() and shutil.which(os.environ.get("CC", "cc"))
+    return torch.compile(_block, dynamic=True) if able else _block
 
 
-def _parameter_grads(
-    plan, picked, weight, rest, ref_rest, hidden, bias, ref_hidden, ref_weight, ref_bias, d_named, d_rest, d_kl
-) -> tuple[Tensor, Tensor | None]:
+def _parameter_grads(plan, picked, weight, again, d_named, d_rest, d_kl) -> tuple[Tensor, Tensor | None]:
     """dW (V, D) and d bias (V,), by blocks of the vocabulary, whose logits are made anew."""
-    d_weight, d_bias, k = torch.empty_like(weight), None if bias is None else torch.empty_like(bias), len(d_kl)
-
-    def block(part: slice, hidden, weight, bias, rest: Tensor) -> tuple[Tensor, ...]:
-        z = plan.logits(F.linear(hidden, weight[part], None if bias is None else bias[part]))
-        ids = picked[: len(z)]
-        row, which = ((ids >= part.start) & (ids < part.stop)).nonzero(as_tuple=True)
-        at = row, ids[row, which] - part.start
-        return plan.slope(z), z.index_put_(at, z.new_tensor(-torch.inf)).sub_(rest[:, None].to(z.dtype)).exp_(), at, which
-
-    for part in plan.blocks(len(weight), len(hidden)):
-        slope, share, at, which = block(part, hidden, weight, bias, rest)
-        grad = share * d_rest[:, None]
-        if k:
-            ref_share = block(part, ref_hidden, ref_weight, ref_bias, ref_rest)[1]
-            grad[:k] += (share[:k] - ref_share) * d_kl[:, None]
-        grad.index_put_(at, d_named[at[0], which], accumulate=True).mul_(slope)
+    rest, hidden, ref_hidden, bias, *ref = again
+    d_weight, d_bias = torch.empty_like(weight), None if bias is None else torch.empty_like(bias)
+    r, k, picked = len(hidden), len(d_kl), torch.cat([picked, picked[: len(d_kl)]])
+    for part in plan.blocks(len(weight), r + k):
+        z = plan.logits(_products(part, hidden, ref_hidden, weight, bias, *ref))
+        (at, inside), slope = _places(picked - part.start, z.shape[1]), plan.slope(z[:r])
+        z.scatter_reduce_(1, at, z.new_full(at.shape, torch.inf).masked_fill_(inside, -torch.inf), "amin")
+        share = z.sub_(rest[:, None].to(z.dtype)).exp_()
+        grad = share[:r] * d_rest[:, None]
+        grad[:k].addcmul_(share[:k] - share[r:], d_kl[:, None])
+        grad.scatter_add_(1, at[:r], d_named.masked_fill(~inside[:r], 0)).mul_(slope)
         d_weight[part] = grad.to(hidden.dtype).T @ hidden
         if bias is not None:
             d_bias[part] = grad.sum(0)
@@ -298,15 +286,15 @@ def _module_head(hidden, head, picked, ref_hidden, ref_head, plan, vocabulary) -
     """As _MatrixHead, through the module: its logits are made once in forward and once in backward, by chunks."""
 
     def stats(h: Tensor, ids: Tensor, ref_h: Tensor) -> tuple[Tensor, ...]:
-        z = plan.logits(head(h))
-        k, ids, lowest = len(ref_h), ids.to(z.device), torch.finfo(z.dtype).min  # not -inf: the rest may be empty
+        z = plan.logits(head(h))  # on the head's device
+        ids, own = ids.to(z.device), ids[: len(ref_h)].to(z.device)
         with torch.no_grad():
-            ref_z = plan.logits(ref_head(ref_h)).to(z.device) if k else z[:0]
-            ref_named, ref_rest = ref_z.gather(1, ids[:k]), ref_z.scatter(1, ids[:k], lowest)
-        rest = z.scatter(1, ids, lowest)
-        log_ref = ref_rest.log_softmax(-1)
-        kl = (log_ref.exp() * (log_ref - rest[:k].log_softmax(-1))).sum(-1)
-        found = z.gather(1, ids), rest.logsumexp(-1), ref_named, ref_rest.logsumexp(-1), kl, z.detach().argmax(-1)
+            ref_z = plan.logits(ref_head(ref_h)).to(z.device) if len(own) else z[:0]
+        others, ref_others = (x.scatter(1, i, -3e38) for x, i in ((z, ids), (ref_z, own)))  # not -inf: may be all
+        log_ref = ref_others.log_softmax(-1)
+        kl = (log_ref.exp() * (log_ref - others[: len(own)].log_softmax(-1))).sum(-1)
+        rest, ref_rest = others.logsumexp(-1), ref_others.logsumexp(-1)
+        found = z.gather(1, ids), rest, ref_z.gather(1, own), ref_rest, kl, z.detach().argmax(-1)
         return tuple(x.to(h.device) for x in found)
 
     parts, run = [], partial(checkpoint, stats, use_reentrant=False) if torch.is_grad_enabled() else stats
