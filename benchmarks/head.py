@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from common import environment, medians, peak_bytes
 from torch import Tensor, nn
 
-from btsft_nb.head import _CPU_CHUNK, _Plan, head_log_probs
+from btsft_nb.head import _CHUNK, _Plan, head_log_probs
 
 SIZES = [(151_936, 896), (32_000, 2_048)]
 LARGE = (151_936, 1_536)  # on CUDA, the head's time over that of its products
@@ -73,7 +73,7 @@ def anchored(p: Problem) -> Result:
 def products(p: Problem) -> None:
     """The two products of ours, of the same blocks, and nothing else."""
     hidden, weight = p.hidden.detach()[p.rows], p.head.weight
-    plan = _Plan(1.0, None, 2**24 if CUDA else _CPU_CHUNK, True)
+    plan = _Plan(1.0, None, _CHUNK.get(DEVICE, 2**24), True)
     for tile in plan.blocks(len(hidden), 2 * math.isqrt(plan.chunk)):
         for part in plan.blocks(len(weight), len(hidden[tile])):
             F.linear(hidden[tile], weight[part]) @ weight[part]
@@ -87,11 +87,11 @@ def full_logits(p: Problem) -> Result:
 
 def trl(p: Problem, rows: Tensor | None = None, outputs: tuple[str, ...] = ("log_probs", "entropy", "is_top1")):
     """TRL's fused head. By default as SFTTrainer calls it: with its outputs; on CUDA the weighted rows, else all."""
-    from trl.kernels.chunked_logprob import _ChunkedLogProbFunction
+    from trl.kernels import ChunkedLogProbFunction
     from trl.trainer.utils import _CHUNKED_LOGPROB_CHUNK_SIZE
 
     rows = torch.arange(len(p.labels), device=DEVICE) if rows is None else rows
-    log_probs = _ChunkedLogProbFunction.apply(
+    log_probs = ChunkedLogProbFunction.apply(
         p.hidden[rows], p.head.weight, None, p.labels[rows].clamp(min=0), 1.0, _CHUNKED_LOGPROB_CHUNK_SIZE, None, 1.0,
         outputs,
     )[0]  # fmt: skip

@@ -1,27 +1,19 @@
 """Token log-probabilities, tag log-probabilities and KL from hidden states, without keeping logits.
 
-A row h (D,) and a head W (V, D) give logits z = W h. The objective names up to three of them, the label's and the two
-tags'; the others, the rest, enter through their logsumexp alone. One pass over blocks of W makes, in two products,
-
-    z_label, z_open, z_close,   lse_rest = logsumexp_{v in rest} z_v,   mean = sum_{v in rest} softmax_rest(z)_v W_v
-
-and the gradient of whatever follows takes no product and no recomputation, whatever comes from upstream:
+A row h (D,) and a head W (V, D) give logits z = W h. The objective names up to three, of label and tags; the others,
+the rest, enter through their logsumexp. One pass over blocks of W makes, in two products, z_label, z_open,
+z_close, lse_rest and mean = sum_{v in rest} softmax_rest(z)_v W_v. The gradient of whatever follows takes no product:
 
     dh = a_label W_label + a_open W_open + a_close W_close + a_rest mean,      a = d loss / d (the four numbers)
 
 Each a is as small as the probability that it moves, so nothing cancels where a token is all but certain; with W_label
-inside the mean it would. A KL adds a product for the reference's logits and one for (p - p_ref) W, over the rest: named
-tokens and rest are four outcomes, with a KL of their own. A trained matrix adds two in backward; dW is written once.
-
-Bias, scale and soft cap (Gemma 2, https://arxiv.org/abs/2408.00118) change none of that. A head that is not one plain
-matrix (LoRA, 4 bits, trained token rows, hooks) is called by chunks of rows under `torch.utils.checkpoint`: the same
-value, and the gradient of each of its parameters, in four products.
+inside the mean it would. A KL adds a product for the reference's logits and one for (p - p_ref) W, within the rest:
+named tokens and rest are four outcomes, with a KL of their own. A trained matrix adds two, in backward. Bias, scale and
+soft cap (Gemma 2, https://arxiv.org/abs/2408.00118) change none of that. Other heads (LoRA, 4 bits, trained token rows,
+hooks, another one as reference) are called by chunks of rows under `torch.utils.checkpoint`, in four products.
 """
 
-import math
-import os
 import shutil
-from collections.abc import Callable
 from functools import cache, partial
 from typing import NamedTuple
 
@@ -34,7 +26,8 @@ from torch.utils.checkpoint import checkpoint
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _BOOST = {torch.float16: 1024.0}  # on probabilities in their product with W: float16 has no number below 6e-8
-_CPU_CHUNK = 2**22  # elements: 16 MiB, that the cache and free lists of malloc keep
+_LOWEST = -3e38  # not -inf: -inf less -inf is NaN, and a rest may be empty
+_CHUNK = {"cpu": 2**22}  # at most, where the head is one matrix: 16 MiB, that cache and malloc keep
 
 
 class HeadOutput(NamedTuple):
@@ -73,30 +66,20 @@ class _Plan(NamedTuple):
 
 
 def head_log_probs(
-    hidden: Tensor,
-    head: nn.Module,
-    labels: Tensor,
-    tag_ids: tuple[int, int],
-    *,
-    ref_hidden: Tensor | None = None,
-    kl_rows: Tensor | None = None,
-    ref_head: nn.Module | None = None,
-    softcap: float | None = None,
-    scale: float = 1.0,
+    hidden: Tensor, head: nn.Module, labels: Tensor, tag_ids: tuple[int, int], *, ref_hidden: Tensor | None = None,
+    kl_rows: Tensor | None = None, ref_head: nn.Module | None = None, softcap: float | None = None, scale: float = 1.0,
     chunk_bytes: int = 2**26,
-) -> HeadOutput:
+) -> HeadOutput:  # fmt: skip
     """Log-probabilities of labels and tags, and KL to a reference; z = softcap * tanh(scale * head(hidden) / softcap).
 
     Args:
-        hidden: (R, D), the head's input at the positions that predict the labels. Rows that need nothing are better
-            dropped before. R may be 0: the result is empty and still connected to every parameter.
+        hidden: (R, D), the head's input at the positions that predict the labels; better without rows that need
+            nothing. R may be 0: the result is empty and still connected to every parameter.
         head: `nn.Linear`, or any module that maps (r, D) to (r, V) row by row. Gradients reach its parameters.
         labels, tag_ids: (R,) int64; the ids of the open and the close tag. All in [0, V).
-        ref_hidden: (R_kl, D), the reference model's hidden states at the rows of `kl_rows`, in their order; a constant.
-        kl_rows: (R,) bool, the rows that have a KL; by default all, where `ref_hidden` is given.
+        ref_hidden, kl_rows: (R_kl, D), a constant, the reference's hidden states at the rows (R,) bool, by default all.
         ref_head: maps `ref_hidden` to the reference's logits; by default `head` with its PEFT adapters left out.
-        softcap, scale: as the model's config has them. Gemma: softcap=final_logit_softcapping. Cohere:
-            scale=logit_scale. Granite: scale=1 / logits_scaling.
+        softcap, scale: Gemma: final_logit_softcapping. Cohere: scale=logit_scale. Granite: scale=1 / logits_scaling.
         chunk_bytes: size of a block of logits in float32; a few such blocks exist at a time, logits (R, V) never.
 
     Products run in the dtype of autocast or else of the weight, softmax and sums in float32. Only first derivatives
@@ -109,63 +92,53 @@ def head_log_probs(
     plan = _Plan(scale, softcap, max(1, chunk_bytes // 4), torch.is_grad_enabled() and hidden.requires_grad)
     picked = torch.stack([labels, *(torch.full_like(labels, tag) for tag in tag_ids)], 1)  # (R, 3)
     order, back, ref = slice(None), slice(None), hidden.detach()[:0]
-    if ref_hidden is not None:  # rows with a KL come first
-        rows = torch.ones_like(labels) if kl_rows is None else kl_rows
-        order, ref = rows.long().argsort(descending=True, stable=True), ref_hidden.detach()
+    if ref_hidden is not None:  # rows with a KL first
+        rows = torch.ones_like(labels) if kl_rows is None else kl_rows.long()
+        order, ref = rows.argsort(descending=True, stable=True), ref_hidden.detach()
         back, ref_head = order.argsort(), _without_adapters(head) if ref_head is None else ref_head
-    ref_head = head if ref_hidden is None else ref_head
-    run = _matrix_head if plain and _is_matrix(ref_head) else _module_head
+    run = _matrix_head if plain and ref_head in (None, head) else _module_head
     *found, argmax = run(hidden[order], head, picked[order], ref, ref_head, plan, shape[0])
     log_probs, log_tags, kl = _combine(picked[order], *found)
-    wide = found[0].dtype
-    kl = None if ref_hidden is None else kl.to(wide)
-    return HeadOutput(log_probs[back].to(wide), log_tags[:, back], argmax[back], kl)
+    log_probs, kl = log_probs.to(found[0].dtype), None if ref_hidden is None else kl.to(found[0].dtype)
+    return HeadOutput(log_probs[back], log_tags[:, back], argmax[back], kl)
 
 
 def _combine(picked, named, rest, ref_named, ref_rest, kl_rest) -> tuple[Tensor, Tensor, Tensor]:
-    """Log p of labels (R,) and of tags (3, R), and the KL (R_kl,), float64, from what both kinds of head give.
-
-    KL by the chain rule: that between tags, label and rest as four outcomes, and within the rest, where that happens.
-    """
+    """Log p of labels (R,) and of tags (3, R), and the KL (R_kl,), float64: that of tags, label and rest as four
+    outcomes, and that within the rest, where it happens."""
     is_open, is_close = picked[:, 0] == picked[:, 1], picked[:, 0] == picked[:, 2]
-    again = is_open | is_close  # a label that is a tag counts once
 
     def four(named: Tensor, rest: Tensor) -> Tensor:
         label, tag_open, tag_close = named.double().unbind(1)
-        label = label.masked_fill(again[: len(label)], torch.finfo(torch.float32).min)
+        label = label.masked_fill((is_open | is_close)[: len(label)], _LOWEST)  # counted once
         return torch.stack([tag_open, tag_close, label, rest.double()]).log_softmax(0)
 
     logs, ref_logs = four(named, rest), four(ref_named, ref_rest)
     kl = (ref_logs.exp() * (ref_logs - logs[:, : len(ref_rest)])).sum(0) + ref_logs[3].exp() * kl_rest
-    slot = torch.where(is_open, 0, torch.where(is_close, 1, 2))
-    log_tags = torch.stack([logs[0], logs[1], torch.logaddexp(logs[2], logs[3])])
-    return logs.gather(0, slot[None])[0], log_tags, kl
+    label = torch.where(is_open, logs[0], torch.where(is_close, logs[1], logs[2]))
+    return label, torch.stack([logs[0], logs[1], torch.logaddexp(logs[2], logs[3])]), kl
 
 
-def _matrix_head(hidden, head, picked, ref_hidden, ref_head, plan, _) -> tuple[Tensor, ...]:
+def _matrix_head(hidden, head, picked, ref_hidden, _, plan, __) -> tuple[Tensor, ...]:
     device = hidden.device.type
     autocast = torch.is_autocast_enabled(device) and head.weight.dtype != torch.float64
     dtype = torch.get_autocast_dtype(device) if autocast else head.weight.dtype
-    heads = [head] if ref_head is head else [head, ref_head]
-    tensors = hidden, ref_hidden, *(x for h in heads for x in (h.weight, h.bias))
-    hidden, ref_hidden, *own = (None if x is None else x.to(dtype) for x in tensors)
-    plan = plan._replace(chunk=min(plan.chunk, _CPU_CHUNK)) if device == "cpu" else plan
-    return _MatrixHead.apply(plan, picked, hidden, ref_hidden, *own[:2], *own[-2:])
+    tensors = (None if x is None else x.to(dtype) for x in (hidden, ref_hidden, head.weight, head.bias))
+    return _MatrixHead.apply(plan._replace(chunk=min(plan.chunk, _CHUNK.get(device, plan.chunk))), picked, *tensors)
 
 
 class _MatrixHead(torch.autograd.Function):
-    """Named logits (R, 3) and logsumexp of the rest (R,), the same of the reference for the first R_kl rows, the KL
-    within the rest (R_kl,), and argmax (R,), of a head that is one matrix."""
+    """Of a head that is one matrix: named logits (R, 3) and logsumexp of the rest (R,), the reference's for the first
+    R_kl rows, the KL within the rest (R_kl,), and argmax (R,)."""
 
     @staticmethod
-    def forward(ctx, plan, picked, hidden, ref_hidden, weight, bias, ref_weight, ref_bias):
-        tiles, heads = [], (weight, bias, ref_weight, ref_bias)
-        for part in plan.blocks(len(hidden), 2 * math.isqrt(plan.chunk)):  # blocks four times as wide as high, or wider
-            tiles.append(_tile(plan, picked[part], hidden[part], ref_hidden[part], heads))
+    def forward(ctx, plan, picked, hidden, ref_hidden, weight, bias):
+        blocks = plan.blocks(len(hidden), 2 * int(plan.chunk**0.5))  # of rows; then four times as wide as high
+        tiles = [_tile(plan, picked[part], hidden[part], ref_hidden[part], weight, bias) for part in blocks]
         *outputs, mean, pull = (torch.cat(column) for column in zip(*tiles, strict=True))
         named, rest, ref_named, ref_rest, _, argmax = outputs
         ctx.plan, ctx.trained = plan, any(ctx.needs_input_grad[4:6])
-        again = (torch.cat([rest, ref_rest]), hidden, ref_hidden, bias, ref_weight, ref_bias) if ctx.trained else ()
+        again = (torch.cat([rest, ref_rest]), torch.cat([hidden, ref_hidden]), bias) if ctx.trained else ()
         ctx.save_for_backward(picked, weight, named, mean, pull, *again)
         ctx.mark_non_differentiable(ref_named, ref_rest, argmax)
         return tuple(outputs)
@@ -183,42 +156,33 @@ class _MatrixHead(torch.autograd.Function):
                 d_hidden[: len(pull)].addcmul_((d_kl / boost)[:, None], pull)
                 for k in range(3):
                     d_hidden.addcmul_(direct[:, k : k + 1], weight[picked[:, k]].to(direct.dtype))
-                d_hidden = d_hidden.to(weight.dtype)
             if ctx.trained:
-                d_weight, d_bias = _parameter_grads(ctx.plan, picked, weight, again, d_named, d_rest, d_kl)
-        return None, None, d_hidden, None, d_weight, d_bias, None, None
+                d_weight, d_bias = _parameter_grads(ctx.plan, picked, weight, *again, d_named, d_rest, d_kl)
+        return None, None, d_hidden, None, d_weight, d_bias
 
 
-def _products(part: slice, hidden, ref_hidden, weight, bias, ref_weight, ref_bias) -> Tensor:
-    """(r + k, n) with a block of the vocabulary: of r rows and of k rows of the reference, in one product if it can."""
-    w, b, ref_w, ref_b = (None if x is None else x[part] for x in (weight, bias, ref_weight, ref_bias))
-    if ref_weight is weight:
-        return F.linear(torch.cat([hidden, ref_hidden]), w, b)
-    return torch.cat([F.linear(hidden, w, b), F.linear(ref_hidden, ref_w, ref_b)])
-
-
-def _tile(plan, picked, hidden, ref_hidden, heads) -> tuple[Tensor, ...]:
+def _tile(plan, picked, hidden, ref_hidden, weight, bias) -> tuple[Tensor, ...]:
     """What `_MatrixHead` gives and keeps of r rows, the first k with a reference, by blocks of the vocabulary.
-
     The softmax over the blocks seen and one more is p' = (1 - u) p + u s, u the share of the new one, s. So go means
     under p; and q' = (1 - v) q + v t of the reference makes p' - q' = (1 - u)(p - q) + u (s - t) + (u - v)(t - q).
     """
     r, k, width, new = len(hidden), len(ref_hidden), hidden.shape[1], hidden.new_full
     wide, kept = torch.promote_types(hidden.dtype, torch.float32), int(plan.with_grad)
-    picked, block = torch.cat([picked, picked[:k]]), _block_on(hidden.device.type)
+    rows, picked = torch.cat([hidden, ref_hidden]), torch.cat([picked, picked[:k]])
+    block = _block_on(hidden.device.type)
     rest, gap = new((r + k, 1), -torch.inf, dtype=torch.float64), new((k, 1), 0, dtype=torch.float64)
     named, best = (new((r + k, n), -torch.inf, dtype=wide) for n in (3, 1))
-    token = torch.zeros_like(picked[:, :1])
     mean, pull = (new((n * kept, width), 0, dtype=wide) for n in (r, k))
-    for part in plan.blocks(len(heads[0]), r + k):
-        found = block(plan, _products(part, hidden, ref_hidden, *heads), picked - part.start, k)
-        share, logits, top, place, size, apart = found
+    token = torch.zeros_like(picked[:, :1])
+    for part in plan.blocks(len(weight), r + k):
+        product = F.linear(rows, weight[part], None if bias is None else bias[part])
+        share, logits, top, place, size, apart = block(plan, product, picked - part.start, k)
         token, best = torch.where(top > best, place + part.start, token), torch.maximum(top, best)
         named, rest = torch.maximum(named, logits), torch.logaddexp(rest, size)
         u = (size - rest).exp()
         gap.lerp_(apart.double(), u[r:])
         if kept:
-            turn, u, means = (u[:k] - u[r:]).to(wide), u.to(wide), (share @ heads[0][part]).to(wide)
+            turn, u, means = (u[:k] - u[r:]).to(wide), u.to(wide), (share @ weight[part]).to(wide)
             turn = (means[:k] - means[r:]).sub_(mean[:k]).add_(pull).mul_(turn)
             pull.lerp_(means[r:], u[:k]).add_(turn)
             mean.lerp_(means[:r], u[:r])
@@ -226,57 +190,47 @@ def _tile(plan, picked, hidden, ref_hidden, heads) -> tuple[Tensor, ...]:
     return named[:r], rest[:r, 0], named[r:], rest[r:, 0], kl[:, 0], token[:r, 0], mean, pull
 
 
-def _places(picked: Tensor, n: int) -> tuple[Tensor, Tensor]:
-    """Columns (r, 3) in a block of n, and whether they are those that were picked."""
-    return picked.clamp(0, n - 1), (picked >= 0) & (picked < n)
-
-
 def _block(plan: _Plan, product: Tensor, picked: Tensor, k: int) -> tuple[Tensor, ...]:
     """Of products (r + k, n) with a block of the vocabulary, the last k the reference's for the first k rows:
-
     softmax of the rest, policy less reference in the last k rows, as it goes into a product; named logits (r + k, 3),
     -inf outside the block; the largest and its place, the rest's logsumexp (r + k, 1); reference less policy (k, 1).
     """
-    z, r, lowest = plan.logits(product), len(product) - k, -3e38  # not -inf: -inf less -inf is NaN
-    (at, inside), slope, gap = _places(picked, z.shape[1]), plan.slope(z[:r]), z[r:] - z[:k]
-    named, (top, place) = z.gather(1, at).masked_fill(~inside, -torch.inf), z.max(-1, keepdim=True)
-    if torch.compiler.is_compiling():  # what fuses
-        columns = torch.arange(z.shape[1], device=z.device)
-        z = torch.where((columns == picked[:, :, None]).any(1), lowest, z)
-    else:  # what is quick by itself
-        z.scatter_reduce_(1, at, torch.full_like(named, torch.inf).masked_fill_(inside, lowest), "amin")
-    share = z.clamp_(min=lowest).softmax(-1)
+    z, r = plan.logits(product).clamp_(min=_LOWEST), len(product) - k
+    (top, place), slope, gap = z.max(-1, keepdim=True), plan.slope(z[:r]), z[r:] - z[:k]
+    at, inside = picked.clamp(0, z.shape[1] - 1), (picked >= 0) & (picked < z.shape[1])
+    named = z.gather(1, at).masked_fill(~inside, -torch.inf)
+    if torch.compiler.is_compiling():  # what fuses; else what is quick by itself
+        z = torch.where((torch.arange(z.shape[1], device=z.device) == picked[:, :, None]).any(1), _LOWEST, z)
+    else:
+        z.scatter_reduce_(1, at, torch.full_like(named, torch.inf).masked_fill_(inside, _LOWEST), "amin")
+    share = z.softmax(-1)
     size = z.amax(-1, keepdim=True).double() - share.amax(-1, keepdim=True).log()  # the largest is 1 / sum
     apart = gap.mul_(share[r:]).sum(-1, keepdim=True)
     share[r:] = share[:k] - share[r:]
-    if plan.cap is not None:
-        share.mul_(torch.cat([slope, slope[:k]]))
-    if product.dtype in _BOOST:
-        share.mul_(_BOOST[product.dtype])
+    share = share if plan.cap is None else share * torch.cat([slope, slope[:k]])
+    share = share * _BOOST[product.dtype] if product.dtype in _BOOST else share
     return share.to(product.dtype), named, top, place, size, apart
 
 
 @cache
-def _block_on(device: str) -> Callable:
+def _block_on(device: str):
     """`_block`; on CUDA in few kernels, where there is what compiles them."""
-    able = device == "cuda" and has_triton() and shutil.which(os.environ.get("CC", "cc"))
-    return torch.compile(_block, dynamic=True) if able else _block
+    return torch.compile(_block, dynamic=True) if device == "cuda" and has_triton() and shutil.which("cc") else _block
 
 
-def _parameter_grads(plan, picked, weight, again, d_named, d_rest, d_kl) -> tuple[Tensor, Tensor | None]:
+def _parameter_grads(plan, picked, weight, rest, rows, bias, d_named, d_rest, d_kl) -> tuple[Tensor, Tensor | None]:
     """dW (V, D) and d bias (V,), by blocks of the vocabulary, whose logits are made anew."""
-    rest, hidden, ref_hidden, bias, *ref = again
     d_weight, d_bias = torch.empty_like(weight), None if bias is None else torch.empty_like(bias)
-    r, k, picked = len(hidden), len(d_kl), torch.cat([picked, picked[: len(d_kl)]])
+    r, k, picked = len(d_rest), len(d_kl), torch.cat([picked, picked[: len(d_kl)]])
     for part in plan.blocks(len(weight), r + k):
-        z = plan.logits(_products(part, hidden, ref_hidden, weight, bias, *ref))
-        (at, inside), slope = _places(picked - part.start, z.shape[1]), plan.slope(z[:r])
-        z.scatter_reduce_(1, at, z.new_full(at.shape, torch.inf).masked_fill_(inside, -torch.inf), "amin")
-        share = z.sub_(rest[:, None].to(z.dtype)).exp_()
+        z = plan.logits(F.linear(rows, weight[part], None if bias is None else bias[part]))
+        at, inside = (picked - part.start).clamp(0, z.shape[1] - 1), (picked >= part.start) & (picked < part.stop)
+        slope, ends = plan.slope(z[:r]), z.new_full(at.shape, torch.inf).masked_fill_(inside, -torch.inf)
+        share = z.scatter_reduce_(1, at, ends, "amin").sub_(rest[:, None].to(z.dtype)).exp_()
         grad = share[:r] * d_rest[:, None]
         grad[:k].addcmul_(share[:k] - share[r:], d_kl[:, None])
-        grad.scatter_add_(1, at[:r], d_named.masked_fill(~inside[:r], 0)).mul_(slope)
-        d_weight[part] = grad.to(hidden.dtype).T @ hidden
+        grad = grad.scatter_add_(1, at[:r], d_named.masked_fill(~inside[:r], 0)).mul_(slope)
+        d_weight[part] = grad.to(rows.dtype).T @ rows[:r]
         if bias is not None:
             d_bias[part] = grad.sum(0)
     return d_weight, d_bias
@@ -290,16 +244,14 @@ def _module_head(hidden, head, picked, ref_hidden, ref_head, plan, vocabulary) -
         ids, own = ids.to(z.device), ids[: len(ref_h)].to(z.device)
         with torch.no_grad():
             ref_z = plan.logits(ref_head(ref_h)).to(z.device) if len(own) else z[:0]
-        others, ref_others = (x.scatter(1, i, -3e38) for x, i in ((z, ids), (ref_z, own)))  # not -inf: may be all
-        log_ref = ref_others.log_softmax(-1)
-        kl = (log_ref.exp() * (log_ref - others[: len(own)].log_softmax(-1))).sum(-1)
-        rest, ref_rest = others.logsumexp(-1), ref_others.logsumexp(-1)
-        found = z.gather(1, ids), rest, ref_z.gather(1, own), ref_rest, kl, z.detach().argmax(-1)
-        return tuple(x.to(h.device) for x in found)
+        rest, ref_rest = (x.scatter(1, i, _LOWEST) for x, i in ((z, ids), (ref_z, own)))
+        logs, ref_logs = rest[: len(own)].log_softmax(-1), ref_rest.log_softmax(-1)
+        kl = F.kl_div(logs, ref_logs, reduction="none", log_target=True).sum(-1)
+        found = z.gather(1, ids), rest.logsumexp(-1), ref_z.gather(1, own), ref_rest.logsumexp(-1), kl
+        return *(x.to(h.device) for x in found), z.detach().argmax(-1).to(h.device)
 
-    parts, run = [], partial(checkpoint, stats, use_reentrant=False) if torch.is_grad_enabled() else stats
-    for part in plan.blocks(len(hidden), vocabulary):
-        parts.append(run(hidden[part], picked[part], ref_hidden[part]))
+    run = partial(checkpoint, stats, use_reentrant=False) if torch.is_grad_enabled() else stats
+    parts = [run(hidden[part], picked[part], ref_hidden[part]) for part in plan.blocks(len(hidden), vocabulary)]
     return tuple(torch.cat(column) for column in zip(*parts, strict=True))
 
 
@@ -333,10 +285,8 @@ def _check(hidden, labels, tag_ids, shape, ref_hidden, kl_rows, softcap) -> None
         wanted = f"labels in [0, {shape[0]}), not {labels.min()} to {labels.max()}: drop rows that need nothing (-100)"
     elif len(tag_ids) != 2 or len({*tag_ids}) != 2 or not all(0 <= tag < shape[0] for tag in tag_ids):
         wanted = f"two different tag_ids in [0, {shape[0]})"
-    elif kl_rows is not None and ref_hidden is None:
-        wanted = "ref_hidden with kl_rows"
-    elif kl_rows is not None and (kl_rows.shape != labels.shape or kl_rows.dtype != torch.bool):
-        wanted = "one bool a row in kl_rows"
+    elif kl_rows is not None and (ref_hidden is None or kl_rows.shape != labels.shape or kl_rows.dtype != torch.bool):
+        wanted = "ref_hidden with kl_rows, and those one bool a row"
     elif ref_hidden is not None and ref_hidden.shape != (rows, shape[1]):
         wanted = f"ref_hidden ({rows}, {shape[1]}), one row for each KL row"
     elif softcap is not None and not softcap > 0:
