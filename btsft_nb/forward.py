@@ -89,11 +89,11 @@ class HeadForward:
     def _installed(self) -> Iterator[None]:
         """Within, the model takes the arguments of `_forward` and returns what it returns."""
         before = vars(self.base).get("forward")
-        self.base.forward = self._replacement
         try:
+            self.base.forward = self._replacement
             yield
         finally:
-            del self.base.forward
+            vars(self.base).pop("forward", None)
             if before is not None:
                 self.base.forward = before
 

@@ -123,26 +123,23 @@ class BTSFTTrainer(Trainer):
         super()._save_rng_state(output_dir)
         self.accelerator.wait_for_everyone()  # trainer_state.json comes next, and says that all is there
 
-    @property
-    def threshold(self) -> float:
-        """The share of thought tokens that is blurred at the current step."""
+    def threshold(self, step: int) -> float:
+        """The share of thought tokens that is blurred at a step, which counts from 0."""
         start, end = self.args.threshold, self.args.threshold_end
-        if end is None:
-            return start
-        return start + (end - start) * min(self.state.global_step / max(self.state.max_steps - 1, 1), 1)
+        return start if end is None else start + (end - start) * step / max(self.state.max_steps - 1, 1)
 
     def blur(self, batch: dict[str, Tensor]) -> Tensor:
         """(B, T) bool: which tokens of a batch are blurred in the current epoch. Only supervised tokens can be."""
         args, epoch = self.args, int(self.state.epoch or 0) if self.args.resample == "epoch" else 0
         ids, kinds, sequence = (batch[name].cpu() for name in ("input_ids", "kinds", "sequence"))
-        blurred = torch.zeros_like(kinds, dtype=torch.bool)
+        blurred, threshold = torch.zeros_like(kinds, dtype=torch.bool), self.threshold(self.state.global_step)
         for i, key in enumerate(batch["keys"].tolist()):
             place = sequence == i
             own, units = kinds[place].numpy(), None
             if args.unit != "token":
                 units = unit_ids(own, list(map(self._text, ids[place].tolist())), args.unit)
             u = draws(own, key, args.seed, epoch, args.keep_first, units)
-            blurred[place] = torch.from_numpy(u < self.threshold)
+            blurred[place] = torch.from_numpy(u < threshold)
         return blurred.to(batch["kinds"].device) & (batch["weights"] != 0)
 
     def _prepare_inputs(self, inputs: dict) -> dict:
@@ -223,7 +220,7 @@ class BTSFTTrainer(Trainer):
             sums, (step, seen, since) = self._sums.reduced(self.accelerator), self._mark
             logs |= {name: sums[name] / (self.state.global_step - step) for name in PARTS} | means(sums)
             self._mark = self.state.global_step, self.state.num_input_tokens_seen, time.monotonic()
-            logs |= {"threshold": self.threshold, "tokens_seen": self._mark[1]}
+            logs |= {"threshold": self.threshold(self._mark[0] - 1), "tokens_seen": self._mark[1]}
             logs["tokens_per_second"] = (self._mark[1] - seen) / (self._mark[2] - since)
             self._sums.clear()
         super().log(logs, start_time)

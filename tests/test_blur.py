@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 import btsft_nb
 from btsft_nb import Kind, draws, example_key
+from btsft_nb.blur import UNITS, unit_ids
 
 P, TAG, THINK, ANSWER = Kind
 kind_lists = st.lists(st.sampled_from(Kind), max_size=40)
@@ -121,3 +122,87 @@ def test_draws_are_equal_in_every_process():
         for seed in ("1", "2")
     }
     assert printed == {str(draws([0, 2, 2, 3], example_key("é/1"), 42, 3).tolist())}
+
+
+# ---------------------------------------------------------------------------------------------- units
+
+TEXTS = [
+    "<think>",
+    "He",
+    " said",
+    ' "',
+    "Hi",
+    ".",
+    '"',
+    " ",
+    "\n",
+    "Then",
+    " 3",
+    ".",
+    "14",
+    "!",
+    " done",
+    "</think>",
+    "4",
+]
+KINDS_OF_TEXTS = np.array([1] + [2] * 14 + [1, 3])
+
+
+@pytest.mark.parametrize(
+    ("unit", "wanted"),
+    [
+        ("token", list(range(14))),
+        ("word", [0, 1, 2, 2, 2, 2, 3, 3, 3, 4, 4, 4, 4, 5]),
+        ("sentence", [0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 2]),
+        ("thought", [0] * 14),
+    ],
+)
+def test_units_by_hand(unit, wanted):
+    """A decimal point ends no sentence, a full stop within quotes does; white space goes with what follows it."""
+    assert unit_ids(KINDS_OF_TEXTS, TEXTS, unit).tolist() == [-1, *wanted, -1, -1]
+
+
+@pytest.mark.parametrize(
+    ("unit", "texts", "wanted"),
+    [
+        ("sentence", ["一。", "二", "。三"], [0, 1, 2]),
+        ("sentence", ["Line one", "\nLine two", "\n\n", "three"], [0, 1, 2, 2]),
+        ("word", ["two w", "ords here"], [0, 1]),
+        ("word", ["", "a", ""], [0, 0, 0]),
+    ],
+)
+def test_other_scripts_and_odd_tokens(unit, texts, wanted):
+    """A token that straddles two units belongs to the later; numbers are given without gaps."""
+    assert unit_ids(np.full(len(texts), 2), texts, unit).tolist() == wanted
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from([0, 1, 2, 2, 2, 3]), st.text(alphabet="ab .!\n。", max_size=4)), max_size=30),
+    st.sampled_from(UNITS),
+)
+def test_units_tile_thoughts(tokens, unit):
+    """Numbers count up without gaps, over thought tokens only, and no unit reaches over the end of a thought."""
+    kinds, texts = np.array([kind for kind, _ in tokens], dtype=int), [text for _, text in tokens]
+    units = unit_ids(kinds, texts, unit)
+    inside = units[kinds == Kind.THINK]
+    assert (units[kinds != Kind.THINK] == -1).all()
+    assert set(np.diff(inside, prepend=-1)) <= {0, 1} and (not len(inside) or inside[0] == 0)
+    for i in range(1, len(kinds)):
+        if kinds[i] == Kind.THINK and kinds[i - 1] != Kind.THINK:
+            assert units[i] not in units[:i]
+    coarser = unit_ids(kinds, texts, "thought")
+    assert all(len(set(coarser[units == number])) == 1 for number in set(inside))
+
+
+def test_tokens_of_a_unit_share_a_draw_and_tokens_draw_as_ever():
+    """The draw of unit "token" is the draw without units; others give each number one draw."""
+    units = unit_ids(KINDS_OF_TEXTS, TEXTS, "word")
+    u = draws(KINDS_OF_TEXTS, 5, 0, 0, units=units)
+    assert all(len(set(u[units == number])) == 1 for number in range(6)) and len(set(u[units >= 0])) == 6
+    alone = draws(KINDS_OF_TEXTS, 5, 0, 0, units=unit_ids(KINDS_OF_TEXTS, TEXTS, "token"))
+    np.testing.assert_array_equal(alone, draws(KINDS_OF_TEXTS, 5, 0, 0))
+
+
+def test_the_first_tokens_of_each_thought_are_kept():
+    kinds = np.array([2, 2, 2, 1, 3, 2, 2, 2])
+    assert np.isinf(draws(kinds, 1, 0, 0, keep_first=2)).tolist() == [True, True, False, True, True, True, True, False]

@@ -167,3 +167,18 @@ def test_a_key_does_not_reach_the_configuration(no_key):
     """What is saved beside a run holds no secret."""
     no_key.setenv("WANDB_API_KEY", "s3cr3t" * 7)
     assert "s3cr3t" not in str(BTSFTConfig("runs/x", report_to="wandb").to_dict())
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        (dict(unit="letter"), "unit='letter': 'token', 'word', 'sentence' or 'thought' wanted"),
+        (dict(negative="clip"), "negative='clip': 'nll', 'unlikelihood' or 'floor' wanted"),
+        (dict(negative_floor=-1.0), "negative_floor=-1.0: a number from 0 wanted"),
+        (dict(threshold_end=1.5), "threshold_end=1.5: a number from 0 to 1 wanted"),
+        (dict(label_smoothing_factor=0.1), "label_smoothing_factor: the objective has no label smoothing"),
+    ],
+)
+def test_settings_of_the_objective_name_what_would_do(setting, message):
+    with pytest.raises(ValueError, match=message):
+        BTSFTConfig("runs/x", **setting)

@@ -18,6 +18,7 @@ from btsft_nb.losses import (
     kl_divergence,
     tag_log_probs,
     token_log_probs,
+    token_losses,
     token_values,
 )
 
@@ -449,3 +450,41 @@ def test_a_completion_of_weight_0_is_no_completion():
     batch = as_batch(ids, kinds)
     batch["weights"][0, 1:3] = 0
     assert [(c.start, c.end) for c in find_completions(batch, TAGS)] == [(4, 6)]
+
+
+# ---------------------------------------------------------------------------------------------- negative weights
+
+
+@pytest.mark.parametrize("negative", ["nll", "unlikelihood", "floor"])
+def test_token_losses_are_the_formulas(negative):
+    """Values and gradients in float64, probabilities from 1e-9 to almost 1."""
+    p = torch.tensor([[1e-9, 1e-4, 0.02, 0.3, 0.9, 0.999999]], dtype=torch.float64).log().requires_grad_()
+    for weight in (2.0, 0.5, 0.0, -1.0, -0.25):
+        weights = torch.full(p.shape, weight, dtype=torch.float64)
+        got = token_losses(p, weights, negative, floor=5.0)
+        q = p.exp()
+        wanted = -weight * p
+        if weight < 0 and negative == "unlikelihood":
+            wanted = weight * (1 - q).log()
+        if weight < 0 and negative == "floor":
+            wanted = weight * torch.minimum(-p, torch.tensor(5.0, dtype=torch.float64))
+        torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-12)
+        ours, theirs = (torch.autograd.grad(x.sum(), p, retain_graph=True)[0] for x in (got, wanted))
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-9)
+
+
+def test_unlikelihood_pushes_down_a_token_that_is_all_but_certain():
+    """p rounds to 1 in float32; the gradient on its logit is w p, not 0 and not NaN."""
+    for gap in (5.0, 15.0, 25.0, 200.0):
+        logits = torch.tensor([[[gap, 0.0, 0.0]]], dtype=torch.float64, requires_grad=True)
+        log_p = logits.log_softmax(-1)[..., 0]
+        loss = token_losses(log_p, torch.tensor([[-1.0]]), "unlikelihood").sum()
+        (gradient,) = torch.autograd.grad(loss, logits)
+        assert loss.isfinite() and gradient.isfinite().all()
+        assert gap > 25 or gradient[0, 0, 0].item() == pytest.approx(1, rel=0.2)
+
+
+def test_a_token_below_the_floor_is_left_alone():
+    log_p = torch.tensor([[-4.0, -6.0]], requires_grad=True)
+    token_losses(log_p, torch.tensor([[-1.0, -1.0]]), "floor", floor=5.0).sum().backward()
+    assert log_p.grad.tolist() == [[1.0, 0.0]]
