@@ -238,6 +238,17 @@ def test_an_interrupt_in_the_last_step_of_an_epoch_saves_once(tmp_path, alone, s
     assert result(tmp_path) == alone
 
 
+def test_an_interrupt_leaves_a_checkpoint_where_only_the_best_are_saved(tmp_path, alone):
+    """In a step whose evaluation would decide that there is none, it waits for the next."""
+    settings = dict(eval_strategy="steps", eval_steps=2, save_strategy="best", metric_for_best_model="expected_reward")
+    trainer = make_trainer(tmp_path, [At(2, interrupt)], **settings)
+    with pytest.raises(KeyboardInterrupt, match="after step 3"):
+        trainer.train()
+    assert 3 in checkpoints(tmp_path)
+    trainer.train(resume_from_checkpoint=True)
+    assert result(tmp_path)[0] == alone[0]
+
+
 def test_an_interrupt_after_the_last_step(tmp_path, alone):
     """It is passed on when all is saved, and claims no checkpoint."""
 
