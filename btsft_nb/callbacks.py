@@ -87,12 +87,14 @@ class StopOnInterrupt(TrainerCallback):
         )  # an evaluation decides on saving
         if self.requested and not overruled:
             self.stopped = control.should_training_stop = True
-            # where the end of the epoch saves, not twice: writing over the checkpoint would risk it
-            control.should_save = bool(state.epoch % 1) or args.save_strategy != SaveStrategy.EPOCH
+            # at the end of an epoch its evaluation comes first, and to save twice would risk the checkpoint
+            control.should_save = bool(state.epoch % 1) or args.save_strategy == SaveStrategy.BEST
 
     def on_epoch_end(self, args, state, control, **kwargs):
         if self.stopped and state.epoch % 1:  # what belongs to the end of an epoch comes when the epoch is over
             control.should_log = control.should_evaluate = control.should_save = False
+        elif self.stopped:
+            control.should_save = args.save_strategy != SaveStrategy.BEST
 
     def on_save(self, args, state, control, **kwargs):
         if self.stopped:  # else Trainer would end as if all were done: load the best model, and delete this checkpoint
