@@ -181,9 +181,7 @@ def killed_and_resumed(folder: Path, optimiser: str, alone: Alone, rng: random.R
 
 def print_alone(alone: Alone, optimiser: str) -> None:
     steps = ", ".join(map(str, alone.saves))
-    print(
-        f"alone, {optimiser}: {alone.wall:.1f} s, {alone.span:.1f} s of it from the first step to the last checkpoint;"
-    )
+    print(f"alone, {optimiser}: {alone.wall:.1f} s, {alone.span:.1f} s of it from first step to last checkpoint;")
     print(f"  checkpoints after steps {steps}, written in up to {alone.saving:.3f} s", flush=True)
 
 

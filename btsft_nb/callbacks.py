@@ -52,7 +52,10 @@ class LiveCurves(TrainerCallback):
 
 
 class StopOnInterrupt(TrainerCallback):
-    """Turns an interrupt into a checkpoint and a stop after the step that runs; a second one stops at once."""
+    """Turns an interrupt into a checkpoint and a stop after the step that runs; a second one stops at once.
+
+    `requested`: an interrupt came; `stopped`: it ended the run before its last step was through.
+    """
 
     requested = stopped = False
 
@@ -79,14 +82,19 @@ class StopOnInterrupt(TrainerCallback):
         if self._accelerator.num_processes > 1:  # all stop at the same step, or none
             flag = torch.tensor(float(self.requested), device=self._accelerator.device)
             self.requested = self._accelerator.reduce(flag, "sum").item() > 0
-        if self.requested:
+        overruled = (
+            control.should_evaluate and args.save_strategy == SaveStrategy.BEST
+        )  # an evaluation decides on saving
+        if self.requested and not overruled:
             self.stopped = control.should_training_stop = True
-            # where the end of the epoch saves, not twice: writing over the checkpoint would risk it
-            control.should_save = bool(state.epoch % 1) or args.save_strategy != SaveStrategy.EPOCH
+            # at the end of an epoch its evaluation comes first, and to save twice would risk the checkpoint
+            control.should_save = bool(state.epoch % 1) or args.save_strategy == SaveStrategy.BEST
 
     def on_epoch_end(self, args, state, control, **kwargs):
         if self.stopped and state.epoch % 1:  # what belongs to the end of an epoch comes when the epoch is over
             control.should_log = control.should_evaluate = control.should_save = False
+        elif self.stopped:
+            control.should_save = args.save_strategy != SaveStrategy.BEST
 
     def on_save(self, args, state, control, **kwargs):
         if self.stopped:  # else Trainer would end as if all were done: load the best model, and delete this checkpoint

@@ -228,7 +228,8 @@ class BTSFTTrainer(Trainer):
     def evaluation_loop(self, *args, metric_key_prefix: str = "eval", **kwargs):
         """As Trainer's, with the loss and its parts over the whole set in place of the mean of batch means."""
         self._eval_sums.clear()
-        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        with torch.random.fork_rng(devices=[]):  # a data loader draws a seed; training goes on as without evaluation
+            output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
         sums = self._eval_sums.reduced(self.accelerator)
         logs = {"loss_nll": sums["loss_nll"] / max(sums["supervised"], 1)}
         logs["loss_format"] = sums["loss_format"] / max(sums["sequences"], 1)

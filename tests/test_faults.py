@@ -222,20 +222,34 @@ def test_an_interrupt_keeps_its_checkpoint_and_no_best_model_is_chosen(tmp_path,
 
 @pytest.mark.parametrize("strategy", ["no", "steps", "epoch"])
 def test_an_interrupt_in_the_last_step_of_an_epoch_saves_once(tmp_path, alone, strategy):
-    """A second save would write over the only checkpoint, and a kill would leave none."""
+    """After the evaluation that belongs to it. A second save would risk the only checkpoint there is."""
     saved = []
 
     class Count(TrainerCallback):
         def on_save(self, args, state, control, **kwargs):
             saved.append(state.global_step)
 
-    trainer = make_trainer(tmp_path, [At(4, interrupt), Count()], save_strategy=strategy, save_total_limit=1)
+    settings = dict(save_strategy=strategy, save_total_limit=1, eval_strategy="epoch")
+    trainer = make_trainer(tmp_path, [At(4, interrupt), Count()], **settings)
     with pytest.raises(KeyboardInterrupt, match="after step 4"):
         trainer.train()
-    assert saved[-2:] == ([2, 4] if strategy == "steps" else [4])
+    assert saved == ([2, 4] if strategy == "steps" else [4])
     assert checkpoints(tmp_path) == [4]
     trainer.train(resume_from_checkpoint=True)
-    assert result(tmp_path) == alone
+    adapter, logs = result(tmp_path)
+    assert adapter == alone[0]  # which was never evaluated
+    assert [log["step"] for log in logs if "eval_loss" in log] == [4, 6]
+
+
+def test_an_interrupt_leaves_a_checkpoint_where_only_the_best_are_saved(tmp_path, alone):
+    """In a step whose evaluation would decide that there is none, it waits for the next."""
+    settings = dict(eval_strategy="steps", eval_steps=2, save_strategy="best", metric_for_best_model="expected_reward")
+    trainer = make_trainer(tmp_path, [At(2, interrupt)], **settings)
+    with pytest.raises(KeyboardInterrupt, match="after step 3"):
+        trainer.train()
+    assert 3 in checkpoints(tmp_path)
+    trainer.train(resume_from_checkpoint=True)
+    assert result(tmp_path)[0] == alone[0]
 
 
 def test_an_interrupt_after_the_last_step(tmp_path, alone):
