@@ -501,6 +501,8 @@ class Recorder(TorchDispatchMode):
         if func.overloadpacket in (torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.bmm):
             a, b = args[-2:]
             self.work += a.shape[-2] * a.shape[-1] * b.shape[-1]
+        if func.overloadpacket is torch.ops.mkldnn._linear_pointwise:
+            self.work += args[0].numel() * args[1].shape[0]
         return out
 
 
@@ -530,6 +532,11 @@ class TestCost:
     def test_two_products_forward_none_backward(self):
         forward, backward = self.record()
         assert self.products(forward) == 2 and backward.work == 0
+
+    def test_without_onednn_too(self, monkeypatch):
+        monkeypatch.setattr("btsft_nb.head._ONEDNN", False)
+        self.test_the_kl_adds_two_on_its_rows(30)
+        self.test_a_trained_head_adds_two_backward()
 
     def test_bias_and_cap_cost_no_product(self):
         head, hidden, labels, _ = problem(self.R, self.V, torch.float32, width=self.D)
