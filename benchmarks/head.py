@@ -18,7 +18,8 @@ import torch.nn.functional as F
 from common import environment, medians, peak_bytes
 from torch import Tensor, nn
 
-from btsft_nb.head import _CHUNK, _linear, _Plan, head_log_probs
+from btsft_nb.head import head_log_probs
+from btsft_nb.head_matrix import CHUNK, Plan, linear
 
 SIZES = [(151_936, 896), (32_000, 2_048)]
 LARGE = (151_936, 1_536)  # on CUDA, the head's time over that of its products
@@ -73,10 +74,10 @@ def anchored(p: Problem) -> Result:
 def products(p: Problem) -> None:
     """The two products of ours, of the same blocks, by the same library, and nothing else."""
     hidden, weight = p.hidden.detach()[p.rows], p.head.weight
-    plan = _Plan(1.0, None, _CHUNK.get(DEVICE, 2**24), True)
+    plan = Plan(1.0, None, CHUNK.get(DEVICE, 2**24), True)
     for tile in plan.blocks(len(hidden), 2 * math.isqrt(plan.chunk)):
         for part in plan.blocks(len(weight), len(hidden[tile])):
-            _linear(_linear(hidden[tile], weight[part]), weight[part].T)
+            linear(linear(hidden[tile], weight[part]), weight[part].T)
 
 
 def full_logits(p: Problem) -> Result:

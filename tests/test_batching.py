@@ -64,9 +64,10 @@ def test_batching_changes_nothing(tmp_path, data, whole, way):
     assert found["blurred"] == whole["blurred"] and any(map(any, whole["blurred"].values()))
 
 
+@pytest.mark.parametrize("data", ["silent"], indirect=True)
 @pytest.mark.parametrize("way", PROCESSES)
 def test_processes_change_nothing(tmp_path, data, whole, way):
-    """Two processes under torchrun with gloo; of `silent`, they have unequal counts and micro-batches with none."""
+    """Two processes under torchrun with gloo; they have unequal counts, and micro-batches with none."""
     job = json.dumps({"data": data, "settings": PROCESSES[way]})
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", WORKER]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}

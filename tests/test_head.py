@@ -13,7 +13,8 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from btsft_nb.head import HeadOutput, _block, _Plan, head_log_probs
+from btsft_nb.head import HeadOutput, head_log_probs
+from btsft_nb.head_matrix import Plan, block_of
 
 ROWS, WIDTH, VOCABULARY = 11, 6, 37
 TAGS = (1, 2)
@@ -180,10 +181,10 @@ class TestMatrix:
         products = torch.randn(7, 40, generator=generator).mul(3).to(dtype)
         picked = torch.tensor([[5, -3, 39], [60, -3, 39], [39, -3, 39], [0, -3, 39]])
         picked = torch.cat([picked, picked[:3]])
-        fused = torch.compile(_block, dynamic=True)
+        fused = torch.compile(block_of, dynamic=True)
         for cap in (None, 5.0):
-            plan = _Plan(0.7, cap, 2**20, True)
-            for a, b in zip(fused(plan, products, picked, 3), _block(plan, products.clone(), picked, 3), strict=True):
+            plan = Plan(0.7, cap, 2**20, True)
+            for a, b in zip(fused(plan, products, picked, 3), block_of(plan, products.clone(), picked, 3), strict=True):
                 assert a.dtype == b.dtype
                 torch.testing.assert_close(a, b, rtol=1e-5 if dtype == torch.float32 else 1e-2, atol=1e-6)
 
@@ -534,7 +535,7 @@ class TestCost:
         assert self.products(forward) == 2 and backward.work == 0
 
     def test_without_onednn_too(self, monkeypatch):
-        monkeypatch.setattr("btsft_nb.head._ONEDNN", False)
+        monkeypatch.setattr("btsft_nb.head_matrix._ONEDNN", False)
         self.test_the_kl_adds_two_on_its_rows(30)
         self.test_a_trained_head_adds_two_backward()
 
