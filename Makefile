@@ -3,6 +3,7 @@
 # make lint    ruff
 # make notebooks   run the notebooks and store their outputs in place
 # make colab   write the repository's address (pyproject.toml) into badges and install cells
+# make bench   install the peers, measure against them, and kill runs: over half an hour on two cores
 # make lock    write constraints.txt anew from the newest versions
 
 PYTHON ?= python3
@@ -11,7 +12,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo test lint notebooks colab lock
+.PHONY: demo test lint notebooks colab bench lock
 
 demo: $(INSTALLED)
 	$(BIN)/python tools/notebooks.py demo
@@ -29,6 +30,12 @@ notebooks: $(INSTALLED)
 
 colab: $(INSTALLED)
 	$(BIN)/python tools/notebooks.py stamp
+
+bench: $(INSTALLED)
+	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[bench]'
+	$(BIN)/python benchmarks/head.py
+	$(BIN)/python benchmarks/step.py
+	$(BIN)/python benchmarks/kill.py
 
 lock:
 	$(BIN)/pip freeze --exclude-editable | grep -v '^pip==\|^setuptools==' | sed 's/+cpu//' > constraints.txt
