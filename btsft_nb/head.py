@@ -18,17 +18,23 @@ matrix (LoRA, 4 bits, trained token rows, hooks) is called by chunks under `torc
 the gradient of each of its parameters, in four products.
 """
 
-from functools import partial
+import math
+import os
+import shutil
+from collections.abc import Callable
+from functools import cache, partial
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.utils._triton import has_triton
 from torch.utils.checkpoint import checkpoint
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _BOOST = {torch.float16: 1024.0}  # on probabilities in their product with W: float16 has no number below 6e-8
+_CPU_CHUNK = 2**22  # elements: 16 MiB stay in the cache and in malloc's free lists
 
 
 class HeadOutput(NamedTuple):
@@ -57,10 +63,21 @@ class _Plan(NamedTuple):
         """d logit / d product, the scale left out."""
         return 1.0 if self.cap is None else 1 - (z / self.cap) ** 2
 
+    def tiles(self, rows: int) -> list[slice]:
+        """Slices of `rows`, of one size; blocks of their logits are then four times as wide as high, or wider."""
+        count = max(1, -(-rows // max(1, math.isqrt(self.chunk) // 2)))
+        return _slices(rows, -(-rows // count))
+
     def blocks(self, total: int, other: int) -> list[slice]:
-        """Slices of `total` such that one times `other` keeps to the chunk; one, empty, where total is 0."""
-        step = max(1, self.chunk // max(other, 1))
-        return [slice(at, min(at + step, total)) for at in range(0, max(total, 1), step)]
+        """Slices of `total` such that one times `other` keeps to the chunk, of aligned size."""
+        step = self.chunk // max(other, 1)
+        return _slices(total, step if step < 8 else step - step % 8)
+
+
+def _slices(total: int, step: int) -> list[slice]:
+    """One, empty, where the total is 0."""
+    step = max(step, 1)
+    return [slice(at, min(at + step, total)) for at in range(0, max(total, 1), step)]
 
 
 def head_log_probs(
@@ -99,156 +116,202 @@ def head_log_probs(
     _check(hidden, labels, tag_ids, shape, ref_hidden, kl_rows, softcap)
     plan = _Plan(scale, softcap, max(1, chunk_bytes // 4), torch.is_grad_enabled() and hidden.requires_grad)
     picked = torch.stack([labels, *(torch.full_like(labels, tag) for tag in tag_ids)], 1)  # (R, 3)
-    rows = None
-    if ref_hidden is not None:
-        rows = (torch.ones_like(labels) if kl_rows is None else kl_rows).nonzero()[:, 0]
-        ref_hidden, ref_head = ref_hidden.detach(), _without_adapters(head) if ref_head is None else ref_head
-    run = _matrix_head if plain and (rows is None or _is_matrix(ref_head)) else _module_head
-    named, rest, kl, argmax = run(hidden, head, picked, rows, ref_hidden, ref_head, plan, shape[0])
-    log_probs, log_tags = _combine(named, rest, picked)
-    return HeadOutput(log_probs.to(named.dtype), log_tags, argmax, kl if rows is not None else None)
+    order, back, ref = slice(None), slice(None), hidden.detach()[:0]
+    if ref_hidden is not None:  # rows with a KL come first
+        rows = torch.ones_like(labels) if kl_rows is None else kl_rows
+        order, ref = rows.long().argsort(descending=True, stable=True), ref_hidden.detach()
+        back, ref_head = order.argsort(), _without_adapters(head) if ref_head is None else ref_head
+    ref_head = head if ref_hidden is None else ref_head
+    run = _matrix_head if plain and _is_matrix(ref_head) else _module_head
+    *found, argmax = run(hidden[order], head, picked[order], ref, ref_head, plan, shape[0])
+    log_probs, log_tags, kl = _combine(picked[order], *found)
+    wide = found[0].dtype
+    kl = None if ref_hidden is None else kl.to(wide)
+    return HeadOutput(log_probs[back].to(wide), log_tags[:, back], argmax[back], kl)
 
 
-def _combine(named: Tensor, rest: Tensor, picked: Tensor) -> tuple[Tensor, Tensor]:
-    """Named logits (R, 3) and logsumexp of the rest (R,) -> log p of labels (R,) and of tags (3, R), float64."""
-    label, tag_open, tag_close = named.double().unbind(1)
+def _combine(picked, named, rest, ref_named, ref_rest, kl_rest) -> tuple[Tensor, Tensor, Tensor]:
+    """Log p of labels (R,) and of tags (3, R), and the KL (R_kl,), float64, from what both kinds of head give.
+
+    KL by the chain rule: that between tags, label and rest as four outcomes, and within the rest, where that happens.
+    """
     is_open, is_close = picked[:, 0] == picked[:, 1], picked[:, 0] == picked[:, 2]
-    label = torch.where(is_open | is_close, -torch.inf, label)  # counted once
-    logs = torch.stack([tag_open, tag_close, label, rest.double()]).log_softmax(0)
+    again = is_open | is_close  # a label that is a tag counts once
+
+    def four(named: Tensor, rest: Tensor) -> Tensor:
+        label, tag_open, tag_close = named.double().unbind(1)
+        label = label.masked_fill(again[: len(label)], torch.finfo(torch.float32).min)
+        return torch.stack([tag_open, tag_close, label, rest.double()]).log_softmax(0)
+
+    logs, ref_logs = four(named, rest), four(ref_named, ref_rest)
+    kl = (ref_logs.exp() * (ref_logs - logs[:, : len(ref_rest)])).sum(0) + ref_logs[3].exp() * kl_rest
     slot = torch.where(is_open, 0, torch.where(is_close, 1, 2))
-    return logs.gather(0, slot[None])[0], torch.stack([logs[0], logs[1], torch.logaddexp(logs[2], logs[3])])
+    log_tags = torch.stack([logs[0], logs[1], torch.logaddexp(logs[2], logs[3])])
+    return logs.gather(0, slot[None])[0], log_tags, kl
 
 
-def _matrix_head(hidden, head, picked, rows, ref_hidden, ref_head, plan, _) -> tuple[Tensor, ...]:
+def _matrix_head(hidden, head, picked, ref_hidden, ref_head, plan, _) -> tuple[Tensor, ...]:
     device = hidden.device.type
     autocast = torch.is_autocast_enabled(device) and head.weight.dtype != torch.float64
     dtype = torch.get_autocast_dtype(device) if autocast else head.weight.dtype
-    heads = [head] if rows is None or ref_head is head else [head, ref_head]
+    heads = [head] if ref_head is head else [head, ref_head]
     tensors = hidden, ref_hidden, *(x for h in heads for x in (h.weight, h.bias))
     hidden, ref_hidden, *own = (None if x is None else x.to(dtype) for x in tensors)
-    return _MatrixHead.apply(plan, picked, rows, hidden, ref_hidden, *own[:2], *own[-2:])
+    plan = plan._replace(chunk=min(plan.chunk, _CPU_CHUNK)) if device == "cpu" else plan
+    return _MatrixHead.apply(plan, picked, hidden, ref_hidden, *own[:2], *own[-2:])
 
 
 class _MatrixHead(torch.autograd.Function):
-    """Named logits (R, 3), logsumexp of the rest (R,), KL (R_kl,) and argmax (R,) of a head that is one matrix."""
+    """Named logits (R, 3) and logsumexp of the rest (R,), the same of the reference for the first R_kl rows, the KL
+    within the rest (R_kl,), and argmax (R,), of a head that is one matrix."""
 
     @staticmethod
-    def forward(ctx, plan, picked, rows, hidden, ref_hidden, weight, bias, ref_weight, ref_bias):
-        wide = torch.float64 if hidden.dtype == torch.float64 else torch.float32
-        total, kl_total = len(hidden), 0 if rows is None else len(rows)
-        named, rest = hidden.new_empty(total, 3, dtype=wide), hidden.new_empty(total, dtype=torch.float64)
-        mean, pull = (hidden.new_empty(n if plan.with_grad else 0, hidden.shape[1]) for n in (total, kl_total))
-        kl, kl_sums = hidden.new_empty(kl_total, dtype=wide), hidden.new_empty(kl_total, 2, dtype=wide)
-        argmax, boost = torch.empty_like(picked[:, 0]), _BOOST.get(hidden.dtype, 1.0)
-        for part in plan.blocks(total, len(weight)):
-            z = plan.logits(F.linear(hidden[part], weight, bias))
-            slope = plan.slope(z) if plan.with_grad else None
-            argmax[part], named[part] = z.argmax(-1), z.gather(1, picked[part])
-            if kl_total:
-                at, local = _kl_part(rows, part)
-                ref_z = plan.logits(F.linear(ref_hidden[at], ref_weight, ref_bias))
-                kl[at], kl_sums[at], excess = _kl(z[local], ref_z)
-                if plan.with_grad:
-                    pull[at] = excess.mul_((slope[local] if plan.cap else 1) * boost).to(hidden.dtype) @ weight
-                del ref_z, excess
-            rest[part], share = _softmax(z.scatter_(1, picked[part], -torch.inf))
-            if plan.with_grad:
-                mean[part] = share.mul_(slope * boost).to(hidden.dtype) @ weight
-        ctx.plan, ctx.trained = plan, any(ctx.needs_input_grad[5:7])
-        again = (hidden, bias, kl_sums, ref_hidden, ref_weight, ref_bias) if ctx.trained else ()
-        ctx.save_for_backward(picked, rows, weight, named, rest, mean, pull, *again)
-        ctx.mark_non_differentiable(argmax)
-        return named, rest, kl, argmax
+    def forward(ctx, plan, picked, hidden, ref_hidden, weight, bias, ref_weight, ref_bias):
+        tiles, heads = [], (weight, bias, ref_weight, ref_bias)
+        for part in plan.tiles(len(hidden)):
+            tiles.append(_tile(plan, picked[part], hidden[part], ref_hidden[part], *heads))
+        *outputs, mean, pull = (torch.cat(column) for column in zip(*tiles, strict=True))
+        named, rest, ref_named, ref_rest, _, argmax = outputs
+        ctx.plan, ctx.trained = plan, any(ctx.needs_input_grad[4:6])
+        again = (rest, ref_rest, hidden, bias, ref_hidden, ref_weight, ref_bias) if ctx.trained else ()
+        ctx.save_for_backward(picked, weight, named, mean, pull, *again)
+        ctx.mark_non_differentiable(ref_named, ref_rest, argmax)
+        return tuple(outputs)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, d_named, d_rest, d_kl, _):
-        picked, rows, weight, named, rest, mean, pull, *again = ctx.saved_tensors
+    def backward(ctx, d_named, d_rest, _, __, d_kl, ___):
+        picked, weight, named, mean, pull, *again = ctx.saved_tensors
         d_named, d_rest, d_kl = (ctx.plan.scale * d.to(named.dtype) for d in (d_named, d_rest, d_kl))
         d_hidden, d_weight, d_bias = None, None, None
         with torch.autocast(weight.device.type, enabled=False):  # the forward pass chose the dtype
-            if ctx.needs_input_grad[3]:
-                boost, direct = _BOOST.get(mean.dtype, 1.0), ctx.plan.slope(named) * d_named
+            if ctx.needs_input_grad[2]:
+                boost, direct = _BOOST.get(weight.dtype, 1.0), ctx.plan.slope(named) * d_named
                 d_hidden = (d_rest / boost)[:, None] * mean
+                d_hidden[: len(pull)].addcmul_((d_kl / boost)[:, None], pull)
                 for k in range(3):
                     d_hidden.addcmul_(direct[:, k : k + 1], weight[picked[:, k]].to(direct.dtype))
-                if rows is not None:
-                    d_hidden.index_add_(0, rows, (d_kl / boost)[:, None] * pull)
-                d_hidden = d_hidden.to(mean.dtype)
+                d_hidden = d_hidden.to(weight.dtype)
             if ctx.trained:
-                d_weight, d_bias = _parameter_grads(ctx.plan, picked, rows, weight, rest, *again, d_named, d_rest, d_kl)
-        return None, None, None, d_hidden, None, d_weight, d_bias, None, None
+                d_weight, d_bias = _parameter_grads(ctx.plan, picked, weight, *again, d_named, d_rest, d_kl)
+        return None, None, d_hidden, None, d_weight, d_bias, None, None
+
+
+def _tile(plan, picked, hidden, ref_hidden, weight, bias, ref_weight, ref_bias) -> tuple[Tensor, ...]:
+    """What `_MatrixHead` gives and keeps of r rows, the first k with a reference, by blocks of the vocabulary.
+
+    The softmax over the blocks seen and one more is p' = (1 - u) p + u s, with u the share of the new one, s. So go the
+    means under p; and q' = (1 - v) q + v t for the reference gives p' - q' = (1 - u)(p - q) + u (s - t) + (u - v)(t - q).
+    """
+    (r, width), k = hidden.shape, len(ref_hidden)
+    wide, boost, block_of = torch.promote_types(hidden.dtype, torch.float32), _BOOST.get(hidden.dtype, 1.0), _fused(hidden)
+    rows, picked = torch.cat([hidden, ref_hidden]), torch.cat([picked, picked[:k]])
+    rest, gap = (hidden.new_full((n, 1), fill, dtype=torch.float64) for n, fill in ((r + k, -torch.inf), (k, 0)))
+    named, best = (hidden.new_full((r + k, n), -torch.inf, dtype=wide) for n in (3, 1))
+    mean, pull = (hidden.new_zeros(n if plan.with_grad else 0, width, dtype=wide) for n in (r, k))
+    token = torch.zeros_like(picked[:, :1])
+    for part in plan.blocks(len(weight), r + k):
+        w, b, ref_w, ref_b = (None if x is None else x[part] for x in (weight, bias, ref_weight, ref_bias))
+        product = F.linear(rows, w, b)
+        if k and ref_weight is not weight:
+            product = torch.cat([F.linear(hidden, w, b), F.linear(ref_hidden, ref_w, ref_b)])
+        share, found, top, place, size, apart = block_of(plan, product, picked - part.start, k, boost)
+        token, best = torch.where(top > best, place + part.start, token), torch.maximum(top, best)
+        named, rest = torch.maximum(named, found), torch.logaddexp(rest, size)
+        new = (size - rest).exp()
+        gap.lerp_(apart.double(), new[r:])
+        if plan.with_grad:
+            new, turn, means = new.to(wide), (new[:k] - new[r:]).to(wide), (share @ w).to(wide)
+            turn = (means[:k] - means[r:]).sub_(mean[:k]).add_(pull).mul_(turn)
+            pull.lerp_(means[r:], new[:k]).add_(turn)
+            mean.lerp_(means[:r], new[:r])
+    token, best = (torch.cat(pair, 1)[:r] for pair in ((token, picked), (best, named)))
+    argmax = torch.where(best == best.amax(1, keepdim=True), token, len(weight)).amin(1)  # the first, as argmax has it
+    kl = gap + rest[:k] - rest[r:]
+    return named[:r], rest[:r, 0], named[r:], rest[r:, 0], kl[:, 0], argmax, mean, pull
+
+
+def _block(plan: _Plan, product: Tensor, picked: Tensor, k: int, boost: float) -> tuple[Tensor, ...]:
+    """Of products (r + k, n) with a block of the vocabulary, the last k the reference's for the first k rows:
+
+    boost * softmax of the rest, policy less reference in the last k rows; named logits (r + k, 3), -inf where they are
+    outside the block; the rest's largest logit, its place and logsumexp (r + k, 1); reference less policy (k, 1).
+    """
+    z, r = plan.logits(product), len(product) - k
+    inside, at = (picked >= 0) & (picked < z.shape[1]), picked.clamp(0, z.shape[1] - 1)
+    named, gap, slope = z.gather(1, at).masked_fill(~inside, -torch.inf), z[r:] - z[:k], plan.slope(z[:r])
+    lowest = torch.finfo(z.dtype).min  # not -inf: all may be named, and -inf less -inf is NaN
+    if torch.compiler.is_compiling():  # what fuses
+        columns = torch.arange(z.shape[1], device=z.device)
+        z = torch.where((columns == picked[:, :, None]).any(1), lowest, z).clamp(min=lowest)
+    else:  # what is quick by itself
+        ends = torch.full_like(named, torch.inf).masked_fill_(inside, lowest)
+        z = z.scatter_reduce_(1, at, ends, "amin").clamp_(min=lowest)
+    top, place = z.max(-1, keepdim=True)
+    share = z.softmax(-1)
+    size = top.double() - share.gather(1, place).double().log()
+    apart = gap.mul_(share[r:]).sum(-1, keepdim=True)
+    share[r:] = share[:k] - share[r:]
+    if plan.cap is not None:
+        share.mul_(torch.cat([slope, slope[:k]]))
+    share = share if boost == 1 else share.mul_(boost)
+    return share.to(product.dtype), named, top, place, size, apart
+
+
+def _fused(rows: Tensor) -> Callable:
+    """`_block`, on CUDA in few kernels, where there is what compiles them."""
+    return _compiled() if rows.is_cuda and has_triton() and shutil.which(os.environ.get("CC", "cc")) else _block
+
+
+@cache
+def _compiled() -> Callable:
+    return torch.compile(_block, dynamic=True)
 
 
 def _parameter_grads(
-    plan, picked, rows, weight, rest, hidden, bias, kl_sums, ref_hidden, ref_weight, ref_bias, d_named, d_rest, d_kl
+    plan, picked, weight, rest, ref_rest, hidden, bias, ref_hidden, ref_weight, ref_bias, d_named, d_rest, d_kl
 ) -> tuple[Tensor, Tensor | None]:
     """dW (V, D) and d bias (V,), by blocks of the vocabulary, whose logits are made anew."""
-    d_weight, d_bias = torch.empty_like(weight), None if bias is None else torch.empty_like(bias)
-    for part in plan.blocks(len(weight), len(hidden)):
+    d_weight, d_bias, k = torch.empty_like(weight), None if bias is None else torch.empty_like(bias), len(d_kl)
+
+    def block(part: slice, hidden, weight, bias, rest: Tensor) -> tuple[Tensor, ...]:
         z = plan.logits(F.linear(hidden, weight[part], None if bias is None else bias[part]))
-        slope = plan.slope(z)
-        p = z[rows].sub_(kl_sums[:, :1]).exp_() if len(d_kl) else None
-        row, which = ((picked >= part.start) & (picked < part.stop)).nonzero(as_tuple=True)
-        column = picked[row, which] - part.start
-        z[row, column] = -torch.inf
-        grad = z.sub_(rest[:, None].to(z.dtype)).exp_().mul_(d_rest[:, None])
-        grad.index_put_((row, column), d_named[row, which], accumulate=True)
-        if len(d_kl):
-            ref_z = plan.logits(F.linear(ref_hidden, ref_weight[part], None if ref_bias is None else ref_bias[part]))
-            grad.index_add_(0, rows, p.sub_(ref_z.sub_(kl_sums[:, 1:]).exp_()).mul_(d_kl[:, None]))
-        grad.mul_(slope)
+        ids = picked[: len(z)]
+        row, which = ((ids >= part.start) & (ids < part.stop)).nonzero(as_tuple=True)
+        at = row, ids[row, which] - part.start
+        return plan.slope(z), z.index_put_(at, z.new_tensor(-torch.inf)).sub_(rest[:, None].to(z.dtype)).exp_(), at, which
+
+    for part in plan.blocks(len(weight), len(hidden)):
+        slope, share, at, which = block(part, hidden, weight, bias, rest)
+        grad = share * d_rest[:, None]
+        if k:
+            ref_share = block(part, ref_hidden, ref_weight, ref_bias, ref_rest)[1]
+            grad[:k] += (share[:k] - ref_share) * d_kl[:, None]
+        grad.index_put_(at, d_named[at[0], which], accumulate=True).mul_(slope)
         d_weight[part] = grad.to(hidden.dtype).T @ hidden
         if bias is not None:
             d_bias[part] = grad.sum(0)
     return d_weight, d_bias
 
 
-def _softmax(z: Tensor) -> tuple[Tensor, Tensor]:
-    """logsumexp (r,) float64 and softmax (r, V) of logits, which are lost. All -inf: the lowest, and 0."""
-    lowest = torch.finfo(z.dtype).min
-    top = z.amax(-1, keepdim=True).clamp(min=lowest)
-    share = z.sub_(top).exp_()
-    norm = share.sum(-1, keepdim=True)  # at least 1, or 0
-    return (top.double() + norm.log())[:, 0].clamp(min=lowest), share.div_(norm.clamp(min=1))
-
-
-def _kl_part(rows: Tensor, part: slice) -> tuple[slice, Tensor]:
-    """Where the rows of a chunk stand among the KL's rows, and their places within the chunk."""
-    low, high = torch.searchsorted(rows, torch.tensor([part.start, part.stop], device=rows.device)).tolist()
-    return slice(low, high), rows[low:high] - part.start
-
-
-def _kl(z: Tensor, ref_z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """KL(p_ref || p) (r,), the two logsumexps (r, 2), and p - p_ref (r, V), of logits (r, V), which are lost."""
-    sums = []
-    for x in (z, ref_z):
-        top = x.amax(-1, keepdim=True)
-        norm = x.sub_(top).logsumexp(-1, keepdim=True)  # after the subtraction: logsumexp(z) itself is less precise
-        x.sub_(norm)
-        sums.append(top + norm)
-    p_ref = ref_z.exp()
-    return ref_z.sub_(z).mul_(p_ref).sum(-1), torch.cat(sums, 1), z.exp_().sub_(p_ref)
-
-
-def _module_head(hidden, head, picked, rows, ref_hidden, ref_head, plan, vocabulary) -> tuple[Tensor, ...]:
+def _module_head(hidden, head, picked, ref_hidden, ref_head, plan, vocabulary) -> tuple[Tensor, ...]:
     """As _MatrixHead, through the module: its logits are made once in forward and once in backward, by chunks."""
 
-    def stats(h: Tensor, ids: Tensor, local: Tensor | None, ref_h: Tensor | None) -> tuple[Tensor, ...]:
+    def stats(h: Tensor, ids: Tensor, ref_h: Tensor) -> tuple[Tensor, ...]:
         z = plan.logits(head(h))
-        kl = z.new_zeros(0)
-        if local is not None:
-            with torch.no_grad():
-                log_ref = plan.logits(ref_head(ref_h)).log_softmax(-1)
-            kl = (log_ref.exp() * (log_ref - z[local].log_softmax(-1))).sum(-1)
-        rest = z.scatter(1, ids, torch.finfo(z.dtype).min).logsumexp(-1)  # not -inf: the rest may be empty
-        return z.gather(1, ids), rest, kl, z.detach().argmax(-1)
+        k, ids, lowest = len(ref_h), ids.to(z.device), torch.finfo(z.dtype).min  # not -inf: the rest may be empty
+        with torch.no_grad():
+            ref_z = plan.logits(ref_head(ref_h)).to(z.device) if k else z[:0]
+            ref_named, ref_rest = ref_z.gather(1, ids[:k]), ref_z.scatter(1, ids[:k], lowest)
+        rest = z.scatter(1, ids, lowest)
+        log_ref = ref_rest.log_softmax(-1)
+        kl = (log_ref.exp() * (log_ref - rest[:k].log_softmax(-1))).sum(-1)
+        found = z.gather(1, ids), rest.logsumexp(-1), ref_named, ref_rest.logsumexp(-1), kl, z.detach().argmax(-1)
+        return tuple(x.to(h.device) for x in found)
 
     parts, run = [], partial(checkpoint, stats, use_reentrant=False) if torch.is_grad_enabled() else stats
     for part in plan.blocks(len(hidden), vocabulary):
-        at, local = (None, None) if rows is None else _kl_part(rows, part)
-        arguments = hidden[part], picked[part], local, None if at is None else ref_hidden[at]
-        parts.append(run(*arguments))
+        parts.append(run(hidden[part], picked[part], ref_hidden[part]))
     return tuple(torch.cat(column) for column in zip(*parts, strict=True))
 
 
