@@ -2,16 +2,18 @@
 
 import copy
 import math
+import shutil
 
 import bitsandbytes as bnb
 import pytest
 import torch
 import torch.nn.functional as F
+from accelerate import disk_offload
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from btsft_nb.head import HeadOutput, head_log_probs
+from btsft_nb.head import HeadOutput, _block, _Plan, head_log_probs
 
 ROWS, WIDTH, VOCABULARY = 11, 6, 37
 TAGS = (1, 2)
@@ -138,6 +140,52 @@ class TestMatrix:
         for a, b in zip(ours, theirs, strict=True):
             torch.testing.assert_close(a, b)
         assert all(g.isfinite().all() for g in torch.autograd.grad(got.log_tags.sum(), inputs))
+
+    @pytest.mark.parametrize("chunk_bytes", [1, 4 * 3 * VOCABULARY, 2**26])
+    def test_tokens_ruled_out_by_an_infinite_bias(self, chunk_bytes):
+        """As padded vocabularies have it; whole blocks of nothing else among them."""
+        head, hidden, labels, _ = problem()
+        head.bias = nn.Parameter(torch.zeros(VOCABULARY, dtype=torch.float64), requires_grad=False)
+        head.bias[20:] = -torch.inf
+        labels = labels % 20
+        got = head_log_probs(hidden, head, labels, TAGS, ref_hidden=hidden.detach() + 0.5, chunk_bytes=chunk_bytes)
+        short = nn.Linear(WIDTH, 20, bias=False, dtype=torch.float64)
+        short.weight = nn.Parameter(head.weight[:20])
+        assert_same(got, plain(short(hidden), labels, TAGS, short(hidden.detach() + 0.5).detach()), [hidden])
+
+    @pytest.mark.parametrize("chunk_bytes", [1, 4 * 3 * VOCABULARY, 2**26])
+    def test_the_argmax_of_equals_is_the_first(self, chunk_bytes):
+        head, hidden, labels, _ = problem()
+        head.weight[7], head.weight[30] = head.weight[30].clone(), head.weight[7]
+        head.weight[20:25] = head.weight[5]
+        got = head_log_probs(hidden, head, labels, TAGS, chunk_bytes=chunk_bytes).argmax
+        assert torch.equal(got, head(hidden).argmax(-1))
+
+    @pytest.mark.parametrize("trained", [False, True])
+    @pytest.mark.parametrize("chunk_bytes", [1, 4 * 3 * VOCABULARY])
+    def test_another_head_as_reference(self, chunk_bytes, trained):
+        head, hidden, labels, _ = problem()
+        other = nn.Linear(WIDTH, VOCABULARY, dtype=torch.float64)
+        head.requires_grad_(trained)
+        got = head_log_probs(hidden, head, labels, TAGS, ref_hidden=hidden.detach(), ref_head=other,
+                             chunk_bytes=chunk_bytes)  # fmt: skip
+        want = plain(head(hidden), labels, TAGS, other(hidden).detach())
+        assert_same(got, want, [hidden, *(p for p in head.parameters() if trained)])
+
+    @pytest.mark.skipif(not shutil.which("g++"), reason="no C++ compiler")
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+    def test_what_is_compiled_on_cuda_gives_the_same(self, dtype):
+        """Through inductor's other back end; on a GPU it is Triton's."""
+        generator = torch.Generator().manual_seed(0)
+        products = torch.randn(7, 40, generator=generator).mul(3).to(dtype)
+        picked = torch.tensor([[5, -3, 39], [60, -3, 39], [39, -3, 39], [0, -3, 39]])
+        picked = torch.cat([picked, picked[:3]])
+        fused = torch.compile(_block, dynamic=True)
+        for cap in (None, 5.0):
+            plan = _Plan(0.7, cap, 2**20, True)
+            for a, b in zip(fused(plan, products, picked, 3), _block(plan, products.clone(), picked, 3), strict=True):
+                assert a.dtype == b.dtype
+                torch.testing.assert_close(a, b, rtol=1e-5 if dtype == torch.float32 else 1e-2, atol=1e-6)
 
     @pytest.mark.parametrize("softcap", [None, 3.0])
     def test_gradcheck(self, softcap):
@@ -293,6 +341,16 @@ class TestModule:
         assert len(parameters) == (2 if make is four_bits_and_lora else 0)
         assert_same(got, want, [hidden, *parameters], rtol=1e-4, atol=1e-4)
 
+    def test_a_head_on_disk(self, tmp_path):
+        """As `device_map` leaves what does not fit: accelerate's hook brings the weight, and moves the input to it."""
+        head, hidden, labels, _ = problem()
+        want = plain(head(hidden), labels, TAGS, head(hidden.detach()[6:] + 0.1))
+        model = disk_offload(nn.ModuleDict({"lm_head": head}), tmp_path, execution_device=torch.device("cpu"))
+        assert model["lm_head"].weight.is_meta
+        got = head_log_probs(hidden, model["lm_head"], labels, TAGS, ref_hidden=hidden.detach()[6:] + 0.1,
+                             kl_rows=torch.arange(ROWS) >= 6, chunk_bytes=4 * 4 * VOCABULARY)  # fmt: skip
+        assert_same(got, want, [hidden])
+
     def test_dropout_is_drawn_once(self):
         """The recomputation in backward sees the same mask, so gradient and value belong together."""
         head, hidden, labels, _ = problem()
@@ -443,6 +501,8 @@ class Recorder(TorchDispatchMode):
         if func.overloadpacket in (torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.bmm):
             a, b = args[-2:]
             self.work += a.shape[-2] * a.shape[-1] * b.shape[-1]
+        if func.overloadpacket is torch.ops.mkldnn._linear_pointwise:
+            self.work += args[0].numel() * args[1].shape[0]
         return out
 
 
@@ -472,6 +532,11 @@ class TestCost:
     def test_two_products_forward_none_backward(self):
         forward, backward = self.record()
         assert self.products(forward) == 2 and backward.work == 0
+
+    def test_without_onednn_too(self, monkeypatch):
+        monkeypatch.setattr("btsft_nb.head._ONEDNN", False)
+        self.test_the_kl_adds_two_on_its_rows(30)
+        self.test_a_trained_head_adds_two_backward()
 
     def test_bias_and_cap_cost_no_product(self):
         head, hidden, labels, _ = problem(self.R, self.V, torch.float32, width=self.D)
