@@ -14,7 +14,6 @@ import argparse
 import ctypes
 import gc
 import multiprocessing
-import platform
 import sys
 import tempfile
 import time
@@ -23,10 +22,9 @@ from pathlib import Path
 from statistics import median
 
 import numpy as np
-import peft
 import torch
 import transformers
-import trl
+from common import environment, peak_bytes, synchronise
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from transformers import Qwen3Config, Qwen3ForCausalLM, TrainerCallback
@@ -69,7 +67,8 @@ class Watch(TrainerCallback):
         self.times, self.gradients = [], None
 
     def on_train_begin(self, *_, **__):
-        self.times.append(_now())
+        synchronise()
+        self.times.append(time.perf_counter())
 
     def on_pre_optimizer_step(self, *_, model, **__):
         if self.gradients is None:
@@ -77,13 +76,8 @@ class Watch(TrainerCallback):
             self.gradients = torch.cat(gradients).cpu().numpy()
 
     def on_step_end(self, *_, **__):
-        self.times.append(_now())
-
-
-def _now() -> float:
-    if GPU:
-        torch.cuda.synchronize()
-    return time.perf_counter()
+        synchronise()
+        self.times.append(time.perf_counter())
 
 
 def load(case: Case, folder: Path):
@@ -147,33 +141,17 @@ def measure(case: Case) -> dict:
     with tempfile.TemporaryDirectory() as folder:
         watch = Watch()
         trainer = make_trainer(case, Path(folder), watch)
-        before = memory_before()
-        trainer.train()
-        after = torch.cuda.max_memory_allocated() if GPU else _peak_rss()
+        gc.collect()
+        if not GPU:
+            ctypes.CDLL(None).malloc_trim(0)  # what building the model freed
+        peak = peak_bytes(trainer.train)
     steps = [entry for entry in trainer.state.log_history if "grad_norm" in entry]
     return {
         "seconds": np.diff(watch.times).tolist()[case.warm_up :],
-        "mib": (after - before) / 2**20,
+        "mib": peak / 2**20,
         "losses": [entry["loss"] for entry in steps],
         "gradients": watch.gradients * max(steps[0]["grad_norm"], 1),  # they were clipped to norm 1
     }
-
-
-def memory_before() -> int:
-    """Bytes in use; the count of the most in use starts anew."""
-    gc.collect()
-    if GPU:
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
-        return torch.cuda.memory_allocated()
-    ctypes.CDLL(None).malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")
-    return _peak_rss()
-
-
-def _peak_rss() -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
 
 
 def run(case: Case) -> dict:
@@ -243,9 +221,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="two small cases, under a minute")
     quick = parser.parse_args().quick
-    versions = [f"{m.__name__} {m.__version__}" for m in (torch, transformers, peft, trl)]
-    device = torch.cuda.get_device_name() if GPU else f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
-    print(f"python {platform.python_version()}, {', '.join(versions)}, {device}")
+    print(environment(torch.bfloat16 if GPU else torch.float32, ("torch", "transformers", "peft", "trl")))
     case, rows = cases(quick)
     print_head()
     pair = run_pair(case, 1 if quick else 3)
