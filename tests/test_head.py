@@ -625,3 +625,22 @@ class TestRefusals:
         assert_same(head_log_probs(hidden, head, labels, TAGS), plain(head(hidden), labels), [hidden])
         with pytest.raises(ValueError, match="merged"):
             head_log_probs(hidden, head, labels, TAGS, ref_hidden=hidden.detach())
+
+
+@pytest.mark.parametrize("factor", [-1e6, 1e-6, 0.0])
+@pytest.mark.parametrize("trained", [False, True])
+def test_weights_of_any_size_scale_the_gradient(factor, trained):
+    """Huge, tiny, negative and zero weights on tokens: the gradient is linear in them, to float32's rounding."""
+    head, hidden, labels, _ = problem(dtype=torch.float32)
+    head.requires_grad_(trained)
+    inputs = [hidden, *(p for p in head.parameters() if trained)]
+    output = head_log_probs(hidden, head, labels, TAGS, ref_hidden=hidden.detach() * 0.9)
+    gradients = upstream(output)
+    (once, *more) = (torch.autograd.grad(_sum(output, gradients, f), inputs, retain_graph=True) for f in (1.0, factor))
+    for unit, scaled in zip(once, more[0], strict=True):
+        torch.testing.assert_close(scaled, factor * unit, rtol=1e-5, atol=abs(factor) * 1e-6)
+
+
+def _sum(output: HeadOutput, gradients: list[Tensor], factor: float) -> Tensor:
+    outputs = (output.log_probs, output.log_tags, output.kl)
+    return factor * sum((x.double() * g).sum() for x, g in zip(outputs, gradients, strict=True))
