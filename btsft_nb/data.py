@@ -137,7 +137,7 @@ def prepare(rows: list[dict], tokenizer: PreTrainedTokenizerBase, max_length: in
             dropped[str(error)] += 1
             continue
         except RowError as error:
-            raise RowError(f"{source}, row {i}: {error}") from error
+            raise error.at(source, i) from None
         for example in rendered:
             lengths.append(len(example.input_ids))
             if lengths[-1] > max_length:

@@ -17,7 +17,22 @@ _THOUGHT_FIELDS = ("reasoning_content", "reasoning", "thinking")
 
 
 class RowError(ValueError):
-    """A row that cannot be used as it is: says which field, what was given and what would do."""
+    """A row that cannot be used as it is: says which field, what was given and what would do.
+
+    `source` and `row` (counted from 0) are where it stands, as far as that is known; `field` names the field.
+    """
+
+    def __init__(self, problem: str, *, field: str = "", source: str = "", row: int | None = None):
+        super().__init__(problem)
+        self.problem, self.field, self.source, self.row = problem, field, source, row
+
+    def at(self, source: str, row: int) -> "RowError":
+        """The same error, which knows where the row stands."""
+        return type(self)(self.problem, field=self.field, source=source, row=row)
+
+    def __str__(self) -> str:
+        where = ", ".join([self.source] * bool(self.source) + [f"row {self.row}"] * (self.row is not None))
+        return ": ".join([where] * bool(where) + [f"field {self.field}"] * bool(self.field) + [self.problem])
 
 
 class UnsuitableRow(RowError):
@@ -26,10 +41,12 @@ class UnsuitableRow(RowError):
 
 @dataclass
 class Block:
-    """A piece of a message: its text, and what one token of it weighs (None: the default, 1 in assistant turns)."""
+    """A piece of a message: its text, what one token of it weighs (None: the default, 1 in assistant turns), and a
+    name under which its tokens can be followed (`Example.tags`)."""
 
     text: str
     weight: float | None = None
+    tag: str | None = None
 
 
 @dataclass

@@ -44,7 +44,7 @@ def sample(
             messages = to_prompt(prompt)
             encoded.append((i, renderer.prompt_ids(messages), messages[-1].text))
         except RowError as error:
-            raise RowError(f"{getattr(prompts, 'source', 'prompts')}, row {i}: {error}") from error
+            raise error.at(getattr(prompts, "source", "prompts"), i) from None
     jobs = [(i, k, ids, question) for i, ids, question in encoded for k in range(n)]
     jobs.sort(key=lambda job: len(job[2]))  # stable: prompts of a length together, so that little is padding
     was_training, records = model.training, []
