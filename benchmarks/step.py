@@ -36,7 +36,7 @@ from trl import SFTConfig, SFTTrainer
 
 from btsft_nb import BTSFTConfig, BTSFTTrainer, Kind
 from btsft_nb.models import load_model, load_tokenizer
-from btsft_nb.render import tag_ids
+from btsft_nb.tokens import tag_ids
 
 GPU = torch.cuda.is_available()
 VOCABULARY, SMALL_VOCABULARY = 151_936, 32_000

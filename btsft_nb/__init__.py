@@ -15,20 +15,24 @@ logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(lambda record: "gem
 from . import metrics, plots, tiny
 from .blur import Kind, draws, example_key
 from .callbacks import LiveCurves
+from .collator import Collator
 from .config import BTSFTConfig
-from .data import Collator, Report, Rows, load_rows, prepare
+from .data import mix, overlap, prepare
 from .evaluate import evaluate, table
 from .formats import RowError, to_messages, to_prompt
 from .generation import sample, score
 from .inspector import TokenInspector, token_texts
 from .models import load_model, load_tokenizer, read_run
-from .render import Example, Renderer, tag_ids
+from .render import Example, Renderer
+from .report import Report
+from .rows import Rows, load_rows
+from .tokens import add_tags, tag_ids
 from .trainer import BTSFTTrainer, finetune
 
 __version__ = "0.1.0"
 __all__ = [
     "BTSFTConfig", "BTSFTTrainer", "Collator", "Example", "Kind", "LiveCurves", "Renderer", "Report", "RowError",
-    "Rows", "TokenInspector", "draws", "evaluate", "example_key", "finetune", "load_model", "load_rows",
-    "load_tokenizer", "metrics", "plots", "prepare", "read_run", "sample", "score", "table", "tag_ids", "tiny",
-    "to_messages", "to_prompt", "token_texts",
+    "Rows", "TokenInspector", "add_tags", "draws", "evaluate", "example_key", "finetune", "load_model", "load_rows",
+    "load_tokenizer", "metrics", "mix", "overlap", "plots", "prepare", "read_run", "sample", "score", "table",
+    "tag_ids", "tiny", "to_messages", "to_prompt", "token_texts",
 ]  # fmt: skip

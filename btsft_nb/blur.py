@@ -50,7 +50,7 @@ def unit_ids(kinds: np.ndarray, texts: Sequence[str], unit: str) -> np.ndarray:
         (T,) int64, counting up from 0 over the thoughts; -1 for tokens of other kinds.
     """
     kinds, units, used = np.asarray(kinds), np.full(len(kinds), -1, np.int64), 0
-    for thought in _thoughts(kinds):
+    for thought in thoughts(kinds):
         pieces = [texts[i] for i in thought]
         if unit == "token":
             inside = np.arange(len(thought))
@@ -84,12 +84,12 @@ def draws(
     unit = np.arange(len(thought)) if units is None else units[thought]
     generator = np.random.Generator(np.random.Philox(key=[(seed << 32) + epoch, key]))
     u[thought] = generator.random(unit.max(initial=-1) + 1)[unit]
-    for tokens in _thoughts(kinds):
+    for tokens in thoughts(kinds):
         u[tokens[:keep_first]] = np.inf
     return u
 
 
-def _thoughts(kinds: np.ndarray) -> list[np.ndarray]:
+def thoughts(kinds: np.ndarray) -> list[np.ndarray]:
     """The positions of each run of thought tokens."""
     at = np.flatnonzero(kinds == Kind.THINK)
     return np.split(at, np.flatnonzero(np.diff(at) > 1) + 1) if len(at) else []

@@ -1,212 +1,270 @@
-"""Rows from anywhere -> prepared examples and a report of every one that was dropped; examples -> batches."""
+"""Rows -> prepared examples and a report of what became of every row; sets mixed, and compared."""
 
 import json
+import os
+import shutil
+import tempfile
+import threading
+import weakref
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
-from itertools import accumulate
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict
+from itertools import islice
 from pathlib import Path
 
-import numpy as np
-import pyarrow.parquet
-import torch
-from datasets import Dataset, load_dataset
+import multiprocess
+import pyarrow as pa
+from datasets import Dataset, IterableDataset, concatenate_datasets
+from datasets import config as datasets_config
+from datasets.fingerprint import Hasher
 from transformers import PreTrainedTokenizerBase
 
-from .blur import Kind, example_key
+from .blur import Kind
+from .fit import TOO_LONG, fit
 from .formats import RowError, UnsuitableRow, to_messages
-from .render import Example, Renderer
-from .tiny import problems
+from .render import Renderer
+from .report import Report, Tally
+from .rows import Rows, RowStream
+from .tokens import add_tags
+from .weights import Weighting
 
-_OTHER_FILES = (".csv", ".tsv", ".txt", ".xlsx", ".yaml", ".yml", ".arrow", ".gz", ".zip")
-
-
-class Rows(list):
-    """A list of rows that knows where they come from, so that an error can say which row of what is wrong."""
-
-    def __init__(self, rows, source: str):
-        super().__init__(rows)
-        self.source = source
-        if not self:
-            raise ValueError(f"{source}: no rows; a data set needs at least one")
-
-    def __getitem__(self, index):
-        found = super().__getitem__(index)
-        return Rows(found, self.source) if isinstance(index, slice) else found
-
-
-@dataclass
-class Report:
-    """What `prepare` did with each row. Lengths are in tokens."""
-
-    source: str
-    rows: int
-    kept: int
-    dropped: dict[str, int]  # reason -> examples
-    flagged: dict[str, int]  # what is odd about the think tags -> examples, all kept
-    tokens: dict[str, int]  # kind -> tokens kept
-    supervised: int
-    shortest: int
-    longest: int
-
-    def __str__(self) -> str:
-        total = sum(self.tokens.values())
-        shares = ", ".join(f"{kind} {count / total:.0%}" for kind, count in self.tokens.items())
-        lines = [
-            f"{self.source}: {self.rows:,} rows -> {self.kept:,} examples of {self.shortest} to {self.longest} tokens",
-            f"  tokens   {total:,} ({shares}); {self.supervised:,} supervised",
-        ]
-        lines += [f"  dropped  {count:,}: {reason}" for reason, count in self.dropped.items()]
-        lines += [f"  flagged  {count:,}: {reason}" for reason, count in self.flagged.items()]
-        return "\n".join(lines)
+_CHUNK = 512  # rows that are tokenized at once
+_SCHEMA = pa.schema(
+    {
+        "id": pa.string(),
+        "input_ids": pa.list_(pa.int32()),
+        "weights": pa.list_(pa.float32()),
+        "kinds": pa.list_(pa.int8()),
+        "tags": pa.list_(pa.struct({"tag": pa.string(), "start": pa.int32(), "stop": pa.int32()})),
+        "flags": pa.list_(pa.string()),
+    }
+)
 
 
-def load_rows(name: str | Path, split: str = "train", config: str | None = None) -> Rows:
-    """Rows as dictionaries.
+def prepare(
+    rows: Iterable[dict],
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int = 1024,
+    *,
+    format: str | dict[str, str] | Callable[[dict], dict] | None = None,
+    weights: dict | Callable | None = None,
+    response_marker: str | None = None,
+    too_long: str = "drop",
+    duplicates: str = "keep",
+    strict: bool = True,
+    num_proc: int = 1,
+    cache: bool = True,
+) -> Dataset:
+    """Rows -> a data set with the fields of `Example`: one for each row, or one for each of its turns.
+
+    The examples are written to disk while they are made and read from there, so neither they nor a stream of rows have
+    to fit into memory. What is dropped or changed is counted, with its row numbers, in the report: it is printed and
+    stays with the data set as `examples.report`. Think tags that the tokenizer splits are added to it.
 
     Args:
-        name: `tiny/pretrain`, `tiny/teacher`, `tiny/messy` or `tiny/test` (generated); a path that ends in .json,
-            .jsonl or .parquet; or the id of a data set on the Hub.
-        split, config: which split and configuration of a data set on the Hub.
-
-    Raises:
-        FileNotFoundError: no such file, or no such data set on the Hub.
-        ValueError: no rows, an unknown tiny set, or a line that is no JSON, by file and line.
-    """
-    name = str(name)
-    if name.startswith("tiny/"):
-        key = name.removeprefix("tiny/")
-        if key not in problems.SIZES:
-            raise ValueError(f"unknown data set {name!r}; generated are tiny/{', tiny/'.join(problems.SIZES)}")
-        return Rows(problems.rows(key), name)
-    path = Path(name)
-    if path.suffix not in (".json", ".jsonl", ".parquet"):
-        if path.exists() or path.suffix.lower() in _OTHER_FILES:
-            raise ValueError(f"{name}: a file that ends in .json, .jsonl or .parquet wanted")
-        try:
-            return Rows(load_dataset(name, config, split=split), f"{name} [{split}]")
-        except (ConnectionError, FileNotFoundError) as error:
-            raise FileNotFoundError(f"{name}: neither a file nor a data set that the Hub gave: {error}") from error
-    if not path.is_file():
-        raise FileNotFoundError(f"{name}: no such file, seen from {Path.cwd()}")
-    if path.suffix == ".parquet":
-        try:
-            return Rows(pyarrow.parquet.read_table(path).to_pylist(), name)
-        except pyarrow.ArrowInvalid as error:
-            raise ValueError(f"{name}: not a parquet file: {error}") from error
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{name}: not UTF-8 text: {error}; save the file as UTF-8") from error
-    if path.suffix == ".jsonl":
-        lines = enumerate(text.split("\n"), 1)
-        return Rows([_json(line, f"{name}, line {i}") for i, line in lines if line.strip()], name)
-    rows = _json(text, name) if text.strip() else []
-    if not isinstance(rows, list):
-        raise ValueError(f"{name}: a JSON list of rows wanted, got {type(rows).__name__}")
-    return Rows(rows, name)
-
-
-def _json(text: str, where: str) -> object:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{where}: not valid JSON: {error}") from error
-
-
-def prepare(rows: list[dict], tokenizer: PreTrainedTokenizerBase, max_length: int = 1024) -> Dataset:
-    """Rows -> a data set with `id`, `input_ids`, `weights` and `kinds`, one example (or one per turn) a row.
-
-    Examples longer than `max_length` tokens, those of which nothing is supervised, and those without a thought where
-    the template opens one, are dropped. The printed report counts them; it stays with the data set as
-    `examples.report`.
+        rows: dictionaries, best from `load_rows`, which knows their source.
+        max_length: tokens an example may have. too_long: what happens to those that have more, see `fit`.
+        format: which layout the rows have, where their fields leave that open; see `to_messages`.
+        weights: what tokens weigh beside what the rows say; see `Weighting`.
+        response_marker: of rows that hold formatted text, what stands before each completion; see `Renderer`.
+        duplicates: `keep` or `drop` examples whose tokens are those of an earlier one; they are reported either way.
+        strict: whether a malformed row is an error; else it is dropped and counted.
+        num_proc: processes that share the rows.
+        cache: whether to take the examples from an earlier call with the same rows, tokenizer and settings, and to
+            keep them for a later one. The blur is no part of them.
 
     Raises:
         RowError: a malformed row, by source, row and field.
-        ValueError: a tokenizer without a chat template or single-token think tags, or nothing left to train on.
+        ValueError: a wrong setting, a tokenizer without a chat template, or nothing left to train on.
     """
-    source = getattr(rows, "source", "rows")
-    renderer = Renderer(tokenizer)
-    kept, dropped, flagged, lengths = [], Counter(), Counter(), []
-    for i, row in enumerate(rows):
-        try:
-            fallback = f"{source}#{i}"
-            messages = to_messages(row)
-            rendered = renderer.examples(messages, str(row.get("id") or fallback))
-        except UnsuitableRow as error:
-            dropped[str(error)] += 1
-            continue
-        except RowError as error:
-            raise error.at(source, i) from None
-        for example in rendered:
-            lengths.append(len(example.input_ids))
-            if lengths[-1] > max_length:
-                dropped[f"longer than max_length={max_length}"] += 1
-            elif not any(example.weights):
-                dropped["every weight is 0"] += 1
-            else:
-                kept.append(example)
-                flagged.update(example.flags)
-    if not kept:
-        reasons = "; ".join(f"{count} {reason}" for reason, count in dropped.items()) or "there are no rows"
-        raise ValueError(
-            f"{source}: nothing left to train on: {reasons}; examples have {min(lengths, default=0)} to "
-            f"{max(lengths, default=0)} tokens; raise max_length, or look at the rows"
-        )
-    examples = Dataset.from_list([asdict(example) for example in kept])
-    examples.report = _report(source, len(rows), kept, dropped, flagged)
+    for name, value, known in (("too_long", too_long, TOO_LONG), ("duplicates", duplicates, ("keep", "drop"))):
+        if value not in known:
+            raise ValueError(f"{name}={value!r}: one of {', '.join(known)} wanted")
+    if not isinstance(rows, (Rows, RowStream)):
+        rows = RowStream(rows, "rows") if isinstance(rows, IterableDataset) else Rows(rows, "rows")
+    added = add_tags(tokenizer)
+    make = _Make(rows.source, tokenizer, max_length, format, weights, response_marker, too_long, strict)
+    folder = _cache_folder(rows, make, duplicates) if cache else None
+    where = folder
+    if folder is None or not (folder / "report.json").is_file():
+        where = _made(rows, make, duplicates, num_proc, added, folder)
+    examples = Dataset.from_file(str(where / "examples.arrow"))
+    examples.report = Report(**json.loads((where / "report.json").read_text(encoding="utf-8")))
+    if folder is None:
+        weakref.finalize(examples, shutil.rmtree, where, ignore_errors=True)
     print(examples.report)
     return examples
 
 
-def _report(source: str, rows: int, kept: list[Example], dropped: Counter, flagged: Counter) -> Report:
-    kinds = Counter(kind for example in kept for kind in example.kinds)
-    lengths = [len(example.input_ids) for example in kept]
-    supervised = sum(weight != 0 for example in kept for weight in example.weights)
-    tokens = {kind.name.lower(): kinds[kind] for kind in Kind}
-    return Report(source, rows, len(kept), dict(dropped), dict(flagged), tokens, supervised, min(lengths), max(lengths))
+class _Make:
+    """Numbered rows -> a table of examples, and a tally of what became of the rows."""
+
+    def __init__(self, source, tokenizer, max_length, format, weights, response_marker, too_long, strict):
+        self.source, self.max_length, self.format = source, max_length, format
+        self.too_long, self.strict, self.weighting = too_long, strict, Weighting(weights)
+        self.renderer = Renderer(tokenizer, kind_weights=self.weighting.factors, response_marker=response_marker)
+        self.settings = (source, max_length, format, weights, response_marker, too_long, strict, self.renderer.tags)
+
+    def __call__(self, rows: list[tuple[int, object]]) -> tuple[pa.Table, Tally]:
+        tally, drafts, numbers = Tally(), [], []
+        for i, row in rows:
+            try:
+                found = self._drafts(i, row, tally)
+            except UnsuitableRow as error:
+                tally.drop(i, str(error))
+                continue
+            except RowError as error:
+                if self.strict:
+                    raise error.at(self.source, i) from None
+                tally.drop(i, f"malformed: {error.field.partition('[')[0] or 'the row'}")
+                continue
+            drafts += found
+            numbers += [i] * len(found)
+        kept = []
+        for i, example in zip(numbers, self.renderer.tokenize(drafts), strict=True):
+            example, what = fit(example, self.max_length, self.too_long)
+            if example is None:
+                tally.drop(i, what)
+            elif not any(example.weights):
+                tally.drop(i, "every weight is 0")
+            else:
+                if what:
+                    tally.change(i, what)
+                tally.add(i, example)
+                kept.append(example)
+        columns = [[getattr(example, name) for example in kept] for name in _SCHEMA.names]
+        arrays = [pa.array(column, field.type) for column, field in zip(columns, _SCHEMA, strict=True)]
+        return pa.table(arrays, schema=_SCHEMA), tally
+
+    def _drafts(self, i: int, row: object, tally: Tally) -> list:
+        if isinstance(row, RowError):  # a line that could not be read
+            raise row
+        messages = self.weighting.apply(to_messages(row, self.format), row)
+        drafts = self.renderer.drafts(messages, str(row.get("id") or f"{self.source}#{i}"))
+        for message in messages:
+            if message.changed:
+                tally.change(i, message.changed)
+        return drafts
 
 
-class Collator:
-    """Examples -> a batch: everything that the objective needs but the blur.
+def _cache_folder(rows: Rows | RowStream, make: _Make, duplicates: str) -> Path | None:
+    """Where the examples of these rows and settings are kept; None where the content cannot be told by a hash."""
+    digest = rows.digest()
+    if digest is None:
+        return None
+    own = [(Path(__file__).parent / f"{name}.py").read_bytes() for name in _MAKERS]
+    tokenizer = make.renderer.tokenizer
+    said = (tokenizer.backend_tokenizer.to_str(), tokenizer.chat_template, tokenizer.special_tokens_map)
+    key = Hasher.hash((digest, said, make.settings, duplicates, own))
+    folder = Path(datasets_config.HF_DATASETS_CACHE) / "btsft_nb"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder / key
 
-    The blur is drawn by the trainer, in its own process, so that no worker can hold an outdated epoch.
 
-    Returns a dict of (B, T) tensors `input_ids`, `labels` (-100 where nothing is supervised), `weights` float32,
-    `kinds` and `sequence` (which example a token belongs to), and `keys`, the `example_key` of each example. Examples
-    are padded on the right, with an `attention_mask`; or, with `padding_free`, laid end to end in one row, with
-    `position_ids` that start anew at each.
+_MAKERS = ("blur", "data", "fit", "formats", "render", "report", "tokens", "weights")  # another code, other examples
+
+
+def _made(
+    rows: Rows | RowStream, make: _Make, duplicates: str, num_proc: int, added: list[str], folder: Path | None
+) -> Path:
+    """Writes examples and report; in one step into `folder`, so that no other process sees half of them."""
+    made = Path(tempfile.mkdtemp(prefix="btsft_", dir=folder and folder.parent))
+    try:
+        _write(made, rows, make, duplicates, num_proc, added)
+        if folder is None:
+            return made
+        made.rename(folder)
+    except BaseException as error:
+        shutil.rmtree(made)
+        if not (isinstance(error, OSError) and folder and (folder / "report.json").is_file()):
+            raise  # else another process was faster
+    return folder
+
+
+def _write(folder: Path, rows: Rows | RowStream, make: _Make, duplicates: str, num_proc: int, added: list[str]) -> None:
+    total = Tally()
+    with pa.OSFile(str(folder / "examples.arrow"), "wb") as sink, pa.ipc.new_stream(sink, _SCHEMA) as writer:
+        for table, tally in _parts(make, _chunks(rows), num_proc):
+            kept = total.merge(tally, drop_duplicates=duplicates == "drop")
+            writer.write_table(table.filter(pa.array(kept, pa.bool_())))
+    report = total.report(make.source, added)
+    if not report.kept:
+        reasons = "; ".join(f"{len(numbers)} {reason}" for reason, numbers in report.dropped.items())
+        raise ValueError(f"{make.source}: nothing left to train on: {reasons}; look at the rows, or raise max_length")
+    (folder / "report.json").write_text(json.dumps(asdict(report)), encoding="utf-8")
+
+
+def _chunks(rows: Iterable) -> Iterator[list[tuple[int, object]]]:
+    numbered = enumerate(rows)
+    while chunk := list(islice(numbered, _CHUNK)):
+        yield chunk
+
+
+def _parts(make: _Make, chunks: Iterator[list], num_proc: int) -> Iterator[tuple[pa.Table, Tally]]:
+    """What `make` makes of each chunk, in their order, in `num_proc` processes."""
+    if num_proc == 1:
+        yield from map(make, chunks)
+        return
+    slots, done = threading.Semaphore(4 * num_proc), False
+
+    def bounded() -> Iterator[list]:  # a pool reads ahead without end, and a stream may not fit into memory
+        for chunk in chunks:
+            slots.acquire()
+            if done:
+                return
+            yield chunk
+
+    with multiprocess.Pool(num_proc, _start, (make,)) as pool:
+        try:
+            for part in pool.imap(_work, bounded()):
+                slots.release()
+                yield part
+        finally:
+            done = True
+            slots.release()
+
+
+def _start(make: _Make) -> None:
+    global _make
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # each process has a core of its own
+    _make = make
+
+
+def _work(chunk: list) -> tuple[pa.Table, Tally]:
+    return _make(chunk)
+
+
+def overlap(examples: Dataset, others: Dataset) -> list[tuple[str, str]]:
+    """The examples whose prompt, token by token, is also in another set: pairs of the ids here and there.
+
+    Test questions that are in the training set too measure memory, not skill.
     """
 
-    def __init__(self, pad_token_id: int, padding_free: bool = False):
-        self.pad_token_id, self.padding_free = pad_token_id, padding_free
+    def prompts(data: Dataset) -> Iterator[tuple[bytes, str]]:
+        for example in data.with_format("numpy"):
+            yield example["input_ids"][example["kinds"] == Kind.PROMPT].tobytes(), str(example["id"])
 
-    def __call__(self, examples: list[dict]) -> dict[str, torch.Tensor]:
-        lengths = [len(e["input_ids"]) for e in examples]
-        places = [
-            slice(end - n, end) if self.padding_free else slice(n)
-            for end, n in zip(accumulate(lengths), lengths, strict=True)
-        ]
-        shape = (1, sum(lengths)) if self.padding_free else (len(examples), max(lengths))
+    known = dict(prompts(others))
+    return [(name, known[prompt]) for prompt, name in prompts(examples) if prompt in known]
 
-        def filled(values: Iterable, padding: float, dtype: type) -> torch.Tensor:
-            out = np.full(shape, padding, dtype)
-            for i, (place, value) in enumerate(zip(places, values, strict=True)):
-                out[0 if self.padding_free else i, place] = value
-            return torch.from_numpy(out)
 
-        batch = {
-            "input_ids": filled((e["input_ids"] for e in examples), self.pad_token_id, np.int64),
-            # nothing predicts the first token of an example
-            "weights": filled(([0.0, *e["weights"][1:]] for e in examples), 0, np.float32),
-            "kinds": filled((e["kinds"] for e in examples), Kind.PROMPT, np.int64),
-            "sequence": filled(range(len(examples)), 0, np.int64),
-        }
-        if self.padding_free:
-            batch["position_ids"] = filled(map(np.arange, lengths), 0, np.int64)
-        else:
-            batch["sequence"] = torch.arange(len(examples))[:, None].expand(shape).contiguous()
-            batch["attention_mask"] = filled([1] * len(examples), 0, np.int64)
-        batch["labels"] = batch["input_ids"].masked_fill(batch["weights"] == 0, -100)
-        batch["keys"] = torch.tensor([example_key(e["id"]) for e in examples])
-        return batch
+def mix(sets: list[Dataset], proportions: list[float], *, seed: int = 0) -> Dataset:
+    """Prepared sets, shuffled into one that holds them in the given proportions.
+
+    Each example is in it once at most: the set that runs out first limits the size. Ids stay, and so does the blur.
+
+    Raises ValueError where there is not one positive proportion for each set, or two sets share an id.
+    """
+    if len(sets) != len(proportions) or not sets or not all(share > 0 for share in proportions):
+        raise ValueError(f"{len(sets)} sets and proportions={proportions}: one positive number for each set wanted")
+    size = min(len(data) / share for data, share in zip(sets, proportions, strict=True))
+    parts = [
+        data.shuffle(seed=seed).select(range(max(int(size * share + 1e-9), 1)))
+        for data, share in zip(sets, proportions, strict=True)
+    ]
+    mixed = concatenate_datasets(parts).shuffle(seed=seed)
+    ids = mixed["id"]
+    if len(set(ids)) < len(ids):
+        twice = next(name for name, count in Counter(ids).items() if count > 1)
+        raise ValueError(f"the id {twice!r} is in more than one set; give the rows ids of their own")
+    return mixed

@@ -55,13 +55,14 @@ class Message:
 
     role: str
     blocks: list[Block] = field(default_factory=list)
+    changed: str | None = None
 
     @property
     def text(self) -> str:
         return "".join(block.text for block in self.blocks)
 
 
-def to_messages(row: dict) -> list[Message]:
+def to_messages(row: dict, format=None) -> list[Message]:
     """The conversation in a row of any known layout, ending in an assistant turn.
 
     Raises RowError where no layout fits, several do, a field is malformed or there is no assistant text.

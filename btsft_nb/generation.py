@@ -7,10 +7,11 @@ import torch
 from peft import PeftModel
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from .data import Collator
+from .collator import Collator
 from .formats import THINK_TAGS, RowError, to_prompt
 from .losses import find_completions, format_log_prob, tag_log_probs, token_log_probs
-from .render import Renderer, tag_ids
+from .render import Renderer
+from .tokens import tag_ids
 
 
 @torch.no_grad()
@@ -35,8 +36,8 @@ def sample(
 
     Returns:
         A record for each completion, prompt by prompt: `prompt` (index), `sample` (index), `question` (the last turn),
-        `text` (without the end of turn), `prefilled` (whether the prompt itself ends in an open think tag),
-        `tokens` (how many, end of turn included) and `finished` (False: cut off).
+        `text` (without the end of turn; its tags as `<think>` and `</think>`), `prefilled` (whether the prompt itself
+        ends in an open think tag), `tokens` (how many, end of turn included) and `finished` (False: cut off).
     """
     renderer, encoded = Renderer(tokenizer), []
     for i, prompt in enumerate(prompts):
@@ -90,12 +91,15 @@ def _generate(
 def _record(renderer: Renderer, job: tuple[int, int, list[int], str], ids: list[int]) -> dict:
     prompt, index, prompt_ids, question = job
     stop = next((at for at, token in enumerate(ids) if token in renderer.stop_ids), None)
-    prefilled = renderer.tokenizer.decode(prompt_ids).rstrip().endswith(THINK_TAGS[0])
+    prefilled = renderer.tokenizer.decode(prompt_ids).rstrip().endswith(renderer.tags[0])
+    text = renderer.tokenizer.decode(ids[:stop])
+    for own, tag in zip(renderer.tags, THINK_TAGS, strict=True):
+        text = text.replace(own, tag)
     return {
         "prompt": prompt,
         "sample": index,
         "question": question,
-        "text": renderer.tokenizer.decode(ids[:stop]),
+        "text": text,
         "prefilled": prefilled,
         "tokens": len(ids) if stop is None else stop + 1,
         "finished": stop is not None,

@@ -2,207 +2,246 @@
 
 A completion is what stands between the generation prompt and the end of turn. The prompt comes from the template with
 `add_generation_prompt=True`, the end of turn from a probe of the template; no model is known by name. Text from a row
-never becomes a control token: only the template, the think tags and the end of turn do.
+never becomes a control token: only the template, the think tags and the end of turn do. Text that comes formatted
+already is cut at a marker instead.
 """
 
-import json
-import re
+from bisect import bisect_right
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from itertools import accumulate, groupby, pairwise
 
-import numpy as np
 from jinja2 import TemplateError
-from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
 from .blur import Kind
-from .formats import THINK_TAGS, Message, RowError, UnsuitableRow
+from .formats import THINK_TAGS, Block, Message, RowError, UnsuitableRow
+from .tokens import Encoded, Encoder, mark, tag_ids, think_tags, unmarked
 
-OPEN, CLOSE = THINK_TAGS
-_MARK = "\ufdd0"  # a Unicode noncharacter: breaks up the spelling of a control token until after the template has run
+OPEN, CLOSE = THINK_TAGS  # as they stand in messages, whatever the tokenizer's own are
 _PROBE = "probe of the end of turn"
 
 
 @dataclass
 class Example:
-    """One training sequence; all four lists have its length T.
+    """One training sequence; the first three lists have its length T.
 
-    `weights` is 0 for the prompt and whatever is not trained. `flags` says what is odd about its think tags.
+    `weights` is 0 for the prompt and whatever is not trained. `tags` are the named blocks: dicts of `tag`, `start` and
+    `stop` (in tokens). `flags` says what is odd about its think tags.
     """
 
     id: str
     input_ids: list[int]
     weights: list[float]
     kinds: list[int]
+    tags: list[dict] = field(default_factory=list)
     flags: list[str] = field(default_factory=list)
 
 
 @dataclass
-class _Span:
-    """A stretch of text of one kind and one weight."""
+class Span:
+    """A stretch of text of one kind and one weight; `tag` is the name of the block that it is of, if it has one."""
 
     text: str
     kind: Kind
     weight: float
+    block: tuple[int, int] = (0, 0)  # turn, block
+    tag: str | None = None
 
 
-def tag_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[int, int]:
-    """The ids of the open and the close think tag. Raises ValueError where the tokenizer splits one."""
-    known = {token.content: i for i, token in tokenizer.added_tokens_decoder.items()}
-    for tag in THINK_TAGS:
-        if tag not in known:
-            pieces = tokenizer.tokenize(tag)
-            raise ValueError(
-                f"{tokenizer.name_or_path}: the tokenizer splits {tag} into {len(pieces)} tokens {pieces}; the think "
-                f"tags must be single tokens: call tokenizer.add_tokens({list(THINK_TAGS)}) and resize and train the "
-                "model's embeddings, or take a model that has them"
-            )
-    return known[OPEN], known[CLOSE]
+@dataclass
+class Draft:
+    """An example before it is tokenized."""
 
-
-def _mark(text: str, marks: list[int], start: int, end: int) -> str:
-    """text[start:end] with a mark before each character that `marks` names."""
-    edges = [start, *marks, end]
-    return _MARK.join(text[a:b] for a, b in pairwise(edges))
-
-
-def _is_control(content: str) -> bool:
-    """Whether an added token is more than a run of spaces or a character that a tokenizer lacks."""
-    return len(content) > 1 and not content.isspace()
+    id: str
+    spans: list[Span]
+    flags: list[str]
 
 
 class Renderer:
     """Renders conversations for one tokenizer.
 
-    Raises ValueError where the tokenizer has no chat template, splits a think tag, or cannot map tokens to text.
+    Args:
+        kind_weights: (4,) by `Kind`, what the weight of each token is multiplied with.
+        response_marker: for texts that are formatted already: what stands before each completion.
+
+    Raises ValueError where the tokenizer splits a think tag, cannot map tokens to text, or has no end of turn.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase):
-        name = tokenizer.name_or_path
-        if not tokenizer.is_fast:
-            raise ValueError(f"{name}: token offsets need a fast tokenizer; load the folder that has tokenizer.json")
-        if not tokenizer.chat_template:
-            raise ValueError(
-                f"{name}: the tokenizer has no chat template; take the instruction-tuned model, or set "
-                "tokenizer.chat_template to a Jinja template"
-            )
-        self.tokenizer = tokenizer
-        self.tag_ids = tag_ids(tokenizer)
-        controls = [token for token in tokenizer.added_tokens_decoder.values() if _is_control(token.content)]
-        controls.sort(key=lambda token: -len(token.content))
-        space = r"\s*"
-        names = [re.escape(token.content) for token in controls]
-        around = [space * t.lstrip + name + space * t.rstrip for t, name in zip(controls, names, strict=True)]
-        self._control, self._split = re.compile("|".join(names)), re.compile(f"({'|'.join(around)})")
-        self.end_of_turn = self._find_end_of_turn()
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        kind_weights: Sequence[float] = (1.0, 1.0, 1.0, 1.0),
+        response_marker: str | None = None,
+    ):
+        self.tokenizer, self.kind_weights, self.response_marker = tokenizer, kind_weights, response_marker
+        self.tag_ids, self.tags = tag_ids(tokenizer), think_tags(tokenizer)
+        self._encoder = Encoder(tokenizer)
+        self._bos = tokenizer.bos_token if tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id] else ""
+        self._lead, self.end_of_turn = self._probe()
 
     @property
     def stop_ids(self) -> list[int]:
         """The ids that end a completion."""
-        return sorted({self._encode(self.end_of_turn)[0][-1], self.tokenizer.eos_token_id} - {None})
+        return sorted({self._encoder.encode([self.end_of_turn])[0][0][-1], self.tokenizer.eos_token_id} - {None})
 
     def prompt_ids(self, messages: list[Message]) -> list[int]:
         """The generation prompt for messages that end before the assistant's turn."""
-        return self._encode(self._prompt(messages))[0]
+        return self._encoder.encode([self._prompt(messages)])[0][0]
 
     def examples(self, messages: list[Message], example_id: str) -> list[Example]:
         """One example, or one for each assistant turn where the template rewrites earlier turns (drops thoughts)."""
-        prompts, turns, flags = [], [], []
-        for i, message in enumerate(messages):
-            if message.role == "assistant":
-                prompts.append(self._prompt(messages[:i]))
-                spans, odd = self._completion(message, prompts[-1])
-                turns.append(spans)
-                flags.append(odd)
-        whole: list[_Span] | None = []
-        for prompt, spans in zip(prompts, turns, strict=True):
+        return self.tokenize(self.drafts(messages, example_id))
+
+    def drafts(self, messages: list[Message], example_id: str) -> list[Draft]:
+        """As `examples`, before they are tokenized; to tokenize many at once is faster."""
+        turns = list(self._formatted(messages[0]) if messages[0].role == "text" else self._templated(messages))
+        whole: list[Span] | None = []
+        for prompt, spans, _ in turns:
             before = "".join(span.text for span in whole)
             if not prompt.startswith(before):
                 whole = None
                 break
-            whole += [_Span(prompt[len(before) :], Kind.PROMPT, 0.0), *spans]
+            whole += [Span(prompt[len(before) :], Kind.PROMPT, 0.0), *spans]
         if whole is not None:
-            return [self._example(whole, example_id, sorted(set().union(*flags)))]
+            return [Draft(example_id, whole, sorted(set().union(*(odd for *_, odd in turns))))]
         return [
-            self._example([_Span(prompt, Kind.PROMPT, 0.0), *spans], f"{example_id}/turn{i}", sorted(odd))
-            for i, (prompt, spans, odd) in enumerate(zip(prompts, turns, flags, strict=True))
+            Draft(f"{example_id}/turn{i}", [Span(prompt, Kind.PROMPT, 0.0), *spans], sorted(odd))
+            for i, (prompt, spans, odd) in enumerate(turns)
         ]
 
-    def _example(self, spans: list[_Span], example_id: str, flags: list[str]) -> Example:
-        ids, offsets = self._encode_spans(spans)
-        ends = np.cumsum([len(span.text.replace(_MARK, "")) for span in spans])
-        # the span of a token's last character: a token that straddles a boundary belongs to the later span
-        owner = np.searchsorted(ends, [max(start, end - 1) for start, end in offsets], side="right")
-        owner = owner.clip(max=len(spans) - 1)
-        weights = [spans[i].weight for i in owner]
+    def tokenize(self, drafts: list[Draft]) -> list[Example]:
+        """Tokenizes each whole text once, and gives every token the kind and weight of its span."""
+        encoded = self._encoder.encode(["".join(span.text for span in draft.spans) for draft in drafts])
+        return [self._example(draft, found) for draft, found in zip(drafts, encoded, strict=True)]
+
+    def _example(self, draft: Draft, encoded: Encoded) -> Example:
+        ends = list(accumulate(len(unmarked(span.text)) for span in draft.spans))
+        ids, offsets = self._as_generated(draft.spans, ends, encoded)
+        # a token that straddles a boundary belongs to the span of its last character, the later one
+        stops = [stop for _, stop in offsets]
+        starts = [0, *(bisect_right(stops, end) for end in ends[:-1]), len(ids)]
+        weights, kinds, tags, last = [], [], [], None
+        for span, (start, stop) in zip(draft.spans, pairwise(starts), strict=True):
+            weights += [span.weight * self.kind_weights[span.kind]] * (stop - start)
+            kinds += [int(span.kind)] * (stop - start)
+            if span.tag is None or start == stop:
+                continue
+            if last == (span.block, start):
+                tags[-1]["stop"] = stop
+            else:
+                tags.append({"tag": span.tag, "start": start, "stop": stop})
+            last = (span.block, stop)
         weights[0] = 0.0  # nothing predicts the first token
-        return Example(example_id, ids, weights, [int(spans[i].kind) for i in owner], flags)
+        return Example(draft.id, ids, weights, kinds, tags, draft.flags)
 
-    def _encode_spans(self, spans: list[_Span]) -> tuple[list[int], list[tuple[int, int]]]:
-        """Ids and offsets of the whole text, tokenized once.
-
-        Where a token would straddle the end of a prompt, as white space can, inference could not produce it: then
-        prompts and completions are tokenized apart.
-        """
+    def _as_generated(self, spans: list[Span], ends: list[int], encoded: Encoded) -> Encoded:
+        """Where a token would straddle the end of a prompt, as white space can, inference could not produce it: then
+        prompts and completions are tokenized apart."""
+        ids, offsets = encoded
+        prompt_ends = [end for span, end in zip(spans, ends, strict=True) if span.kind == Kind.PROMPT]
+        for cut in prompt_ends:
+            at = bisect_right(offsets, cut, key=lambda place: place[1])
+            if at < len(offsets) and offsets[at][0] < cut:
+                break
+        else:
+            return encoded
         texts = ["".join(s.text for s in run) for _, run in groupby(spans, lambda span: span.kind == Kind.PROMPT)]
-        ids, offsets = self._encode("".join(texts))
-        starts = list(accumulate(len(text.replace(_MARK, "")) for text in texts))[::2]
-        if not any(start < cut < end for start, end in offsets for cut in starts):
-            return ids, offsets
         ids, offsets, at = [], [], 0
-        for text in texts:
-            more, places = self._encode(text)
+        for text, (more, places) in zip(texts, self._encoder.encode(texts), strict=True):
             ids += more
             offsets += [(at + start, at + end) for start, end in places]
-            at += len(text.replace(_MARK, ""))
+            at += len(unmarked(text))
         return ids, offsets
+
+    def _templated(self, messages: list[Message]):
+        """(prompt, spans, flags) of each assistant turn."""
+        for i, message in enumerate(messages):
+            if message.role == "assistant":
+                prompt = self._prompt(messages[:i])
+                yield prompt, *self._completion(message, prompt, i)
+
+    def _formatted(self, message: Message):
+        """(prompt, spans, flags) of each completion in a text that is formatted already, or of all of it."""
+        text, stops = message.text, {self.end_of_turn, self.tokenizer.eos_token} - {None}
+        if self.response_marker is None:
+            spans, flags = self._completion(message, self._bos, 0)
+            spans[-1].text = self.tokenizer.eos_token or self.end_of_turn
+            yield self._bos, spans, flags
+            return
+        text = text if text.startswith(self._bos) else self._bos + text
+        at = 0
+        while (found := text.find(self.response_marker, at)) >= 0:
+            start = found + len(self.response_marker)
+            ends = [(end, stop) for stop in stops if (end := text.find(stop, start)) >= 0]
+            at, stop = min(ends, default=(len(text), self.end_of_turn))
+            if self.response_marker in text[start:at]:
+                raise RowError(f"two response markers {self.response_marker!r} and no end of turn {stops} in between")
+            spans, flags = self._completion(Message("assistant", [Block(text[start:at])]), text[:start], 0)
+            spans[-1].text = stop
+            yield text[:start], spans, flags
+        if not at:
+            raise RowError(f"the response marker {self.response_marker!r} is not in the text {text[:60]!r}")
 
     def _prompt(self, messages: list[Message]) -> str:
         turns = []
         for message in messages:
-            text = message.text
             if message.role == "assistant":
-                text = "".join(span.text for span in self._parse(message, opened=False)[0])
+                text = "".join(span.text for span in self._parse(message, opened=False, turn=0)[0])
             else:
-                text = self._protect(text)
+                text = self._encoder.protect(message.text)
             turns.append({"role": message.role, "content": text})
         return self._template(turns, add_generation_prompt=True)
 
     def _template(self, turns: list[dict], **options) -> str:
+        if not self.tokenizer.chat_template:
+            raise ValueError(
+                f"{self.tokenizer.name_or_path}: the tokenizer has no chat template; take the instruction-tuned model, "
+                'or give it one with btsft_nb.use_template(tokenizer, "chatml")'
+            )
         try:
             return self.tokenizer.apply_chat_template(turns, tokenize=False, **options)
         except (TemplateError, TypeError) as error:
             roles = [turn["role"] for turn in turns]
             raise RowError(f"the chat template refuses a conversation with the roles {roles}: {error}") from error
 
-    def _find_end_of_turn(self) -> str:
-        turns = [{"role": "user", "content": "question"}, {"role": "assistant", "content": _PROBE}]
-        after = self._template(turns).rpartition(_PROBE)[2]
-        found = self._control.search(after)
-        if found:
-            return after[: found.end()]
-        if not self.tokenizer.eos_token:
+    def _probe(self) -> tuple[str, str]:
+        """The white space that the template puts before an answer, and what it ends a turn with."""
+        lead, end = "", self.tokenizer.eos_token
+        if self.tokenizer.chat_template:
+            turns = [{"role": "user", "content": "question"}, {"role": "assistant", "content": _PROBE}]
+            before, _, after = self._template(turns).rpartition(_PROBE)
+            rest = before.removeprefix(self._template(turns[:1], add_generation_prompt=True))
+            lead = rest if rest.isspace() else ""
+            found = self._encoder.control.search(after)
+            end = after[: found.end()] if found else end
+        if not end:
             raise ValueError(f"{self.tokenizer.name_or_path}: neither template nor tokenizer has an end of turn")
-        return self.tokenizer.eos_token
+        return lead, end
 
-    def _completion(self, message: Message, prompt: str) -> tuple[list[_Span], set[str]]:
+    def _completion(self, message: Message, prompt: str, turn: int) -> tuple[list[Span], set[str]]:
         """Spans of what the model would have to generate after `prompt`, end of turn included, and its flags."""
-        opened = prompt.rstrip().endswith(OPEN)
-        spans, flags = self._parse(message, opened)
+        opening = self.tags[0]
+        opened = prompt.rstrip().endswith(opening)
+        spans, flags = self._parse(message, opened, turn)
         if opened:
             if "untagged" in flags:
-                raise UnsuitableRow(f"the chat template opens a thought ({OPEN}) and the assistant turn has none")
+                raise UnsuitableRow(f"the chat template opens a thought ({opening}) and the assistant turn has none")
             if "text before the thought" in flags:
-                raise UnsuitableRow(f"the chat template opens a thought ({OPEN}) and the turn has text before its own")
+                raise UnsuitableRow(
+                    f"the chat template opens a thought ({opening}) and the turn has text before its own"
+                )
             if message.text.lstrip().startswith(OPEN):
                 at = next(i for i, span in enumerate(spans) if span.kind == Kind.TAG)
                 spans = spans[at + 1 :]
-            spans[0].text = spans[0].text.removeprefix(prompt[prompt.rindex(OPEN) + len(OPEN) :])
+            spans[0].text = spans[0].text.removeprefix(prompt[prompt.rindex(opening) + len(opening) :])
+        elif spans[0].kind != Kind.TAG and message.role == "assistant":
+            spans[0].text = self._lead + spans[0].text
         trained = any(span.weight for span in spans)
-        return [*spans, _Span(self.end_of_turn, Kind.ANSWER, 1.0 if trained else 0.0)], flags
+        return [*spans, Span(self.end_of_turn, Kind.ANSWER, 1.0 if trained else 0.0)], flags
 
-    def _parse(self, message: Message, opened: bool) -> tuple[list[_Span], set[str]]:
+    def _parse(self, message: Message, opened: bool, turn: int) -> tuple[list[Span], set[str]]:
         """An assistant turn cut at its first pair of tags, and at its blocks; all other tags are plain text."""
         text = message.text
         start = text.find(OPEN)
@@ -219,67 +258,25 @@ class Renderer:
             cuts += [(start, Kind.TAG), (start + len(OPEN), Kind.THINK)]
         if stop >= 0:
             cuts += [(stop, Kind.TAG), (stop + len(CLOSE), Kind.ANSWER)]
-        spans = self._cut(message, cuts)
-        return spans, {name for name, is_so in flags.items() if is_so}
+        return self._cut(message, cuts, turn), {name for name, is_so in flags.items() if is_so}
 
-    def _cut(self, message: Message, cuts: list[tuple[int, Kind]]) -> list[_Span]:
+    def _cut(self, message: Message, cuts: list[tuple[int, Kind]], turn: int) -> list[Span]:
         text, spans = message.text, []
-        protected = self._marks(text, cuts)
-        edges = np.cumsum([0, *(len(block.text) for block in message.blocks)]).tolist()
-        points = sorted({at for at, _ in cuts} | set(edges))
-        for start, end in pairwise(points):
-            at, kind = [cut for cut in cuts if cut[0] <= start][-1]
-            block = message.blocks[int(np.searchsorted(edges, start, side="right")) - 1]
-            weight = 1.0 if block.weight is None else float(block.weight)
-            tag = kind == Kind.TAG
-            if tag and at != start:  # a tag is one token: a block boundary inside it is passed over
-                continue
-            marks = [i for i in protected if start <= i < end]
-            piece = (OPEN if text.startswith(OPEN, at) else CLOSE) if tag else _mark(text, marks, start, end)
-            spans.append(_Span(piece, kind, weight))
-        return spans
-
-    def _marks(self, text: str, cuts: list[tuple[int, Kind]]) -> list[int]:
-        """Where the spelling of a control token has to be broken up: all but the tags that `cuts` names."""
-        if _MARK in text:
-            raise RowError(f"the text holds U+FDD0, which is no character; remove it: {text[:60]!r}")
         ends = [*(at for at, _ in cuts[1:]), len(text)]
-        return [
-            found.start() + 1
-            for (at, kind), end in zip(cuts, ends, strict=True)
-            if kind != Kind.TAG
-            for found in self._control.finditer(text, at, end)
-        ]
-
-    def _protect(self, text: str) -> str:
-        return _mark(text, self._marks(text, [(0, Kind.PROMPT)]), 0, len(text))
-
-    def _encode(self, marked: str) -> tuple[list[int], list[tuple[int, int]]]:
-        """Token ids and their character spans in the text without marks."""
-        if _MARK not in marked:
-            encoded = self.tokenizer(marked, add_special_tokens=False, return_offsets_mapping=True)
-            return encoded["input_ids"], encoded["offset_mapping"]
-        ids, offsets, at = [], [], 0
-        for i, piece in enumerate(self._split.split(marked)):
-            text = piece.replace(_MARK, "")
-            if i % 2:
-                ids.append(self.tokenizer.convert_tokens_to_ids(piece.strip()))
-                offsets.append((at, at + len(text)))
-            else:
-                encoded = self._plain.encode(text, add_special_tokens=False)
-                ids += encoded.ids
-                offsets += [(at + start, at + end) for start, end in encoded.offsets]
-            at += len(text)
-        return ids, offsets
-
-    @cached_property
-    def _plain(self) -> Tokenizer:
-        """The same tokenizer, to which the spelling of a control token is text like any other."""
-        state = json.loads(self.tokenizer.backend_tokenizer.to_str())
-        for token in state["added_tokens"]:
-            token["special"] = _is_control(token["content"])
-        plain = Tokenizer.from_str(json.dumps(state))
-        plain.encode_special_tokens = True
-        plain.no_truncation()
-        plain.no_padding()
-        return plain
+        parts = [(at, end) for (at, kind), end in zip(cuts, ends, strict=True) if kind != Kind.TAG]
+        marks = [i for at, end in parts for i in self._encoder.marks(text, at, end)]
+        edges = [0, *accumulate(len(block.text) for block in message.blocks)]
+        places = [at for at, _ in cuts]
+        for start, end in pairwise(sorted({*places, *edges})):
+            at, kind = cuts[bisect_right(places, start) - 1]
+            number = bisect_right(edges, start) - 1
+            block = message.blocks[number]
+            weight = 1.0 if block.weight is None else float(block.weight)
+            if kind != Kind.TAG:
+                piece = mark(text, marks, start, end)
+            elif at == start:
+                piece = self.tags[0] if text.startswith(OPEN, at) else self.tags[1]
+            else:  # a tag is one token: a block boundary inside it is passed over
+                continue
+            spans.append(Span(piece, kind, weight, (turn, number), block.tag))
+        return spans

@@ -16,14 +16,16 @@ from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
 from .blur import draws, unit_ids
 from .callbacks import LiveCurves, StopOnInterrupt
 from .checkpoints import last_checkpoint, writing
+from .collator import Collator
 from .config import BTSFTConfig
-from .data import Collator, load_rows, prepare
+from .data import prepare
 from .forward import HeadForward
 from .inspector import token_texts
 from .logs import PARTS, Sums, means
 from .losses import find_completions, objective
 from .models import load_model, record_base
-from .render import tag_ids
+from .rows import load_rows
+from .tokens import tag_ids
 
 
 class BTSFTTrainer(Trainer):
@@ -55,8 +57,8 @@ class BTSFTTrainer(Trainer):
         ref_model: PreTrainedModel | PeftModel | None = None,
         callbacks: list[TrainerCallback] | None = None,
     ):
-        _check(model, config, ref_model, train_dataset, eval_dataset)
         self.tag_ids = tag_ids(processing_class)
+        _check(model, config, ref_model, train_dataset, eval_dataset, self.tag_ids)
         self._sums, self._eval_sums, self._interrupt = Sums(), Sums(), StopOnInterrupt()
         self._text = lru_cache(maxsize=None)(lambda token: token_texts(processing_class, [token])[0])
         super().__init__(
@@ -238,7 +240,7 @@ class BTSFTTrainer(Trainer):
         return output
 
 
-def _check(model, config, ref_model, train_dataset, eval_dataset) -> None:
+def _check(model, config, ref_model, train_dataset, eval_dataset, tags) -> None:
     """Raises ValueError for what cannot be trained, before anything is built."""
     if config.anchor and ref_model is None and not isinstance(model, PeftModel):
         raise ValueError(
@@ -255,6 +257,13 @@ def _check(model, config, ref_model, train_dataset, eval_dataset) -> None:
         missing = {"id", "input_ids", "weights", "kinds"} - set(data.column_names)
         if missing:
             raise ValueError(f"the data set lacks the columns {sorted(missing)}; make it with btsft_nb.prepare")
+    rows = model.get_input_embeddings().weight.shape[0]
+    if max(tags) >= rows:
+        raise ValueError(
+            f"the think tags have the ids {tags}, and the model has {rows} token rows: call "
+            "model.resize_token_embeddings(len(tokenizer)) before adapters are attached, and train the new rows "
+            "(LoraConfig(trainable_token_indices=...))"
+        )
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise ValueError("nothing to train: the model has no trainable parameter; load it with qlora=True or lora=...")
     if config.n_gpu > 1:

@@ -1,7 +1,10 @@
 """What all tests share: no network, no tracker, few threads, and the real tokenizers where they are at hand."""
 
 import os
+import shutil
+import tempfile
 
+os.environ["HF_DATASETS_CACHE"] = tempfile.mkdtemp(prefix="btsft_tests_")  # prepared sets, too
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["WANDB_MODE"] = "offline"
 os.environ.pop("WANDB_API_KEY", None)
@@ -19,6 +22,11 @@ torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 2)))
 settings.register_profile("repeatable", deadline=None, max_examples=40, derandomize=True, database=None)
 settings.register_profile("explore", deadline=None, max_examples=300, database=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
+
+
+def pytest_unconfigure():
+    shutil.rmtree(os.environ["HF_DATASETS_CACHE"], ignore_errors=True)
+
 
 TOKENIZERS = ("tiny_tokenizer", "qwen3", "r1")
 

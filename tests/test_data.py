@@ -199,7 +199,8 @@ def test_prepare_keeps_what_it_says(tiny_tokenizer, capsys):
     assert set(examples.column_names) >= {"id", "input_ids", "weights", "kinds"}
     lengths = [len(ids) for ids in examples["input_ids"]]
     assert lengths == [len(x) for x in examples["weights"]] == [len(x) for x in examples["kinds"]]
-    assert (report.rows, report.kept, report.dropped, report.flagged) == (1000, 1000, {}, {"untagged": 400})
+    untagged = [i for i, row in enumerate(load_rows("tiny/messy")) if "<think>" not in row["messages"][1]["content"]]
+    assert (report.rows, report.kept, report.dropped, report.flagged) == (1000, 1000, {}, {"untagged": untagged})
     assert (report.shortest, report.longest, sum(report.tokens.values())) == (min(lengths), max(lengths), sum(lengths))
     assert report.tokens["tag"] == 1200
     assert report.supervised == sum(w != 0 for weights in examples["weights"] for w in weights)
@@ -211,12 +212,14 @@ def test_prepare_keeps_what_it_says(tiny_tokenizer, capsys):
 @pytest.mark.parametrize("rank", [0, 500, 950])
 def test_the_report_adds_up(tiny_tokenizer, rank):
     """Kept and dropped are all examples; nothing longer than the limit is kept, nothing shorter dropped."""
-    every = sorted(len(ids) for ids in prepare(load_rows("tiny/messy"), tiny_tokenizer)["input_ids"])
+    lengths = [len(ids) for ids in prepare(load_rows("tiny/messy"), tiny_tokenizer)["input_ids"]]
+    every = sorted(lengths)
     max_length = every[rank]
     fit = [length for length in every if length <= max_length]
+    rows = [i for i, length in enumerate(lengths) if length > max_length]
     report = prepare(load_rows("tiny/messy"), tiny_tokenizer, max_length).report
     assert (report.kept, report.longest) == (len(fit), max(fit))
-    assert report.dropped == {f"longer than max_length={max_length}": 1000 - len(fit)}
+    assert report.dropped == {f"longer than max_length={max_length}": rows}
 
 
 def test_the_limit_itself_is_kept(tiny_tokenizer):
@@ -231,19 +234,19 @@ def test_unweighted_examples_are_dropped_and_counted(tiny_tokenizer):
     """Nothing of them would be trained."""
     silent = talk([{"text": "ok", "weight": 0}])
     report = prepare([silent, talk("ok"), silent], tiny_tokenizer).report
-    assert (report.rows, report.kept, report.dropped) == (3, 1, {"every weight is 0": 2})
+    assert (report.rows, report.kept, report.dropped) == (3, 1, {"every weight is 0": [0, 2]})
 
 
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ([talk("a long answer")], ["rows", "nothing left", "1 longer than max_length=4", "tokens"]),
-        ([talk([{"text": "ok", "weight": 0}])], ["nothing left", "max_length=4"]),
-        ([], ["nothing left", "no rows"]),
+        ([talk("a long answer")], ["rows", "nothing left", "1 longer than max_length=4", "raise max_length"]),
+        ([talk([{"text": "ok", "weight": 0}])], ["nothing left", "1 longer than"]),
+        ([], ["no rows"]),
     ],
 )
 def test_nothing_left_says_why(tiny_tokenizer, given, words):
-    """The reasons, and how long the examples are."""
+    """The reasons, and what to do."""
     with pytest.raises(ValueError) as error:
         prepare(given, tiny_tokenizer, max_length=4)
     for word in words:

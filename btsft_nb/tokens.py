@@ -1,0 +1,139 @@
+"""The tokenizer's side: its think tags, and text -> ids in which no text of a row becomes a control token."""
+
+import json
+import re
+from functools import cached_property
+from itertools import pairwise
+
+from tokenizers import AddedToken, Tokenizer
+from transformers import PreTrainedTokenizerBase
+
+from .formats import THINK_TAGS, RowError
+
+_MARK = "\ufdd0"  # a Unicode noncharacter: breaks up the spelling of a control token until after the template has run
+
+Encoded = tuple[list[int], list[tuple[int, int]]]  # token ids, and the characters [start, stop) of each
+
+
+def think_tags(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
+    """The open and the close think tag that `add_tags` gave a tokenizer; by default `<think>` and `</think>`."""
+    return tuple(tokenizer.init_kwargs.get("think_tags", THINK_TAGS))
+
+
+def add_tags(tokenizer: PreTrainedTokenizerBase, tags: tuple[str, str] | None = None) -> list[str]:
+    """Makes `tags` the think tags of a tokenizer, and single tokens; it remembers them when it is saved.
+
+    Args:
+        tags: the open and the close tag; by default those that the tokenizer has already.
+
+    Returns:
+        The tags that were added to the tokenizer, by this call or an earlier one. The model needs rows for them:
+        `model.resize_token_embeddings(len(tokenizer))`, and these rows have to be trained.
+    """
+    opening, closing = tags or think_tags(tokenizer)
+    if not opening.strip() or not closing.strip() or opening == closing:
+        raise ValueError(f"tags={tags!r}: two different texts wanted, as {THINK_TAGS}")
+    known = {token.content for token in tokenizer.added_tokens_decoder.values()}
+    lacking = [tag for tag in (opening, closing) if tag not in known]
+    tokenizer.add_tokens([AddedToken(tag, normalized=False) for tag in lacking])
+    added = [*tokenizer.init_kwargs.get("added_think_tags", []), *lacking]
+    tokenizer.init_kwargs.update(think_tags=[opening, closing], added_think_tags=added)
+    return [tag for tag in added if tag in (opening, closing)]
+
+
+def tag_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[int, int]:
+    """The ids of the open and the close think tag. Raises ValueError where the tokenizer splits one."""
+    known = {token.content: i for i, token in tokenizer.added_tokens_decoder.items()}
+    tags = think_tags(tokenizer)
+    for tag in tags:
+        if tag not in known:
+            pieces = tokenizer.tokenize(tag)
+            raise ValueError(
+                f"{tokenizer.name_or_path}: the tokenizer splits {tag} into {len(pieces)} tokens {pieces}; the think "
+                "tags must be single tokens: call btsft_nb.add_tags(tokenizer), and resize and train the model's "
+                "embeddings, or take a model that has them"
+            )
+    return known[tags[0]], known[tags[1]]
+
+
+def mark(text: str, marks: list[int], start: int, end: int) -> str:
+    """text[start:end] with a mark before each character that `marks` names. Raises RowError where it holds the mark."""
+    if _MARK in text:
+        raise RowError(f"the text holds U+FDD0, which is no character; remove it: {text[:60]!r}")
+    edges = [start, *(at for at in marks if start <= at < end), end]
+    return _MARK.join(text[a:b] for a, b in pairwise(edges))
+
+
+def unmarked(text: str) -> str:
+    """The text as it was before it was marked."""
+    return text.replace(_MARK, "")
+
+
+class Encoder:
+    """Text -> token ids and offsets, where the spelling of a control token can be protected from becoming one.
+
+    Raises ValueError where the tokenizer cannot map tokens to text.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase):
+        if not tokenizer.is_fast:
+            raise ValueError(
+                f"{tokenizer.name_or_path}: token offsets need a fast tokenizer; load the folder with tokenizer.json"
+            )
+        self.tokenizer = tokenizer
+        controls = [token for token in tokenizer.added_tokens_decoder.values() if _is_control(token.content)]
+        controls.sort(key=lambda token: -len(token.content))
+        space = r"\s*"
+        names = [re.escape(token.content) for token in controls]
+        around = [space * t.lstrip + name + space * t.rstrip for t, name in zip(controls, names, strict=True)]
+        self.control, self._split = re.compile("|".join(names)), re.compile(f"({'|'.join(around)})")
+
+    def marks(self, text: str, start: int, end: int) -> list[int]:
+        """Where the spellings of control tokens in text[start:end] have to be broken up."""
+        return [found.start() + 1 for found in self.control.finditer(text, start, end)]
+
+    def protect(self, text: str) -> str:
+        """The text with each spelling of a control token broken up."""
+        return mark(text, self.marks(text, 0, len(text)), 0, len(text))
+
+    def encode(self, texts: list[str]) -> list[Encoded]:
+        """Ids of protected texts, with offsets in the text without marks; no special token is added."""
+        clean = [text for text in texts if _MARK not in text]
+        if not clean:
+            return [self._encode_marked(text) for text in texts]
+        batch = self.tokenizer(
+            clean, add_special_tokens=False, return_offsets_mapping=True, return_attention_mask=False, verbose=False
+        )
+        encoded = zip(batch["input_ids"], batch["offset_mapping"], strict=True)
+        return [self._encode_marked(text) if _MARK in text else next(encoded) for text in texts]
+
+    def _encode_marked(self, marked: str) -> Encoded:
+        ids, offsets, at = [], [], 0
+        for i, piece in enumerate(self._split.split(marked)):
+            text = unmarked(piece)
+            if i % 2:
+                ids.append(self.tokenizer.convert_tokens_to_ids(piece.strip()))
+                offsets.append((at, at + len(text)))
+            else:
+                encoded = self._plain.encode(text, add_special_tokens=False)
+                ids += encoded.ids
+                offsets += [(at + start, at + end) for start, end in encoded.offsets]
+            at += len(text)
+        return ids, offsets
+
+    @cached_property
+    def _plain(self) -> Tokenizer:
+        """The same tokenizer, to which the spelling of a control token is text like any other."""
+        state = json.loads(self.tokenizer.backend_tokenizer.to_str())
+        for token in state["added_tokens"]:
+            token["special"] = _is_control(token["content"])
+        plain = Tokenizer.from_str(json.dumps(state))
+        plain.encode_special_tokens = True
+        plain.no_truncation()
+        plain.no_padding()
+        return plain
+
+
+def _is_control(content: str) -> bool:
+    """Whether an added token is more than a run of spaces or a character that a tokenizer lacks."""
+    return len(content) > 1 and not content.isspace()

@@ -1,0 +1,384 @@
+"""What `prepare` does beyond one row: lengths, duplicates, processes, streams, the cache, sets mixed and compared."""
+
+import json
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import btsft_nb as bt
+from btsft_nb import Kind, RowError, Rows, load_rows, prepare
+from btsft_nb.fit import fit
+
+COLUMNS = ("id", "input_ids", "weights", "kinds", "tags", "flags")
+
+
+def talk(assistant: object, user: str = "hi", **fields) -> dict:
+    return {"messages": [{"role": "user", "content": user}, {"role": "assistant", "content": assistant}], **fields}
+
+
+def columns(examples) -> list:
+    return [list(examples[name]) for name in COLUMNS]
+
+
+# ---------------------------------------------------------------------------------------------- too long
+
+
+def example(thought: int, answer: int = 3, prompt: int = 4) -> bt.Example:
+    """Prompt, open tag, thought, close tag, answer; each token its own number."""
+    kinds = [Kind.PROMPT] * prompt + [Kind.TAG] + [Kind.THINK] * thought + [Kind.TAG] + [Kind.ANSWER] * answer
+    weights = [float(kind != Kind.PROMPT) for kind in kinds]
+    tags = [{"tag": "thought", "start": prompt + 1, "stop": prompt + 1 + thought}]
+    return bt.Example("id", list(range(len(kinds))), weights, [int(kind) for kind in kinds], tags)
+
+
+@given(st.integers(1, 30), st.integers(1, 5), st.integers(1, 40))
+def test_a_shortened_thought_loses_its_tail_only(thought, answer, max_length):
+    """Prompt, tags and answer stay, at least one thought token too; the close tag of a cut thought is not trained."""
+    whole = example(thought, answer)
+    short, what = fit(whole, max_length, "shorten")
+    least = len(whole.input_ids) - thought + 1
+    if max_length < least:
+        assert short is None and "longer than" in what
+        return
+    cut = max(len(whole.input_ids) - max_length, 0)
+    assert len(short.input_ids) == min(len(whole.input_ids), max_length) and bool(what) == bool(cut)
+    gone = set(whole.input_ids) - set(short.input_ids)
+    assert gone == set(range(5 + thought - cut, 5 + thought))
+    close = short.input_ids.index(5 + thought)
+    assert short.kinds[close] == Kind.TAG and short.weights[close] == (0 if cut else 1)
+    assert all(weight == 1 for weight in short.weights[4:close] + short.weights[close + 1 :])
+    assert short.tags == [{"tag": "thought", "start": 5, "stop": 5 + thought - cut}]
+
+
+@pytest.mark.parametrize("side", ["first", "last"])
+@given(max_length=st.integers(1, 16))
+def test_the_first_or_last_tokens_are_kept(side, max_length):
+    """Whatever they are; nothing predicts the first of them."""
+    whole = example(thought=6)
+    short, what = fit(whole, max_length, f"keep_{side}")
+    part = slice(max_length) if side == "first" else slice(-max_length, None)
+    assert short.input_ids == whole.input_ids[part] and short.kinds == whole.kinds[part]
+    assert short.weights == [0.0, *whole.weights[part][1:]] if len(short.weights) < 15 else short == whole
+    assert (what == "") == (max_length >= 15)
+    for tag in short.tags:
+        assert {short.kinds[i] for i in range(tag["start"], tag["stop"])} == {Kind.THINK}
+
+
+def test_the_longest_thought_is_cut_first():
+    """Two turns in one example: the short thought stays whole while the long one can give."""
+    one, two = example(3), example(9)
+    both = bt.Example("id", [*range(30)], one.weights + two.weights, one.kinds + two.kinds)
+    short, _ = fit(both, 24, "shorten")
+    assert Counter(short.kinds)[Kind.THINK] == 6
+    assert short.kinds[:12] == one.kinds and short.weights[:12] == one.weights
+    shorter, _ = fit(both, 20, "shorten")
+    assert Counter(shorter.kinds)[Kind.THINK] == 2 and fit(both, 19, "shorten")[0] is None
+
+
+def test_real_rows_are_shortened_and_reported(tiny_tokenizer):
+    """Row numbers of what was cut; the rest is as before."""
+    rows = load_rows("tiny/teacher")[:200]
+    whole = prepare(rows, tiny_tokenizer)
+    limit = int(np.median([len(ids) for ids in whole["input_ids"]]))
+    short = prepare(rows, tiny_tokenizer, limit, too_long="shorten")
+    cut = [i for i, ids in enumerate(whole["input_ids"]) if len(ids) > limit]
+    assert 0 < len(cut) < 200 and short.report.changed == {"thought shortened": cut} and len(short) == 200
+    assert max(len(ids) for ids in short["input_ids"]) == limit
+    for before, after in zip(whole, short, strict=True):
+        if len(before["input_ids"]) <= limit:
+            assert before == after
+        assert after["input_ids"][-3:] == before["input_ids"][-3:]
+
+
+# ---------------------------------------------------------------------------------------------- duplicates, overlap
+
+
+def test_duplicates_are_found_and_dropped_on_request(tiny_tokenizer):
+    """Equal tokens, whatever the id; the first stays. Also across the chunks that are tokenized at once."""
+    rows = [talk(f"answer {i}") for i in range(600)]
+    again = {100: 3, 590: 3, 599: 598}
+    rows = [rows[again.get(i, i)] | {"id": str(i)} for i in range(600)]
+    kept = prepare(rows, tiny_tokenizer)
+    assert (kept.report.duplicates, len(kept), kept.report.dropped) == ([100, 590, 599], 600, {})
+    fewer = prepare(rows, tiny_tokenizer, duplicates="drop")
+    assert list(fewer["id"]) == [str(i) for i in range(600) if i not in again]
+    assert list(fewer.report.dropped.values()) == [[100, 590, 599]]
+    assert fewer.report.kept == len(fewer) == 597 and fewer.report.kept + fewer.report.n_dropped == 600
+
+
+def test_overlap_names_test_questions_that_were_trained(tiny_tokenizer):
+    """By the prompt, however it is answered."""
+    train = prepare([talk("4", "2+2?", id="a"), talk("5", "2+3?", id="b")], tiny_tokenizer)
+    test = prepare([talk("four", "2+2?", id="x"), talk("6", "3+3?", id="y")], tiny_tokenizer)
+    assert bt.overlap(test, train) == [("x", "a")]
+    assert bt.overlap(test, prepare([talk("7", "3+4?")], tiny_tokenizer)) == []
+
+
+def test_the_tiny_sets_do_not_overlap(tiny_tokenizer):
+    """The test problems are held out of training."""
+    test = [
+        row | {"messages": [*row["messages"], {"role": "assistant", "content": "x"}]} for row in load_rows("tiny/test")
+    ]
+    assert bt.overlap(prepare(test, tiny_tokenizer), prepare(load_rows("tiny/teacher"), tiny_tokenizer)) == []
+
+
+# ---------------------------------------------------------------------------------------------- mixing
+
+
+@pytest.mark.parametrize(("proportions", "sizes"), [([1, 1], (30, 30)), ([3, 1], (90, 30)), ([0.1, 0.9], (3, 30))])
+def test_sets_are_mixed_by_proportion(tiny_tokenizer, proportions, sizes):
+    """As large as can be with no example twice, shuffled, ids and examples as they were."""
+    many = prepare(Rows([talk(f"a{i}") for i in range(100)], "many"), tiny_tokenizer)
+    few = prepare(Rows([talk(f"b{i}") for i in range(30)], "few"), tiny_tokenizer)
+    mixed = bt.mix([many, few], proportions)
+    assert Counter(name.split("#")[0] for name in mixed["id"]) == dict(zip(("many", "few"), sizes, strict=True))
+    assert len(set(mixed["id"])) == len(mixed)
+    known = {row["id"]: row for row in [*many, *few]}
+    assert all(known[row["id"]] == row for row in mixed)
+    assert columns(mixed) == columns(bt.mix([many, few], proportions))
+    assert list(mixed["id"]) != list(bt.mix([many, few], proportions, seed=1)["id"]) != sorted(mixed["id"])
+
+
+def test_wrong_mixtures_are_refused(tiny_tokenizer):
+    """By name."""
+    data = prepare([talk("a")], tiny_tokenizer)
+    for sets, shares, words in [
+        ([data], [1, 2], "proportions"), ([data, data], [1, 0], "proportions"), ([data, data], [1, 1], "'rows#0'"),
+    ]:  # fmt: skip
+        with pytest.raises(ValueError, match=words):
+            bt.mix(sets, shares)
+
+
+# ---------------------------------------------------------------------------------------------- processes, streams
+
+
+@pytest.fixture
+def messy_file(tmp_path):
+    """1,300 rows in a file, some of which are dropped: several chunks, the last one short."""
+    rows = [row for name in ("messy", "teacher") for row in load_rows(f"tiny/{name}")[:650]]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join(json.dumps(row) for row in rows), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("how", [{"num_proc": 2}, {"cache": False}, {"num_proc": 3, "cache": False}])
+def test_processes_and_cache_change_nothing(messy_file, tiny_tokenizer, how):
+    """Neither examples, nor their order, nor the report."""
+    plain = prepare(load_rows(messy_file), tiny_tokenizer, 60, duplicates="drop", cache=False)
+    other = prepare(load_rows(messy_file), tiny_tokenizer, 60, duplicates="drop", **how)
+    assert columns(other) == columns(plain) and other.report == plain.report
+    assert plain.report.dropped and 0 < len(plain) < 1300
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
+@pytest.mark.parametrize("num_proc", [1, 2])
+def test_a_stream_gives_the_same_examples_and_blur(messy_file, tiny_tokenizer, tmp_path, suffix, num_proc):
+    """Ids, and so the draws, do not depend on how rows were read."""
+    if suffix == "parquet":
+        import pandas as pd
+
+        messy_file = tmp_path / "rows.parquet"
+        pd.DataFrame(list(load_rows(tmp_path / "rows.jsonl"))).to_parquet(messy_file)
+    plain = prepare(load_rows(messy_file), tiny_tokenizer)
+    stream = prepare(load_rows(messy_file, stream=True), tiny_tokenizer, num_proc=num_proc)
+    assert columns(stream) == columns(plain) and stream.report == plain.report
+
+
+def test_a_pool_reads_a_stream_no_faster_than_it_works(tiny_tokenizer):
+    """A set larger than memory must not pile up before the workers."""
+    read, most = 0, 0
+
+    class Counting(bt.rows.RowStream):
+        def __iter__(self):
+            nonlocal read
+            for i in range(20_000):
+                read += 1
+                yield talk(f"answer {i}")
+
+    counting = Counting([], "counting")
+    chunks = bt.data._parts(
+        bt.data._Make("s", tiny_tokenizer, 1024, None, None, None, "drop", True), bt.data._chunks(counting), 2
+    )
+    done = 0
+    for table, _ in chunks:
+        done += len(table)
+        most = max(most, read - done)
+    assert done == 20_000 and most <= 12 * 512
+
+
+def test_an_error_in_a_process_is_the_same_error(tiny_tokenizer):
+    """With source, row and field; and the pool ends."""
+    rows = Rows([talk("fine")] * 1500 + [talk(5)] + [talk("fine")] * 20_000, "here")
+    with pytest.raises(RowError, match=r"here, row 1500: field messages\[1\]\.content") as error:
+        prepare(rows, tiny_tokenizer, num_proc=2)
+    assert (error.value.source, error.value.row, error.value.field) == ("here", 1500, "messages[1].content")
+
+
+# ---------------------------------------------------------------------------------------------- the cache
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """An empty cache; calling it tells how many prepared sets it holds."""
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    return lambda: len(list((tmp_path / "cache" / "btsft_nb").glob("*")))
+
+
+def test_the_same_call_is_read_from_the_cache(tiny_tokenizer, cache, capsys):
+    """Without rendering anything, and with its report."""
+    rows = load_rows("tiny/messy")[:50]
+    first = prepare(rows, tiny_tokenizer)
+    second = prepare(load_rows("tiny/messy")[:50], bt.load_tokenizer("tiny"))
+    assert cache() == 1 and columns(first) == columns(second) and first.report == second.report
+    assert first.cache_files == second.cache_files
+    assert capsys.readouterr().out.count("50 rows") == 2
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"max_length": 500}, {"weights": {"think": 0.5}}, {"weights": {"think": 0.25}}, {"strict": False},
+        {"too_long": "shorten"}, {"duplicates": "drop"}, {"format": "messages"}, {"format": lambda row: row},
+        {"rows": 51}, {"template": True}, {"tags": True},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_whatever_matters_makes_another_entry(cache, change):
+    """Data, template, tokenizer, settings."""
+    tokenizer = bt.load_tokenizer("tiny")
+    prepare(load_rows("tiny/messy")[:50], tokenizer)
+    if change.pop("template", None):
+        tokenizer.chat_template += " "
+    if change.pop("tags", None):
+        bt.add_tags(tokenizer, ("<a>", "</a>"))
+    prepare(load_rows("tiny/messy")[: change.pop("rows", 50)], tokenizer, **change)
+    assert cache() == 2
+
+
+def test_a_failed_call_leaves_nothing(tiny_tokenizer, cache):
+    """Neither a cache entry nor a temporary file."""
+    with pytest.raises(RowError):
+        prepare([talk("fine"), talk(5)], tiny_tokenizer)
+    with pytest.raises(ValueError, match="nothing left"):
+        prepare([talk("fine")], tiny_tokenizer, 3)
+    assert cache() == 0
+
+
+def test_the_blur_is_no_part_of_the_cache(tiny_tokenizer, cache):
+    """Threshold, seed and epoch are drawn from the ids while training."""
+    data = prepare(load_rows("tiny/messy")[:50], tiny_tokenizer)
+    assert set(data.column_names) == set(COLUMNS)
+
+
+# ---------------------------------------------------------------------------------------------- tolerance, tags
+
+
+def test_a_tolerant_call_drops_and_counts_what_is_malformed(tiny_tokenizer):
+    """By field, with row numbers; a line that could not be read is one of them."""
+    rows = Rows([talk("a"), talk(5), 7, RowError("not valid JSON"), talk("b"), talk(6)], "here")
+    examples = prepare(rows, tiny_tokenizer, strict=False)
+    assert list(examples["id"]) == ["here#0", "here#4"]
+    assert sorted(n for numbers in examples.report.dropped.values() for n in numbers) == [1, 2, 3, 5]
+    assert examples.report.rows == 6 and [1, 5] in examples.report.dropped.values()
+    with pytest.raises(RowError, match="here, row 1"):
+        prepare(rows, tiny_tokenizer)
+
+
+@pytest.mark.parametrize("wrong", [{"too_long": "cut"}, {"duplicates": "yes"}, {"weights": 3}, {"format": "chat"}])
+def test_a_wrong_setting_is_named(tiny_tokenizer, wrong):
+    """With what would do."""
+    with pytest.raises(ValueError, match=str(next(iter(wrong.values())))):
+        prepare([talk("a")], tiny_tokenizer, **wrong)
+
+
+def test_tags_of_blocks_become_stretches_of_tokens(tokenizer):
+    """Their text is the block's, up to the tokens that straddle its ends."""
+    blocks = [
+        {"type": "text", "text": "<think>One. ", "tag": "first"},
+        {"type": "text", "text": "Two.</think>", "weight": 0.5},
+        {"type": "text", "text": "\n\nThe answer", "tag": "first", "weight": -1},
+        {"type": "text", "text": " is 3.", "tag": "second"},
+    ]
+    row = prepare([talk(blocks)], tokenizer)[0]
+    texts = [tokenizer.decode(row["input_ids"][tag["start"] : tag["stop"]]) for tag in row["tags"]]
+    opened = row["kinds"].count(Kind.TAG) == 1  # the template's prompt has the open tag
+    assert [tag["tag"] for tag in row["tags"]] == ["first", "first", "second"]
+    assert texts == ["One. " if opened else "<think>One. ", "\n\nThe answer", " is 3."] or texts[0].endswith("One.")
+    last = row["tags"][1]
+    assert set(row["weights"][last["start"] : last["stop"]]) == {-1.0}
+
+
+def test_tags_that_the_tokenizer_splits_are_added(shared):
+    """And reported, each time; the ids are single and saved with the tokenizer."""
+    tokenizer = bt.load_tokenizer(shared / "tokenizers" / "gpt2")
+    tokenizer.chat_template = "{% for m in messages %}{{ m.content }}\n{% endfor %}"
+    for _ in range(2):
+        examples = prepare([talk("<think>a</think>b")], tokenizer)
+        assert examples.report.added_tags == ["<think>", "</think>"]
+    assert bt.tag_ids(tokenizer) == (50257, 50258)
+    assert [i for i, kind in zip(examples[0]["input_ids"], examples[0]["kinds"], strict=True) if kind == Kind.TAG] == [
+        50257, 50258,
+    ]  # fmt: skip
+
+
+def test_a_model_without_rows_for_the_tags_is_refused(tmp_path, tiny_tokenizer):
+    """Before the first step, not as an index error in the middle of it."""
+    tokenizer = bt.load_tokenizer("tiny")
+    bt.add_tags(tokenizer, ("<reason>", "</reason>"))
+    model, _ = bt.load_model("tiny", qlora=True)
+    data = prepare([talk("<think>a</think>b")], tokenizer)
+    config = bt.BTSFTConfig(tmp_path, report_to="none")
+    if max(bt.tag_ids(tokenizer)) < model.get_input_embeddings().weight.shape[0]:
+        pytest.skip("the embedded model has spare rows")
+    with pytest.raises(ValueError, match="resize_token_embeddings"):
+        bt.BTSFTTrainer(model, config, data, processing_class=tokenizer)
+
+
+def test_other_tags_are_the_models_own(tmp_path):
+    """Rows speak of <think>; the tokens, the prompt and what is sampled have the tokenizer's tags, also reloaded."""
+    tokenizer = bt.load_tokenizer("tiny")
+    assert bt.add_tags(tokenizer, ("<reason>", "</reason>")) == ["<reason>", "</reason>"]
+    tokenizer.save_pretrained(tmp_path)
+    for known in (tokenizer, bt.load_tokenizer(tmp_path)):
+        row = prepare([talk("<think>a</think>b")], known)[0]
+        text = known.decode([i for i, kind in zip(row["input_ids"], row["kinds"], strict=True) if kind])
+        assert text.startswith("<reason>a</reason>b") and row["kinds"].count(Kind.TAG) == 2
+        assert bt.tag_ids(known) == tuple(known.convert_tokens_to_ids(["<reason>", "</reason>"]))
+
+
+# ---------------------------------------------------------------------------------------------- formatted text
+
+
+def test_formatted_text_is_cut_at_its_marker(qwen3):
+    """The prompt ends with the marker; completions end with their turn, which is trained; control tokens are read."""
+    talk = "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
+    text = f"{talk}<think>t1</think>a1<|im_end|>\n{talk}<think>t2</think>a2"
+    (row,) = prepare([{"text": text}], qwen3, response_marker="<|im_start|>assistant\n")
+    end = "<|im_end|>"
+    assert qwen3.decode(row["input_ids"]) == text + end
+    assert row["input_ids"] == qwen3(text + end)["input_ids"]
+    trained = [token for token, weight in zip(row["input_ids"], row["weights"], strict=True) if weight]
+    assert qwen3.decode(trained) == f"<think>t1</think>a1{end}<think>t2</think>a2{end}"
+    thoughts = [token for token, kind in zip(row["input_ids"], row["kinds"], strict=True) if kind == Kind.THINK]
+    assert qwen3.decode(thoughts) == "t1t2"
+
+
+def test_formatted_text_without_its_marker_is_refused(qwen3):
+    """And so is a second marker before the first turn has ended, which would train the question."""
+    with pytest.raises(RowError, match=r"rows, row 0: .*'### Answer:' is not in the text"):
+        prepare([{"text": "Question: 2+2? 4"}], qwen3, response_marker="### Answer:")
+    text = "### Question: 2+2? ### Answer: 4 ### Question: 3+3? ### Answer: 6"
+    with pytest.raises(RowError, match="two response markers"):
+        prepare([{"text": text}], qwen3, response_marker="### Answer:")
+
+
+def test_plain_text_is_trained_from_its_first_to_its_last_token(tokenizer):
+    """And the end of the text is; its spellings of control tokens are text."""
+    row = prepare([{"text": "Once upon a time <|im_end|> there was."}], tokenizer)[0]
+    assert row["input_ids"][-1] == tokenizer.eos_token_id and all(row["weights"][2:])
+    assert "Once upon a time <|im_end|> there was." in tokenizer.decode(row["input_ids"])
+    controls = [token for token in row["input_ids"] if token in tokenizer.added_tokens_decoder]
+    assert controls in ([tokenizer.eos_token_id], [tokenizer.bos_token_id, tokenizer.eos_token_id])
