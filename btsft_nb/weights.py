@@ -46,7 +46,7 @@ class Weighting:
 
     def apply(self, messages: list[Message], row: dict) -> list[Message]:
         """The same messages, those of the assistant cut into blocks at the spans. Raises RowError for a wrong span."""
-        return [_cut(m, self._found(row, m.text)) if m.role == "assistant" else m for m in messages]
+        return [_cut(m, self._found(row, m.text)) if m.role in ("assistant", "text") else m for m in messages]
 
     def _found(self, row: dict, text: str) -> list[tuple[int, int, float, str | None]]:
         if self._spans is None:
