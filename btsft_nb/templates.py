@@ -1,0 +1,91 @@
+"""Chat templates for base models that have none: by name, from a file, or as Jinja."""
+
+import json
+from pathlib import Path
+
+from jinja2 import TemplateSyntaxError
+from transformers import PreTrainedTokenizerBase
+from transformers.utils.chat_template_utils import render_jinja_template
+
+_END = "<|im_end|>"
+_CHATML = """\
+{%- for m in messages -%}
+    {{- '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>' + '\\n' -}}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\\n' -}}{%- endif -%}"""
+_QA = """\
+{%- for m in messages -%}
+    {%- if m.role == 'user' -%}{{- 'Question: ' + m.content + ' \\nAnswer:' -}}
+    {%- elif m.role == 'assistant' -%}{{- ' ' + m.content + eos_token -}}
+    {%- else -%}{{- raise_exception('qa has turns of user and assistant only, not of the ' + m.role) -}}{%- endif -%}
+{%- endfor -%}"""
+_ALPACA = """\
+{%- set paired = messages|length > 1 and messages[0].role == 'system' and messages[1].role == 'user' -%}
+{{- 'Below is an instruction that describes a task' -}}
+{{- ', paired with an input that provides further context' if paired else '' -}}
+{{- '. Write a response that appropriately completes the request.\\n\\n' -}}
+{%- for m in messages -%}
+    {%- if m.role == 'assistant' -%}{{- m.content + eos_token -}}
+    {%- elif m.role == 'system' and loop.first and paired -%}{{- '### Instruction:\\n' + m.content + '\\n\\n' -}}
+    {%- elif m.role == 'user' -%}
+        {{- '### Input:\\n' if paired and loop.index0 == 1 else '### Instruction:\\n' -}}
+        {{- m.content + '\\n\\n### Response:\\n' -}}
+    {%- else -%}{{- raise_exception('alpaca has no place for a turn of the ' + m.role + ' there') -}}{%- endif -%}
+{%- endfor -%}"""
+TEMPLATES = {"chatml": _CHATML, "qa": _QA, "alpaca": _ALPACA}
+
+
+def use_template(tokenizer: PreTrainedTokenizerBase, template: str | Path) -> None:
+    """Sets `tokenizer.chat_template`; the text of turns comes out as it is.
+
+    Adds no token: a base model has no trained row for one, and LoRA trains none. Where the tokenizer lacks <|im_end|>,
+    `chatml` ends its turns with `eos_token`, which the model knows as an end and no text can spell, and <|im_start|>
+    is text like any other.
+
+    Args:
+        template: "chatml"; "qa" (`Question: ... \\nAnswer:`); "alpaca" (the system turn as instruction, the first
+            user turn as its input); a file (.jinja, or .json with `chat_template`); or Jinja itself.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: an unknown name, a file without a template, Jinja that does not parse, by its line, or a template
+            by name on a tokenizer without `eos_token`.
+    """
+    source, where = _source(template)
+    if template in TEMPLATES and not tokenizer.eos_token:
+        raise ValueError(f"{tokenizer.name_or_path}: no eos_token, which {template!r} needs; set tokenizer.eos_token")
+    if template == "chatml" and _END not in tokenizer.get_vocab():
+        source = source.replace(f"'{_END}'", "eos_token")
+    try:
+        render_jinja_template([], chat_template=source)  # parses it, and renders nothing
+    except TemplateSyntaxError as error:
+        raise ValueError(f"{where}, line {error.lineno}: not a Jinja template: {error.message}") from error
+    tokenizer.chat_template = source
+
+
+def _source(template: str | Path) -> tuple[str, str]:
+    """The Jinja text, and where it comes from."""
+    if template in TEMPLATES:
+        return TEMPLATES[template], template
+    if isinstance(template, str) and ("{{" in template or "{%" in template):
+        return template, "the template"
+    path = Path(template)
+    if path.suffix not in (".jinja", ".json"):
+        raise ValueError(
+            f"unknown chat template {str(template)!r}; known are {', '.join(TEMPLATES)}; or give a .jinja file, a "
+            "tokenizer_config.json, or Jinja"
+        )
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such chat template, seen from {Path.cwd()}")
+    text = path.read_text(encoding="utf-8")
+    if path.suffix == ".jinja":
+        return text, str(path)
+    try:
+        found = json.loads(text).get("chat_template")
+    except (json.JSONDecodeError, AttributeError) as error:
+        raise ValueError(f"{path}: a JSON object with chat_template wanted: {error}") from error
+    if isinstance(found, list):  # several by name, as transformers once wrote them
+        found = next((entry["template"] for entry in found if entry["name"] == "default"), None)
+    if not isinstance(found, str):
+        raise ValueError(f"{path}: no chat_template in it; it may stand in chat_template.jinja beside it")
+    return found, str(path)

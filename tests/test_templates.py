@@ -1,0 +1,436 @@
+"""Every tokenizer and every chat template at hand: the prompt is the template's, the completion what must follow it.
+
+The templates are those of `shared` and of TRL's package, which is read and not imported. One that comes without its
+tokenizer gets MiniMind's (byte-level BPE, 6,400 tokens: a copy takes 25 ms, one of Qwen3's 2 s), with the control
+tokens that it spells. `REFUSED` names all that cannot be used, and why.
+"""
+
+import importlib.util
+import json
+import re
+from itertools import groupby
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_render import completion, controls, same, talk, texts
+from tokenizers import AddedToken
+
+import btsft_nb as bt
+from btsft_nb import Kind, Renderer, RowError, to_messages
+from btsft_nb.formats import Block, Message, UnsuitableRow, to_prompt
+from btsft_nb.templates import TEMPLATES, use_template
+
+OPEN, CLOSE = "<think>", "</think>"
+SHARED = Path(__file__).parents[2] / "shared" / "data"
+TRL = importlib.util.find_spec("trl")
+FILES = {re.sub(r"(\.tokenizer_config)?\.\w+$", "", path.name): path for path in (SHARED / "chat_templates").glob("*")}
+if TRL:
+    FILES |= {f"trl/{path.stem}": path for path in Path(TRL.origin).with_name("chat_templates").glob("*.jinja")}
+BASE = {f"{model}, {name}": (model, name) for model in ("gpt2", "opt", "smollm") for name in TEMPLATES}
+OWN = ("deepseek-r1-distill-qwen", "minimind", "phi-3-mini", "qwen3")
+
+VISION = "the text of a turn is not in what the template makes of it"
+CHANNELS = "the template writes a header between the generation prompt and the text"
+REFUSED = {
+    "NousResearch-Hermes-3-Llama-3.1-8B-tool_use": "'NoneType' object is not iterable",  # its list of tools
+    "trl/llava_next": "'str object' has no attribute 'text'",  # takes lists of texts and images
+    "trl/llava_next_training": "'str object' has no attribute 'text'",
+    "phi-4-mini-reasoning": "no chat_template in it",  # tokenizer_config.json without one
+    "smollm3": "no chat_template in it",
+    "trl/idefics3": VISION, "trl/idefics3_training": VISION, "trl/smolvlm": VISION, "trl/smolvlm_training": VISION,
+    "trl/gptoss": CHANNELS, "trl/gptoss_training": CHANNELS,
+    "trl/muse_glimmer": CHANNELS, "trl/muse_glimmer_training": CHANNELS,
+}  # fmt: skip
+# A control token, as a template spells it.
+CONTROL = re.compile(
+    r"<\|[^|\s{}'\"<>]+\|?>|<[^|\s{}'\"<>]+\|>|<｜[^｜\s]+｜>|<(?:start|end)_of_\w+>|<sop>|\[/?[A-Zg]{3,}\]"
+)
+
+
+def with_template(name: str):
+    """The tokenizer of a template's name: a base model with one of ours, its own, or MiniMind's with its tokens."""
+    if name in BASE or name in OWN:
+        model, template = BASE.get(name, (name, None))
+        tokenizer = bt.load_tokenizer(SHARED / "tokenizers" / model)
+        tokenizer.add_tokens([AddedToken(tag, normalized=False) for tag in (OPEN, CLOSE)])
+        if template:
+            use_template(tokenizer, template)
+        return tokenizer
+    tokenizer = bt.load_tokenizer(SHARED / "tokenizers" / "minimind")
+    use_template(tokenizer, FILES[name])
+    tokenizer.add_special_tokens({"bos_token": "<s>", "eos_token": "</s>"})
+    tokenizer.add_tokens(sorted(set(CONTROL.findall(tokenizer.chat_template))), special_tokens=True)
+    return tokenizer
+
+
+USABLE = [name for name in [*OWN, *BASE, *sorted(FILES)] if name not in REFUSED]
+
+
+@pytest.fixture(scope="session", params=USABLE)
+def templated(request, shared) -> Renderer:
+    """The renderer of each usable template in turn."""
+    return Renderer(with_template(request.param))
+
+
+def test_the_templates_of_trl_are_at_hand():
+    """They come with pip install -e '.[bench]'."""
+    if not TRL:
+        pytest.skip("trl is not installed")
+    assert len(FILES) > 60
+
+
+def test_no_template_is_passed_over(shared):
+    """Each is used or refused, and none is both."""
+    assert {*USABLE, *(name for name in REFUSED if name in FILES)} == {*OWN, *BASE, *FILES}
+
+
+@pytest.mark.parametrize("name", [name for name in REFUSED if name in FILES])
+def test_a_template_that_cannot_be_used_is_refused(request, shared, name):
+    """By an error that says why, before any row is rendered."""
+    if REFUSED[name] in (VISION, CHANNELS):
+        request.applymarker(pytest.mark.xfail(strict=True, reason="the renderer takes it and trains on the wrong text"))
+    with pytest.raises(ValueError, match=re.escape(REFUSED[name])):
+        Renderer(with_template(name))
+
+
+# ---------------------------------------------------------------------------------------------- what templates say
+
+
+def native(renderer: Renderer, turns: list[tuple[str, str]], **options) -> str:
+    """What the template itself makes of a conversation."""
+    turns = [{"role": role, "content": text} for role, text in turns]
+    return renderer.tokenizer.apply_chat_template(turns, tokenize=False, **options)
+
+
+def supplied(renderer: Renderer) -> str:
+    """The open tag and the white space after it, where the generation prompt ends in them."""
+    prompt = native(renderer, [("user", "q")], add_generation_prompt=True)
+    return prompt[prompt.rindex(OPEN) :] if prompt.rstrip().endswith(OPEN) else ""
+
+
+def closes(renderer: Renderer) -> bool:
+    """Whether the generation prompt holds a whole thought, empty, as those of models that shall not think do."""
+    return CLOSE in native(renderer, [("user", "q")], add_generation_prompt=True)
+
+
+def kept(renderer: Renderer, thought: str) -> str:
+    """A thought without the white space that the prompt supplies."""
+    return thought.removeprefix(supplied(renderer).removeprefix(OPEN))
+
+
+def wrong(request, *names: str, why: str) -> None:
+    """Marks what the renderer does not do yet."""
+    if request.node.callspec.params["templated"] in names:
+        request.applymarker(pytest.mark.xfail(strict=True, reason=why))
+
+
+def conversation(turns: list[tuple[str, str]]) -> list[Message]:
+    return [Message(role, [Block(text)]) for role, text in turns]
+
+
+def rendered(renderer: Renderer, user: str, assistant: str) -> bt.Example:
+    (example,) = renderer.examples(talk(user, assistant), "id")
+    return example
+
+
+def of(example: bt.Example, kind: Kind) -> list[int]:
+    """The ids of a kind."""
+    return [token for token, k in zip(example.input_ids, example.kinds, strict=True) if k == kind]
+
+
+def as_read(renderer: Renderer, text: str) -> str:
+    """What a tokenizer can know of a text. Phi-3's control tokens swallow the white space after them, it writes a
+    space after each added token, and its ▁ is a space; SmolLM's lacks some bytes, of control characters and high planes
+    of Unicode, and passes them over."""
+    tokenizer = renderer.tokenizer
+    added = tokenizer.added_tokens_decoder.values()
+    if any(token.rstrip for token in added):
+        text = re.sub(f"({'|'.join(re.escape(token.content) for token in added)})\\s+", r"\1", text).replace("▁", " ")
+    return tokenizer.decode(tokenizer.encode(text)) if "smollm" in tokenizer.name_or_path else text
+
+
+def told(renderer: Renderer, example: bt.Example, kind: Kind) -> str:
+    """The text of a kind."""
+    ids = [token for token, k in zip(example.input_ids, example.kinds, strict=True) if k == kind]
+    return as_read(renderer, renderer.tokenizer.decode(ids))
+
+
+few = settings(max_examples=6)
+spaces = st.text(" \n\t", max_size=3)
+thoughts = st.tuples(spaces, texts.filter(lambda text: CLOSE not in text), spaces).map("".join)
+
+
+@few
+@given(user=texts)
+def test_the_prompt_is_the_templates_generation_prompt(templated, user):
+    """Whatever the user writes."""
+    wanted = native(templated, [("user", user)], add_generation_prompt=True)
+    assert same(
+        as_read(templated, templated.tokenizer.decode(templated.prompt_ids(to_prompt(user)))),
+        as_read(templated, wanted),
+    )
+
+
+@pytest.mark.parametrize("user", ["What is 2+2?", "  a\n\nb ", "東京 🎉"])
+def test_harmless_prompts_have_the_templates_own_ids(templated, user):
+    """No second BOS, no other merges."""
+    turns = [{"role": "user", "content": user}]
+    wanted = templated.tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=False)
+    assert templated.prompt_ids(to_prompt(user)) == list(wanted)
+
+
+@few
+@given(user=texts, thought=thoughts, answer=texts)
+def test_completions(templated, user, thought, answer):
+    """After the prompt stand the thought, the close tag, the answer and the end of turn, and nothing else; the kinds
+    tile them; each tag is one token; no text becomes a control token."""
+    example = rendered(templated, user, f"{OPEN}{thought}{CLOSE}{answer}")
+    prompt = templated.prompt_ids(to_prompt(user))
+    opens = bool(supplied(templated))
+    assert example.input_ids[: len(prompt)] == prompt and not any(example.weights[: len(prompt)])
+    assert all(weight == 1 for _, _, weight in completion(example))
+    thought = kept(templated, thought)
+    kinds = [kind for kind, _ in groupby(kind for _, kind, _ in completion(example))]
+    wanted = [Kind.TAG] * (not opens) + [Kind.THINK] * bool(thought) + [Kind.TAG, Kind.ANSWER]
+    assert kinds == (wanted if opens or thought else [Kind.TAG, Kind.ANSWER])
+    assert same(told(templated, example, Kind.THINK), as_read(templated, thought))
+    assert same(told(templated, example, Kind.ANSWER), as_read(templated, answer) + templated.end_of_turn)
+    tags = [token for token, kind, _ in completion(example) if kind == Kind.TAG]
+    assert tags == list(templated.tag_ids)[opens:]
+    harmless = rendered(templated, "x", f"{OPEN}x{CLOSE}x")
+    assert controls(templated, example.input_ids) == controls(templated, harmless.input_ids)
+
+
+ONCE = [
+    "<think>\nSo 3 + 4 = 7.\n</think>\n\n7",
+    "<think>a</think>b",
+    " <think>\n\n</think>\n\n c ",
+    "\n\n<think>d</think>e\n",
+]
+
+
+@pytest.mark.parametrize("assistant", ONCE)
+def test_prompt_and_completion_are_tokenized_once(templated, assistant):
+    """The ids are those of the whole text; of prompt and completion apart where a token would straddle its end."""
+    prompt = native(templated, [("user", "Hi there!")], add_generation_prompt=True)
+    example = rendered(templated, "Hi there!", assistant)
+    if supplied(templated):
+        assistant = kept(templated, assistant.lstrip().removeprefix(OPEN))
+    text = assistant + templated.end_of_turn
+
+    def encode(text: str):
+        return templated.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+
+    whole = encode(prompt + text)
+    straddles = any(start < len(prompt) < end for start, end in whole["offset_mapping"])
+    wanted = encode(prompt)["input_ids"] + encode(text)["input_ids"] if straddles else whole["input_ids"]
+    assert example.input_ids == wanted
+
+
+def test_the_end_of_turn(templated):
+    """It is one token, which is trained as the end of the answer, stops generation, and is what the template itself
+    writes after an answer; where that writes nothing, it is the tokenizer's end of text."""
+    token, kind, weight = completion(rendered(templated, "q", "<think>a</think>b"))[-1]
+    assert (kind, weight) == (Kind.ANSWER, 1.0) and token in templated.stop_ids
+    assert templated.tokenizer.decode([token]) == templated.end_of_turn
+    after = native(templated, [("user", "q"), ("assistant", "ANSWER")]).rpartition("ANSWER")[2]
+    assert after.startswith(templated.end_of_turn) or not after.strip()
+    assert after.strip() or templated.end_of_turn == templated.tokenizer.eos_token
+
+
+def test_the_completion_begins_where_the_template_puts_it(request, templated):
+    """Between the generation prompt and a turn that begins with its thought, the template itself writes nothing."""
+    wrong(
+        request, "gpt2, qa", "opt, qa", "smollm, qa", "trl/glm4moe", "trl/glm4moe_training", why="white space is lost"
+    )
+    prompt = native(templated, [("user", "q")], add_generation_prompt=True)
+    whole = native(templated, [("user", "q"), ("assistant", "<think>THOUGHT</think>ANSWER")])
+    if whole.startswith(prompt) and "THOUGHT" in whole and not supplied(templated):
+        start = whole[: whole.index(OPEN, len(prompt))]
+        text = templated.tokenizer.decode(rendered(templated, "q", "<think>THOUGHT</think>").input_ids)
+        assert as_read(templated, text).startswith(as_read(templated, start + OPEN))
+
+
+TURNS = [
+    ("user", "q1"),
+    ("assistant", "<think>\nt1\n</think>\n\na1"),
+    ("user", "q2"),
+    ("assistant", "<think>t2</think>a2"),
+]
+
+
+def test_several_turns(templated):
+    """One example where what the template makes of the history is what was trained, else one for each turn."""
+    prompts = [native(templated, TURNS[:n], add_generation_prompt=True) for n in (1, 3)]
+    said = [
+        (OPEN + kept(templated, text.removeprefix(OPEN))).removeprefix(OPEN if supplied(templated) else "")
+        for role, text in TURNS
+        if role == "assistant"
+    ]
+    texts = [prompt + text + templated.end_of_turn for prompt, text in zip(prompts, said, strict=True)]
+    wanted = texts[1:] if texts[1].startswith(texts[0]) else texts
+    examples = templated.examples(conversation(TURNS), "id")
+    decoded = [templated.tokenizer.decode(example.input_ids) for example in examples]
+    assert [as_read(templated, text) for text in decoded] == [as_read(templated, text) for text in wanted]
+    assert len({example.id for example in examples}) == len(examples)
+    assert "t2" in told(templated, examples[-1], Kind.THINK) and "t1" in told(templated, examples[0], Kind.THINK)
+
+
+def test_no_turn_of_the_history_has_two_thoughts(request, templated):
+    """Some templates write an empty one before text that holds one: they want it apart, as `reasoning_content`."""
+    wrong(request, "trl/qwen3_8", "trl/qwen3_8_training", why="an empty thought stands before the one of the history")
+    prompt = templated.tokenizer.decode(templated.prompt_ids(conversation(TURNS[:3])))
+    assert prompt.partition("q2")[0].count(OPEN) <= 1
+
+
+def test_a_thought_must_fit_the_prompt(request, templated):
+    """A prompt that opens a thought has no place for a turn without one, one that holds a whole thought none for
+    another; any other prompt takes both."""
+    no_thinking = ("minimind", "trl/qwen3_5_nothink", "trl/qwen3_5_nothink_training")
+    wrong(request, *no_thinking, why="a second thought is trained after the empty one of the prompt")
+    whole, plain = "<think>\nt\n</think>\n\na", "a"
+    for assistant, fits in ((whole, not closes(templated)), (plain, not supplied(templated))):
+        if fits:
+            assert rendered(templated, "q", assistant).flags == ["untagged"] * (assistant == plain)
+        else:
+            with pytest.raises(UnsuitableRow, match="thought"):
+                rendered(templated, "q", assistant)
+
+
+def rows(shared: Path) -> list[dict]:
+    """Real ones: problems, instructions with and without input, and traces of R1, shortened."""
+    instructions = bt.load_rows(shared / "datasets" / "instructions" / "instruction_input_output.json")
+    traces = (shared / "datasets" / "r1_traces" / "thought_anchors_20.jsonl").read_text(encoding="utf-8").splitlines()
+    found = [*bt.load_rows(shared / "datasets" / "gsm8k" / "train.jsonl")[:4], *instructions[:2]]
+    for trace in map(json.loads, traces[:3]):
+        thought, _, answer = trace["solution"].partition(CLOSE)
+        turns = [("user", trace["problem"]["problem"]), ("assistant", f"<think>\n{thought[:500]}{CLOSE}{answer}")]
+        found.append({"messages": [{"role": role, "content": text} for role, text in turns]})
+    return found
+
+
+def test_real_rows(templated, shared):
+    """Prompt, thought and answer come out as they stand in the row, or the row is refused with the reason."""
+    for row in rows(shared):
+        messages = to_messages(row)
+        text = messages[-1].text
+        try:
+            (example,) = templated.examples(messages, "id")
+        except RowError as error:
+            no_system = messages[0].role == "system" and "the chat template refuses" in str(error)
+            assert no_system or (supplied(templated) and CLOSE not in text and "opens a thought" in str(error))
+            continue
+        prompt = native(templated, [(m.role, m.text) for m in messages[:-1]], add_generation_prompt=True)
+        thought, close, answer = text.rpartition(CLOSE)
+        thought = kept(templated, thought.removeprefix(OPEN))
+        assert same(told(templated, example, Kind.PROMPT), as_read(templated, prompt))
+        assert same(told(templated, example, Kind.THINK), as_read(templated, thought))
+        assert same(told(templated, example, Kind.ANSWER), as_read(templated, answer) + templated.end_of_turn)
+        assert templated.tag_ids[1] in example.input_ids or not close
+
+
+@pytest.mark.xfail(
+    strict=True, reason="tokens that add_tokens makes of strings are normalized: ▁ before them hides them"
+)
+def test_the_advice_for_tags_that_are_split_holds(shared):
+    """Phi-3's normalizer writes ▁ before a text, so that the tag after a tag is split all the same."""
+    tokenizer = bt.load_tokenizer(shared / "tokenizers" / "phi-3-mini")
+    with pytest.raises(ValueError, match="call tokenizer"):
+        Renderer(tokenizer)
+    tokenizer.add_tokens([OPEN, CLOSE])
+    renderer = Renderer(tokenizer)
+    example = rendered(renderer, "q", "<think></think>a")
+    assert [token for token, kind, _ in completion(example) if kind == Kind.TAG] == list(renderer.tag_ids)
+
+
+# ---------------------------------------------------------------------------------------------- templates by name
+
+CHATS = {
+    "chatml": "<|im_start|>user\n q \n<|im_end|>\n<|im_start|>assistant\n a \n<|im_end|>\n"
+    "<|im_start|>user\nr<|im_end|>\n<|im_start|>assistant\n",
+    "qa": "Question:  q \n \nAnswer:  a \n<|endoftext|>Question: r \nAnswer:",
+    "alpaca": "Below is an instruction that describes a task. Write a response that appropriately completes the "
+    "request.\n\n### Instruction:\n q \n\n\n### Response:\n a \n<|endoftext|>### Instruction:\nr\n\n### Response:\n",
+}
+CHAT = [("user", " q \n"), ("assistant", " a \n"), ("user", "r")]
+
+
+@pytest.fixture
+def gpt2(shared):
+    return bt.load_tokenizer(shared / "tokenizers" / "gpt2")
+
+
+def chat(tokenizer, turns: list[tuple[str, str]]) -> str:
+    turns = [{"role": role, "content": text} for role, text in turns]
+    return tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+
+
+@pytest.mark.parametrize("name", CHATS)
+def test_templates_by_name(gpt2, shared, name):
+    """Text comes out as it is; SmolLM knows <|im_end|>, GPT-2 does not and gets no token, but its own end."""
+    smollm = bt.load_tokenizer(shared / "tokenizers" / "smollm")
+    size = len(gpt2)
+    for tokenizer in (smollm, gpt2):
+        use_template(tokenizer, name)
+    assert chat(smollm, CHAT) == CHATS[name]
+    assert chat(gpt2, CHAT) == CHATS[name].replace("<|im_end|>", "<|endoftext|>") and len(gpt2) == size
+
+
+def test_alpaca_pairs_an_instruction_with_its_input(gpt2):
+    """As rows of instruction, input and output have them."""
+    use_template(gpt2, "alpaca")
+    row = {"instruction": "Add.", "input": "1, 2", "output": "3"}
+    text = chat(gpt2, [(message.role, message.text) for message in to_messages(row)][:-1])
+    assert text.endswith("\n\n### Instruction:\nAdd.\n\n### Input:\n1, 2\n\n### Response:\n") and "paired" in text
+
+
+@pytest.mark.parametrize(("name", "turns"), [("qa", ["system", "user"]), ("alpaca", ["user", "system"])])
+def test_a_role_that_a_format_lacks_is_refused(gpt2, name, turns):
+    use_template(gpt2, name)
+    gpt2.add_tokens([OPEN, CLOSE])
+    with pytest.raises(RowError, match=f"roles {re.escape(str(turns))}.*{name} has .* of the system"):
+        Renderer(gpt2).prompt_ids(conversation([(role, "x") for role in turns]))
+
+
+def test_templates_from_files_and_text(gpt2, tmp_path):
+    """A .jinja file, a tokenizer_config.json with one template or several, or Jinja itself."""
+    source = "{% for m in messages %}{{ m.content }}{% endfor %}"
+    several = [{"name": "tool_use", "template": "{{ 0 }}"}, {"name": "default", "template": source}]
+    (tmp_path / "chat_template.jinja").write_text(source)
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": source}))
+    (tmp_path / "several.json").write_text(json.dumps({"chat_template": several}))
+    for template in (source, *tmp_path.iterdir(), str(tmp_path / "chat_template.jinja")):
+        gpt2.chat_template = None
+        use_template(gpt2, template)
+        assert chat(gpt2, CHAT) == " q \n a \nr"
+
+
+@pytest.mark.parametrize(
+    ("template", "problem"),
+    [
+        ("chatlm", "unknown chat template 'chatlm'; known are chatml, qa, alpaca"),
+        ("none.jinja", "none.jinja: no such chat template, seen from"),
+        ("{{ a }}\n{% for %}", "the template, line 2: not a Jinja template: Expected"),
+        ("broken.jinja", "broken.jinja, line 3: not a Jinja template"),
+        ("list.json", "list.json: a JSON object with chat_template wanted"),
+        ("text.json", "text.json: a JSON object with chat_template wanted"),
+        ("empty.json", "empty.json: no chat_template in it"),
+    ],
+)
+def test_a_template_that_is_none_is_refused(gpt2, tmp_path, monkeypatch, template, problem):
+    """By name, file and line; the tokenizer stays as it was."""
+    monkeypatch.chdir(tmp_path)
+    for name, text in {"broken.jinja": "\n\n{{ a", "list.json": "[]", "text.json": "x", "empty.json": "{}"}.items():
+        Path(name).write_text(text)
+    with pytest.raises((ValueError, FileNotFoundError), match=re.escape(problem)):
+        use_template(gpt2, template)
+    assert gpt2.chat_template is None
+
+
+def test_a_tokenizer_without_an_end_has_no_template_by_name(gpt2):
+    """The formats end a turn with it."""
+    gpt2.eos_token = None
+    with pytest.raises(ValueError, match="no eos_token, which 'qa' needs"):
+        use_template(gpt2, "qa")
