@@ -14,7 +14,7 @@ logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(lambda record: "gem
 
 from . import metrics, plots, tiny
 from .blur import Kind, draws, example_key
-from .callbacks import LiveCurves
+from .callbacks import LiveCurves, TrackLogProbs
 from .collator import Collator
 from .config import BTSFTConfig
 from .data import mix, overlap, prepare
@@ -26,13 +26,16 @@ from .models import load_model, load_tokenizer, read_run
 from .render import Example, Renderer
 from .report import Report
 from .rows import Rows, load_rows
+from .templates import use_template
 from .tokens import add_tags, tag_ids
 from .trainer import BTSFTTrainer, finetune
+from .weights import sentence_weights
 
 __version__ = "0.1.0"
 __all__ = [
     "BTSFTConfig", "BTSFTTrainer", "Collator", "Example", "Kind", "LiveCurves", "Renderer", "Report", "RowError",
-    "Rows", "TokenInspector", "add_tags", "draws", "evaluate", "example_key", "finetune", "load_model", "load_rows",
-    "load_tokenizer", "metrics", "mix", "overlap", "plots", "prepare", "read_run", "sample", "score", "table",
-    "tag_ids", "tiny", "to_messages", "to_prompt", "token_texts",
+    "Rows", "TokenInspector", "TrackLogProbs", "add_tags", "draws", "evaluate", "example_key", "finetune",
+    "load_model", "load_rows", "load_tokenizer", "metrics", "mix", "overlap", "plots", "prepare", "read_run",
+    "sample", "score", "sentence_weights", "table", "tag_ids", "tiny", "to_messages", "to_prompt", "token_texts",
+    "use_template",
 ]  # fmt: skip

@@ -152,16 +152,13 @@ def _cache_folder(rows: Rows | RowStream, make: _Make, duplicates: str) -> Path 
     digest = rows.digest()
     if digest is None:
         return None
-    own = [(Path(__file__).parent / f"{name}.py").read_bytes() for name in _MAKERS]
+    own = [path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py"))]  # other code, other examples
     tokenizer = make.renderer.tokenizer
     said = (tokenizer.backend_tokenizer.to_str(), tokenizer.chat_template, tokenizer.special_tokens_map)
     key = Hasher.hash((digest, said, make.settings, duplicates, own))
     folder = Path(datasets_config.HF_DATASETS_CACHE) / "btsft_nb"
     folder.mkdir(parents=True, exist_ok=True)
     return folder / key
-
-
-_MAKERS = ("blur", "data", "fit", "formats", "render", "report", "tokens", "weights")  # another code, other examples
 
 
 def _made(

@@ -236,7 +236,7 @@ class Renderer:
                 at = next(i for i, span in enumerate(spans) if span.kind == Kind.TAG)
                 spans = spans[at + 1 :]
             spans[0].text = spans[0].text.removeprefix(prompt[prompt.rindex(opening) + len(opening) :])
-        elif spans[0].kind != Kind.TAG and message.role == "assistant":
+        elif message.role == "assistant" and spans[0].kind != Kind.TAG and not message.text[:1].isspace():
             spans[0].text = self._lead + spans[0].text
         trained = any(span.weight for span in spans)
         return [*spans, Span(self.end_of_turn, Kind.ANSWER, 1.0 if trained else 0.0)], flags
