@@ -35,6 +35,7 @@ bench: $(INSTALLED)
 	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[bench]'
 	$(BIN)/python benchmarks/head.py
 	$(BIN)/python benchmarks/step.py
+	$(BIN)/python benchmarks/prepare.py
 	$(BIN)/python benchmarks/kill.py
 
 lock:

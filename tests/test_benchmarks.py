@@ -11,6 +11,7 @@ FOLDER = Path(__file__).parents[1] / "benchmarks"
 NAMES = {
     "head": ["time_vs_trl", "time_vs_naive", "memory_vs_naive", "product_fraction", "anchor_cost"],
     "step": ["tokens_per_s_vs_trl", "peak_memory_vs_trl"],
+    "prepare": ["speed_vs_trl", "speed_vs_reference", "fraction_of_limit"],
     "kill": ["kills", "bit_equal", "during_save"],
 }
 
@@ -28,6 +29,12 @@ def test_peers_are_measured(name):
     pytest.importorskip("trl", reason="the peers come with pip install -e '.[bench]'")
     figures = last_line(name)
     assert list(figures) == NAMES[name] and all(value > 0 for value in figures.values())
+
+
+def test_preparations_are_measured(shared):
+    pytest.importorskip("trl", reason="the peers come with pip install -e '.[bench]'")
+    figures = last_line("prepare")
+    assert list(figures) == NAMES["prepare"] and all(value > 0 for value in figures.values())
 
 
 def test_killed_runs_end_bit_equal():

@@ -1,0 +1,154 @@
+"""`prepare` against TRL's preparation, the way of the reference, and the least that any preparation must do.
+
+    python benchmarks/prepare.py [--quick] [--rows FILE] [--tokenizer NAME]
+
+By default GSM8K's training rows and the tokenizer of Qwen3 from `../shared`; with the network, `--tokenizer
+Qwen/Qwen3-0.6B --rows openai/gsm8k` are the same. All run in one process on one core, without any cache, and take
+turns. Each method makes a `datasets.Dataset`, but for the limit:
+
+- ours: raw rows to ids, weights, kinds and the report.
+- TRL: `SFTTrainer`'s own preparation with `assistant_only_loss`, on rows that are messages already: ids and labels.
+- the reference: one row at a time through `Dataset.map`: template, tokenizer, and a loop over the tokens that finds the
+  tags and blurs the thought, as its README describes it.
+- the limit: the template, and one batched call of the tokenizer with offsets. What is made of the ids is left out.
+
+Nothing is compared before ours and TRL's supervise the same tokens.
+"""
+
+import argparse
+import contextlib
+import io
+import os
+import random
+import sys
+import tempfile
+from pathlib import Path
+
+import datasets
+import torch
+import transformers
+from common import environment, medians
+from datasets import Dataset
+from transformers import PreTrainedTokenizerBase, Qwen3Config, Qwen3ForCausalLM
+from trl import SFTConfig, SFTTrainer
+
+import btsft_nb as bt
+
+SHARED = Path(__file__).parents[2] / "shared" / "data"
+MAX_LENGTH = 1024
+THRESHOLD, KEPT = 0.2, 5  # of the reference: the share that it blurs, and the first tokens that it never blurs
+
+
+class Ours:
+    """`prepare`, from raw rows."""
+
+    def __init__(self, rows: bt.Rows, tokenizer: PreTrainedTokenizerBase):
+        self.rows, self.tokenizer = rows, tokenizer
+
+    def __call__(self, num_proc: int = 1) -> Dataset:
+        with contextlib.redirect_stdout(io.StringIO()):  # the report
+            return bt.prepare(self.rows, self.tokenizer, MAX_LENGTH, num_proc=num_proc, cache=False)
+
+
+class TRL:
+    """The preparation of an SFTTrainer, whose model has the vocabulary and next to nothing else."""
+
+    def __init__(self, chats: Dataset, tokenizer: PreTrainedTokenizerBase, folder: str):
+        self.chats, self.tokenizer = chats, tokenizer
+        tiny = dict(hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1, head_dim=8)
+        model = Qwen3ForCausalLM(Qwen3Config(vocab_size=len(tokenizer), num_key_value_heads=1, **tiny))
+        self.config = SFTConfig(
+            folder, assistant_only_loss=True, max_length=MAX_LENGTH, use_cpu=True, bf16=False, report_to="none"
+        )
+        few = chats.select(range(2))
+        self.trainer = SFTTrainer(model, self.config, train_dataset=few, processing_class=tokenizer)
+
+    def __call__(self) -> Dataset:
+        return self.trainer._prepare_dataset(self.chats, self.tokenizer, self.config, False, None, "train")
+
+
+class Reference:
+    """One row at a time."""
+
+    def __init__(self, chats: Dataset, tokenizer: PreTrainedTokenizerBase):
+        self.chats, self.tokenizer = chats, tokenizer
+        self.tags = bt.tag_ids(tokenizer)
+
+    def __call__(self) -> Dataset:
+        return self.chats.map(self.row, remove_columns="messages")
+
+    def row(self, row: dict) -> dict:
+        text = self.tokenizer.apply_chat_template(row["messages"], tokenize=False)
+        encoded = self.tokenizer(text, truncation=True, max_length=MAX_LENGTH)
+        labels, thought = [], None  # the number of thought tokens so far, inside a thought
+        for token in encoded["input_ids"]:
+            if token in self.tags:
+                thought = 0 if token == self.tags[0] else None
+            elif thought is not None:
+                thought += 1
+            blurred = thought is not None and thought > KEPT and random.random() < THRESHOLD
+            labels.append(-100 if blurred else token)
+        return {"input_ids": encoded["input_ids"], "attention_mask": encoded["attention_mask"], "labels": labels}
+
+
+class Limit:
+    """Template and tokenizer, all rows at once."""
+
+    def __init__(self, chats: list[list[dict]], tokenizer: PreTrainedTokenizerBase):
+        self.chats, self.tokenizer = chats, tokenizer
+
+    def __call__(self) -> object:
+        texts = self.tokenizer.apply_chat_template(self.chats, tokenize=False)
+        return self.tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True)
+
+
+def check_same(ours: Dataset, trl: Dataset, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Exits where the supervised text differs, up to the newline that TRL's template trains after the last turn."""
+    pairs = zip(ours, trl, strict=True)
+    for i, (a, b) in enumerate(pairs):
+        mine = [token for token, weight in zip(a["input_ids"], a["weights"], strict=True) if weight]
+        theirs = [label for label in b["labels"] if label != -100]
+        if tokenizer.decode(mine) != tokenizer.decode(theirs).removesuffix("\n"):
+            sys.exit(f"row {i}: not the same supervision: {tokenizer.decode(mine)!r}, {tokenizer.decode(theirs)!r}")
+    print(f"same supervision: {len(ours):,} rows")
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="200 rows, once")
+    parser.add_argument("--rows", default=str(SHARED / "datasets" / "gsm8k" / "train.jsonl"))
+    parser.add_argument("--tokenizer", default=str(SHARED / "tokenizers" / "qwen3"))
+    return parser.parse_args()
+
+
+def main() -> None:
+    options = arguments()
+    os.environ |= {"TOKENIZERS_PARALLELISM": "false", "RAYON_NUM_THREADS": "1"}
+    torch.set_num_threads(1)
+    datasets.disable_caching()
+    datasets.disable_progress_bars()
+    transformers.logging.set_verbosity_error()
+    print(environment(torch.float32, ("tokenizers", "transformers", "datasets", "trl")))
+    tokenizer = bt.load_tokenizer(options.tokenizer)
+    rows = bt.load_rows(options.rows, config="main")[: 200 if options.quick else None]
+    chats = [[{"role": m.role, "content": m.text} for m in bt.to_messages(row)] for row in rows]
+    table = Dataset.from_dict({"messages": chats})
+    with tempfile.TemporaryDirectory() as folder:
+        ours, trl = Ours(rows, tokenizer), TRL(table, tokenizer, folder)
+        methods = {"ours": ours, "trl": trl, "reference": Reference(table, tokenizer), "limit": Limit(chats, tokenizer)}
+        check_same(ours(), trl(), tokenizer)
+        seconds = medians(methods, 1 if options.quick else 3)
+    for name, taken in seconds.items():
+        print(f"{name:<10} {taken:7.2f} s  {len(rows) / taken:8,.0f} rows/s")
+    for processes in (n for n in (2, 4, 8) if n <= os.cpu_count()):
+        pair = medians({"one": ours, "all": lambda n=processes: ours(n)}, 1 if options.quick else 3)
+        print(f"ours in {processes} processes: {pair['one'] / pair['all']:.2f} times as fast as in one")
+    speed = {name: taken / seconds["ours"] for name, taken in seconds.items()}
+    print(
+        f"speed_vs_trl={speed['trl']:.2f} speed_vs_reference={speed['reference']:.2f} "
+        f"fraction_of_limit={speed['limit']:.2f}"
+    )
+
+
+if __name__ == "__main__":
+    main()
