@@ -155,6 +155,7 @@ def _cache_folder(rows: Rows | RowStream, make: _Make, duplicates: str) -> Path 
     own = [path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py"))]  # other code, other examples
     tokenizer = make.renderer.tokenizer
     said = (tokenizer.backend_tokenizer.to_str(), tokenizer.chat_template, tokenizer.special_tokens_map)
+    said += (make.renderer.template.probe,)  # which can hold today's date
     key = Hasher.hash((digest, said, make.settings, duplicates, own))
     folder = Path(datasets_config.HF_DATASETS_CACHE) / "btsft_nb"
     folder.mkdir(parents=True, exist_ok=True)

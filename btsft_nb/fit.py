@@ -45,4 +45,4 @@ def fit(example: Example, max_length: int, too_long: str) -> tuple[Example | Non
     tags = [tag for tag in tags if tag["start"] < tag["stop"]]
     ids = np.asarray(example.input_ids)[keep].tolist()
     what = {"shorten": "thought shortened"}.get(too_long, f"{too_long.replace('_', ' ')} {max_length} tokens")
-    return Example(example.id, ids, weights.tolist(), kinds[keep].tolist(), tags, example.flags), what
+    return Example(example.id, ids, weights.tolist(), kinds[keep].tolist(), example.flags, tags), what

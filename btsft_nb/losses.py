@@ -84,7 +84,8 @@ def kl_divergence(ref_logits: Tensor, logits: Tensor) -> Tensor:
 def find_completions(batch: dict[str, Tensor], tag_ids: tuple[int, int]) -> list[Completion]:
     """The completions in a batch: runs of tokens that are not PROMPT, of which at least one has a weight other than 0.
 
-    The first token of a sequence cannot be predicted and is left out.
+    The first token of a sequence cannot be predicted and is left out, and so is a token of white space before the open
+    tag, which some templates write.
     """
     ids, weights, kinds, sequence = (batch[name].cpu() for name in ("input_ids", "weights", "kinds", "sequence"))
     same = F.pad((sequence.diff(dim=1) == 0).int(), (1, 0))
@@ -93,6 +94,7 @@ def find_completions(batch: dict[str, Tensor], tag_ids: tuple[int, int]) -> list
     for (row, start), (_, end) in zip((step == 1).nonzero().tolist(), (step == -1).nonzero().tolist(), strict=True):
         if not weights[row, start:end].any():
             continue
+        start += bool(kinds[row, start] == Kind.ANSWER and (ids[row, start + 1 : end][:1] == tag_ids[0]).any())
         before = ids[row, max(start - 2, 0) : start][sequence[row, max(start - 2, 0) : start] == sequence[row, start]]
         tags = before[(before == tag_ids[0]) | (before == tag_ids[1])]
         opened = bool(len(tags) and tags[-1] == tag_ids[0])

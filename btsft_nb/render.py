@@ -8,34 +8,33 @@ already is cut at a marker instead.
 
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import accumulate, groupby, pairwise
 
-from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from .blur import Kind
 from .formats import THINK_TAGS, Block, Message, RowError, UnsuitableRow
+from .templates import Template
 from .tokens import Encoded, Encoder, mark, tag_ids, think_tags, unmarked
 
 OPEN, CLOSE = THINK_TAGS  # as they stand in messages, whatever the tokenizer's own are
-_PROBE = "probe of the end of turn"
 
 
 @dataclass
 class Example:
     """One training sequence; the first three lists have its length T.
 
-    `weights` is 0 for the prompt and whatever is not trained. `tags` are the named blocks: dicts of `tag`, `start` and
-    `stop` (in tokens). `flags` says what is odd about its think tags.
+    `weights` is 0 for the prompt and whatever is not trained. `flags` says what is odd about its think tags. `tags`
+    are the named blocks: dicts of `tag`, `start` and `stop` (in tokens).
     """
 
     id: str
     input_ids: list[int]
     weights: list[float]
     kinds: list[int]
-    tags: list[dict] = field(default_factory=list)
     flags: list[str] = field(default_factory=list)
+    tags: list[dict] = field(default_factory=list)
 
 
 @dataclass
@@ -79,7 +78,8 @@ class Renderer:
         self.tag_ids, self.tags = tag_ids(tokenizer), think_tags(tokenizer)
         self._encoder = Encoder(tokenizer)
         self._bos = tokenizer.bos_token if tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id] else ""
-        self._lead, self.end_of_turn = self._probe()
+        self.template = Template(tokenizer, self._encoder.control, self.tags)
+        self.end_of_turn = self.template.end_of_turn
 
     @property
     def stop_ids(self) -> list[int]:
@@ -139,7 +139,7 @@ class Renderer:
                 tags.append({"tag": span.tag, "start": start, "stop": stop})
             last = (span.block, stop)
         weights[0] = 0.0  # nothing predicts the first token
-        return Example(draft.id, ids, weights, kinds, tags, draft.flags)
+        return Example(draft.id, ids, weights, kinds, draft.flags, tags)
 
     def _apart(self, spans: list[Span]) -> Encoded:
         """Prompts and completions tokenized one by one."""
@@ -166,61 +166,41 @@ class Renderer:
             spans[-1].text = self.tokenizer.eos_token or self.end_of_turn
             yield self._bos, spans, flags
             return
-        text = text if text.startswith(self._bos) else self._bos + text
-        at = 0
+        added = 0 if text.startswith(self._bos) else len(self._bos)
+        text, at = self._bos[:added] + text, 0
         while (found := text.find(self.response_marker, at)) >= 0:
             start = found + len(self.response_marker)
             ends = [(end, stop) for stop in stops if (end := text.find(stop, start)) >= 0]
             at, stop = min(ends, default=(len(text), self.end_of_turn))
             if self.response_marker in text[start:at]:
                 raise RowError(f"two response markers {self.response_marker!r} and no end of turn {stops} in between")
-            spans, flags = self._completion(Message("assistant", [Block(text[start:at])]), text[:start], 0)
+            blocks = _part(message.blocks, start - added, at - added)
+            spans, flags = self._completion(Message("assistant", blocks), text[:start], 0)
             spans[-1].text = stop
             yield text[:start], spans, flags
         if not at:
             raise RowError(f"the response marker {self.response_marker!r} is not in the text {text[:60]!r}")
 
     def _prompt(self, messages: list[Message]) -> str:
-        turns = []
-        for message in messages:
-            if message.role == "assistant":
-                text = "".join(span.text for span in self._parse(message, opened=False, turn=0)[0])
-            else:
-                text = self._encoder.protect(message.text)
-            turns.append({"role": message.role, "content": text})
-        return self._template(turns, add_generation_prompt=True)
+        return self.template([self._turn(message) for message in messages], add_generation_prompt=True)
 
-    def _template(self, turns: list[dict], **options) -> str:
-        if not self.tokenizer.chat_template:
-            raise ValueError(
-                f"{self.tokenizer.name_or_path}: the tokenizer has no chat template; take the instruction-tuned model, "
-                'or give it one with btsft_nb.use_template(tokenizer, "chatml")'
-            )
-        try:
-            return self.tokenizer.apply_chat_template(turns, tokenize=False, **options)
-        except (TemplateError, TypeError) as error:
-            roles = [turn["role"] for turn in turns]
-            raise RowError(f"the chat template refuses a conversation with the roles {roles}: {error}") from error
-
-    def _probe(self) -> tuple[str, str]:
-        """The white space that the template puts before an answer, and what it ends a turn with."""
-        lead, end = "", self.tokenizer.eos_token
-        if self.tokenizer.chat_template:
-            turns = [{"role": "user", "content": "question"}, {"role": "assistant", "content": _PROBE}]
-            before, _, after = self._template(turns).rpartition(_PROBE)
-            rest = before.removeprefix(self._template(turns[:1], add_generation_prompt=True))
-            lead = rest if rest.isspace() else ""
-            found = self._encoder.control.search(after)
-            end = after[: found.end()] if found else end
-        if not end:
-            raise ValueError(f"{self.tokenizer.name_or_path}: neither template nor tokenizer has an end of turn")
-        return lead, end
+    def _turn(self, message: Message) -> dict[str, str]:
+        if message.role != "assistant":
+            return {"role": message.role, "content": self._encoder.protect(message.text)}
+        spans, flags = self._parse(message, opened=False, turn=0)
+        if not self.template.takes_thoughts_apart or flags & {"untagged", "unopened", "unclosed"}:
+            return {"role": "assistant", "content": "".join(span.text for span in spans)}
+        thought = "".join(span.text for span in spans if span.kind == Kind.THINK).strip()
+        answer = "".join(span.text for span in spans if span.kind == Kind.ANSWER).strip()
+        return {"role": "assistant", "content": answer, "reasoning_content": thought}
 
     def _completion(self, message: Message, prompt: str, turn: int) -> tuple[list[Span], set[str]]:
         """Spans of what the model would have to generate after `prompt`, end of turn included, and its flags."""
-        opening = self.tags[0]
+        opening, closing = self.tags
         opened = prompt.rstrip().endswith(opening)
         spans, flags = self._parse(message, opened, turn)
+        if prompt.rstrip().endswith(closing) and "untagged" not in flags:
+            raise UnsuitableRow("the chat template's prompt has a whole, empty thought: take its variant that thinks")
         if opened:
             if "untagged" in flags:
                 raise UnsuitableRow(f"the chat template opens a thought ({opening}) and the assistant turn has none")
@@ -232,8 +212,9 @@ class Renderer:
                 at = next(i for i, span in enumerate(spans) if span.kind == Kind.TAG)
                 spans = spans[at + 1 :]
             spans[0].text = spans[0].text.removeprefix(prompt[prompt.rindex(opening) + len(opening) :])
-        elif message.role == "assistant" and spans[0].kind != Kind.TAG and not message.text[:1].isspace():
-            spans[0].text = self._lead + spans[0].text
+        elif message.role == "assistant" and not message.text[:1].isspace():
+            lead = self.template.leads[spans[0].kind == Kind.TAG]
+            spans[:0] = [Span(lead, Kind.ANSWER, spans[0].weight)] * bool(lead)
         trained = any(span.weight for span in spans)
         return [*spans, Span(self.end_of_turn, Kind.ANSWER, 1.0 if trained else 0.0)], flags
 
@@ -276,6 +257,15 @@ class Renderer:
                 continue
             spans.append(Span(piece, kind, weight, (turn, number), block.tag))
         return spans
+
+
+def _part(blocks: list[Block], start: int, stop: int) -> list[Block]:
+    """What of the blocks stands from one character of their text to another."""
+    places = accumulate((len(block.text) for block in blocks), initial=0)
+    return [
+        replace(block, text=block.text[max(start - at, 0) : max(stop - at, 0)])
+        for block, at in zip(blocks, places, strict=False)
+    ]
 
 
 def _ends(spans: list[Span]) -> list[int]:

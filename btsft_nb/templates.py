@@ -1,11 +1,14 @@
-"""Chat templates for base models that have none: by name, from a file, or as Jinja."""
+"""Chat templates: for base models that have none by name, from a file, or as Jinja; and what a probe learns of one."""
 
 import json
+import re
 from pathlib import Path
 
-from jinja2 import TemplateSyntaxError
+from jinja2 import TemplateError, TemplateSyntaxError
 from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
+
+from .messages import THINK_TAGS, RowError
 
 _END = "<|im_end|>"
 _CHATML = """\
@@ -16,7 +19,8 @@ _CHATML = """\
 _QA = """\
 {%- for m in messages -%}
     {%- if m.role == 'user' -%}{{- 'Question: ' + m.content + ' \\nAnswer:' -}}
-    {%- elif m.role == 'assistant' -%}{{- ' ' + m.content + eos_token -}}
+    {%- elif m.role == 'assistant' -%}
+        {{- ('' if m.content.startswith('<think>') else ' ') + m.content + eos_token -}}
     {%- else -%}{{- raise_exception('qa has turns of user and assistant only, not of the ' + m.role) -}}{%- endif -%}
 {%- endfor -%}"""
 _ALPACA = """\
@@ -33,6 +37,66 @@ _ALPACA = """\
     {%- else -%}{{- raise_exception('alpaca has no place for a turn of the ' + m.role + ' there') -}}{%- endif -%}
 {%- endfor -%}"""
 TEMPLATES = {"chatml": _CHATML, "qa": _QA, "alpaca": _ALPACA}
+
+
+_QUESTION, _ANSWER, _THOUGHT = "probe of a question", "probe of an answer", "probe of a thought"
+
+
+class Template:
+    """A tokenizer's chat template, and what probes of it find out; no model is known by name.
+
+    `end_of_turn`: the control tokens that it writes after an answer, or the tokenizer's end of text where it writes
+    none. `leads`: the white space between the generation prompt and an answer, and a thought. `takes_thoughts_apart`:
+    whether it writes an empty thought before earlier turns unless theirs comes as `reasoning_content`. `probe`: what
+    it made of one conversation, which can hold a date.
+
+    Raises ValueError where it does not show the text of turns, writes more than white space between the generation
+    prompt and an answer, or nothing ends a turn.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, control: re.Pattern, tags: tuple[str, str]):
+        self._tokenizer, self.end_of_turn = tokenizer, tokenizer.eos_token
+        self.leads, self.takes_thoughts_apart, self.probe = ("", ""), False, ""
+        if tokenizer.chat_template:
+            self._learn(control, tags)
+        if not self.end_of_turn:
+            raise ValueError(f"{tokenizer.name_or_path}: neither template nor tokenizer has an end of turn")
+
+    def __call__(self, turns: list[dict], **options) -> str:
+        """The text of a conversation. Raises RowError where the template refuses it."""
+        if not self._tokenizer.chat_template:
+            raise ValueError(
+                f"{self._tokenizer.name_or_path}: the tokenizer has no chat template; take the instruction-tuned "
+                'model, or give it one with btsft_nb.use_template(tokenizer, "chatml")'
+            )
+        try:
+            return self._tokenizer.apply_chat_template(turns, tokenize=False, **options)
+        except (TemplateError, TypeError) as error:
+            roles = [turn["role"] for turn in turns]
+            raise RowError(f"the chat template refuses a conversation with the roles {roles}: {error}") from error
+
+    def _learn(self, control: re.Pattern, tags: tuple[str, str]) -> None:
+        turn = {"role": "user", "content": _QUESTION}
+        thinking = {"role": "assistant", "content": f"{tags[0]}\n{_THOUGHT}\n{tags[1]}\n\n{_ANSWER}"}
+        prompt = self([turn], add_generation_prompt=True)
+        self.probe = self([turn, {"role": "assistant", "content": _ANSWER}])
+        before, answer, after = self.probe.rpartition(_ANSWER)
+        name = self._tokenizer.name_or_path
+        if not answer or _QUESTION not in before:
+            raise ValueError(f"{name}: the text of a turn is not in what the template makes of it")
+        lead = before.removeprefix(prompt) if before.startswith(prompt) else ""
+        if lead.strip() and not any(tag in lead for tag in (*tags, *THINK_TAGS)):
+            raise ValueError(
+                f"{name}: the template writes a header between the generation prompt and the text: {lead!r}"
+            )
+        whole = self([turn, thinking])
+        tagged = whole.removeprefix(prompt).partition(tags[0])[0] if whole.startswith(prompt) else ""
+        self.leads = tuple(found if found.isspace() else "" for found in (lead, tagged))
+        self.takes_thoughts_apart = self([turn, thinking, turn]).count(tags[0]) > 1
+        end = control.search(after)
+        while end:
+            self.end_of_turn = after[: end.end()]
+            end = control.match(after, end.end())
 
 
 def use_template(tokenizer: PreTrainedTokenizerBase, template: str | Path) -> None:

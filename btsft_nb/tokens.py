@@ -61,7 +61,13 @@ def tag_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[int, int]:
                 "tags must be single tokens: call btsft_nb.add_tags(tokenizer), and resize and train the model's "
                 "embeddings, or take a model that has them"
             )
-    return known[tags[0]], known[tags[1]]
+    ids = [known[tag] for tag in tags]
+    if tokenizer.encode("".join(tags), add_special_tokens=False) != ids:
+        raise ValueError(
+            f"{tokenizer.name_or_path}: {tags[1]} after {tags[0]} is split, as tokens that are normalized are; add the "
+            "tags with btsft_nb.add_tags(tokenizer)"
+        )
+    return ids[0], ids[1]
 
 
 def mark(text: str, marks: list[int], start: int, end: int) -> str:

@@ -1,6 +1,7 @@
 """What `prepare` does beyond one row: lengths, duplicates, processes, streams, the cache, sets mixed and compared."""
 
 import json
+import re
 from collections import Counter
 
 import numpy as np
@@ -31,7 +32,7 @@ def example(thought: int, answer: int = 3, prompt: int = 4) -> bt.Example:
     kinds = [Kind.PROMPT] * prompt + [Kind.TAG] + [Kind.THINK] * thought + [Kind.TAG] + [Kind.ANSWER] * answer
     weights = [float(kind != Kind.PROMPT) for kind in kinds]
     tags = [{"tag": "thought", "start": prompt + 1, "stop": prompt + 1 + thought}]
-    return bt.Example("id", list(range(len(kinds))), weights, [int(kind) for kind in kinds], tags)
+    return bt.Example("id", list(range(len(kinds))), weights, [int(kind) for kind in kinds], [], tags)
 
 
 @given(st.integers(1, 30), st.integers(1, 5), st.integers(1, 40))
@@ -364,6 +365,15 @@ def test_formatted_text_is_cut_at_its_marker(qwen3):
     assert qwen3.decode(trained) == f"<think>t1</think>a1{end}<think>t2</think>a2{end}"
     thoughts = [token for token, kind in zip(row["input_ids"], row["kinds"], strict=True) if kind == Kind.THINK]
     assert qwen3.decode(thoughts) == "t1t2"
+
+
+def test_weights_reach_formatted_text(qwen3):
+    """A pattern counts in completions, and there alone."""
+    text = "<|im_start|>user\n2+2?<|im_end|>\n<|im_start|>assistant\n<think>2+2=4</think>4"
+    marker = "<|im_start|>assistant\n"
+    (row,) = prepare([{"text": text}], qwen3, response_marker=marker, weights={re.compile(r"\d"): 0.25})
+    weights = [weight for weight, kind in zip(row["weights"], row["kinds"], strict=True) if kind]
+    assert weights == [1, 0.25, 1, 0.25, 1, 0.25, 1, 0.25, 1]
 
 
 def test_formatted_text_without_its_marker_is_refused(qwen3):
