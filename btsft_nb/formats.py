@@ -1,205 +1,260 @@
 """A row of a known layout -> messages.
 
-A layout is a set of field names and a function `row -> list[Message]`; `LAYOUTS` lists them, and adding one there is
-all that a new layout needs. Nothing is guessed from the content of a field: the field names alone decide.
+A layout is a set of field names and a function `fields -> list[Message]`; `LAYOUTS` lists them, and adding one there
+is all that a new layout needs. Nothing is guessed from the content of a field: the field names alone decide, in upper
+or lower case, or `format` does:
+
+    "question"                                               the name of a layout
+    {"problem": "problem.problem", "solution": "solution"}   a layout's fields -> columns, dots lead into dictionaries
+    lambda row: {"text": row["body"]}                        a function row -> row of a known layout
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+import re
+from collections.abc import Callable, Collection
+from typing import NamedTuple
 
-THINK_TAGS = ("<think>", "</think>")
-_ROLES = {
-    "system": "system", "user": "user", "assistant": "assistant", "tool": "tool",
-    "human": "user", "gpt": "assistant", "observation": "tool",
-}  # fmt: skip
-_LARGEST_WEIGHT = 1e6
-_THOUGHT_FIELDS = ("reasoning_content", "reasoning", "thinking")
+from .messages import (
+    THINK_TAGS,
+    Block,
+    Message,
+    RowError,
+    UnsuitableRow,
+    as_text,
+    assistant,
+    has_tags,
+    is_empty,
+    read_turn,
+    shown,
+    tagged,
+)
+
+__all__ = [
+    "LAYOUTS", "THINK_TAGS", "Block", "Format", "Message", "RowError", "UnsuitableRow", "to_messages", "to_prompt",
+]  # fmt: skip
+
+Format = str | dict[str, str] | Callable[[dict], dict] | None
 
 
-class RowError(ValueError):
-    """A row that cannot be used as it is: says which field, what was given and what would do.
+def to_messages(row: dict, format: Format = None) -> list[Message]:
+    """The conversation in a row, ending in an assistant turn; or one message of the role text, formatted already.
 
-    `source` and `row` (counted from 0) are where it stands, as far as that is known; `field` names the field.
+    Raises:
+        RowError: no layout fits or several do, a field is malformed, or there is no assistant text.
+        ValueError: `format` names no layout, or is no map to the fields of one.
     """
-
-    def __init__(self, problem: str, *, field: str = "", source: str = "", row: int | None = None):
-        super().__init__(problem)
-        self.problem, self.field, self.source, self.row = problem, field, source, row
-
-    def at(self, source: str, row: int) -> "RowError":
-        """The same error, which knows where the row stands."""
-        return type(self)(self.problem, field=self.field, source=source, row=row)
-
-    def __str__(self) -> str:
-        where = ", ".join([self.source] * bool(self.source) + [f"row {self.row}"] * (self.row is not None))
-        return ": ".join([where] * bool(where) + [f"field {self.field}"] * bool(self.field) + [self.problem])
-
-
-class UnsuitableRow(RowError):
-    """A well-formed row that the tokenizer's template has no place for: `prepare` drops and counts it."""
-
-
-@dataclass
-class Block:
-    """A piece of a message: its text, what one token of it weighs (None: the default, 1 in assistant turns), and a
-    name under which its tokens can be followed (`Example.tags`)."""
-
-    text: str
-    weight: float | None = None
-    tag: str | None = None
-
-
-@dataclass
-class Message:
-    """One turn of a conversation. `role` is system, user, assistant or tool."""
-
-    role: str
-    blocks: list[Block] = field(default_factory=list)
-    changed: str | None = None
-
-    @property
-    def text(self) -> str:
-        return "".join(block.text for block in self.blocks)
-
-
-def to_messages(row: dict, format=None) -> list[Message]:
-    """The conversation in a row of any known layout, ending in an assistant turn.
-
-    Raises RowError where no layout fits, several do, a field is malformed or there is no assistant text.
-    """
-    if not isinstance(row, dict):
-        raise RowError(f"a row is a JSON object with fields, got {type(row).__name__}: {str(row)[:60]!r}")
-    fitting = [name for name, (fields, _) in LAYOUTS.items() if all(row.get(key) is not None for key in fields)]
-    if len(fitting) != 1:
-        known = "; ".join(f"{name}: {', '.join(fields)}" for name, (fields, _) in LAYOUTS.items())
-        found = f"fit several layouts ({', '.join(fitting)})" if fitting else "fit no known layout"
-        raise RowError(f"the fields {sorted(row)} {found}; known layouts and their fields: {known}")
-    if row.get("tools"):
-        raise RowError("field 'tools': tool definitions are not rendered yet; leave such rows out")
-    messages = LAYOUTS[fitting[0]][1](row)
-    _check(messages, LAYOUTS[fitting[0]][0][-1])
+    messages, answer = _read(row, format)
+    _check(messages, answer)
     return messages
 
 
-def to_prompt(row: dict | str) -> list[Message]:
+def to_prompt(row: dict | str, format: Format = None) -> list[Message]:
     """The conversation without its last turn where that is the assistant's: what a model is given to go on from.
 
-    A string is one user turn; a row is one of any known layout, or messages that need no assistant turn.
+    A string is one user turn; a row is as for `to_messages`, but needs no assistant turn. Raises as that does.
     """
     if isinstance(row, str):
-        return [Message("user", [Block(_text(row, "prompt"))])]
-    if isinstance(row, dict) and row.get("messages") is not None:
-        messages = _turns(row, "messages")
-    else:
-        messages = to_messages(row)
+        return [Message("user", [Block(as_text(row, "prompt"))])]
+    messages, answer = _read(row, format)
+    if any(message.role == "text" for message in messages):
+        raise RowError("formatted text has no turns to cut a prompt from; give the prompt as text", field=answer)
     messages = messages[:-1] if messages and messages[-1].role == "assistant" else messages
     if not messages:
-        raise RowError("no turn before the assistant's; a prompt needs one")
+        raise RowError("no turn before the assistant's; a prompt needs one", field=answer)
     return messages
 
 
-def with_thought(thought: str, answer: str) -> str:
-    """Thought and answer as a reasoning model writes them, tags on lines of their own."""
-    return f"{THINK_TAGS[0]}\n{thought.strip()}\n{THINK_TAGS[1]}\n\n{answer.strip()}"
-
-
-def _check(messages: list[Message], name: str) -> None:
-    turns = [message for message in messages if message.role == "assistant"]
-    if not turns:
-        roles = [message.role for message in messages]
-        raise RowError(f"field {name!r}: no assistant turn in the roles {roles}; training needs one")
-    if messages[0].role == "assistant":
-        raise RowError(f"field {name!r}: begins with the assistant, so there is nothing to answer; remove that turn")
-    if any(not turn.text.strip() for turn in turns):
-        raise RowError(f"field {name!r}: an assistant turn without text; remove the row or fill it")
-    if messages[-1].role != "assistant":
-        raise RowError(f"field {name!r}: the last turn is of the {messages[-1].role}, not of the assistant; cut it off")
-    weighted = next((m for m in messages if m.role != "assistant" and any(block.weight for block in m.blocks)), None)
-    if weighted:
-        raise RowError(
-            f"field {name!r}: a weight other than 0 on a turn of the {weighted.role}; only what the assistant "
-            "says is trained"
-        )
-
-
-def _text(value: object, where: str) -> str:
-    if not isinstance(value, str):
-        raise RowError(f"field {where}: text wanted, got {type(value).__name__}: {str(value)[:60]!r}")
+def _read(row: dict, format: Format) -> tuple[list[Message], str]:
+    """The messages, and the column that the answer stood in."""
+    if callable(format):
+        row = format(row)
+    if not isinstance(row, dict):
+        made = "from format=, which makes rows of a known layout" if callable(format) else "a JSON object with fields"
+        raise RowError(f"a row is {made}; got {type(row).__name__}: {shown(row)}")
+    given = _known_fields(row)
+    if "tools" in given and not is_empty(given["tools"][1]):
+        raise RowError("tool definitions are not rendered yet; leave such rows out", field=given["tools"][0])
+    if isinstance(format, dict):
+        given = _mapped(row, format)
+    layout = _named(format, given) if isinstance(format, str) else _detected(row, given)
     try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        raise RowError(f"field {where}: half a surrogate pair, which is no character: {error}") from error
-    return value
+        messages = layout.read({name: value for name, (_, value) in given.items()})
+    except RowError as error:
+        name = re.match(r"\w*", error.field)[0]
+        column = given[name][0] + error.field.removeprefix(name) if name in given else error.field
+        raise type(error)(error.problem, field=column) from None
+    return messages, given[layout.fields[-1]][0]
 
 
-def _message(turn: object, where: str) -> Message:
-    """A turn with role/content or from/value; content as text or as blocks."""
-    if not isinstance(turn, dict):
-        raise RowError(f"field {where}: a turn with role and content wanted, got {type(turn).__name__}")
-    role = turn.get("role") or turn.get("from")
-    if not isinstance(role, str) or role not in _ROLES:
-        raise RowError(f"field {where}.role: unknown role {role!r}; known: {', '.join(_ROLES)}")
-    content = turn["content"] if turn.get("content") is not None else turn.get("value")
-    weight = _weight(turn, where)
-    if isinstance(content, list):
-        blocks = [_block(block, f"{where}.content[{i}]", weight) for i, block in enumerate(content)]
-    else:
-        blocks = [Block(_text("" if content is None else content, f"{where}.content"), weight)]
-    if turn.get("tool_calls"):
-        raise RowError(f"field {where}.tool_calls: tool calls are not rendered yet; leave such rows out")
-    name = next((key for key in _THOUGHT_FIELDS if turn.get(key)), None)
-    thought = _text(turn[name], f"{where}.{name}").strip() if name else ""
-    if thought and any(tag in block.text for tag in THINK_TAGS for block in blocks):
-        raise RowError(f"field {where}.{name}: a thought here and think tags in the content; keep one of them")
-    if thought:
-        blocks.insert(0, Block(f"{THINK_TAGS[0]}\n{thought}\n{THINK_TAGS[1]}\n\n", weight))
-    return Message(_ROLES[role], blocks)
+def _known_fields(row: dict) -> dict[str, tuple[str, object]]:
+    """Field of a layout -> the column of the row that is called so, in any case, and what it holds; None is absent."""
+    given = {}
+    for column, value in row.items():
+        name = column.lower() if isinstance(column, str) else None
+        if value is None or name not in FIELDS:
+            continue
+        if name in given:
+            raise RowError(f"the row has {given[name][0]!r} and {column!r}; keep one of them", field=name)
+        given[name] = column, value
+    return given
 
 
-def _block(block: object, where: str, weight: float | None) -> Block:
-    """A piece of content; `weight` is what it weighs where it does not say."""
-    if not isinstance(block, dict) or block.get("type") not in (None, "text"):
-        raise RowError(f"field {where}: a block {{'type': 'text', 'text': ...}} wanted, got {str(block)[:60]!r}")
-    own = _weight(block, where)
-    return Block(_text(block.get("text"), f"{where}.text"), weight if own is None else own)
+def _mapped(row: dict, columns: dict[str, str]) -> dict[str, tuple[str, object]]:
+    """As `_known_fields`, for a map from fields to columns."""
+    if any(not isinstance(column, str) for column in columns.values()) or not set(columns) <= FIELDS:
+        raise ValueError(f"format={columns}: a map from fields of a layout to columns wanted; layouts: {_listed()}")
+    if len(layouts := _fitting(columns)) != 1:
+        raise ValueError(f"format={columns}: the fields of one layout wanted, got {layouts}; layouts: {_listed()}")
+    given = {}
+    for name, column in columns.items():
+        value = row.get(column)
+        if column not in row:
+            value = row
+            for key in column.split("."):
+                value = value.get(key) if isinstance(value, dict) else None
+        if value is not None:
+            given[name] = column, value
+        elif name in LAYOUTS[layouts[0]].fields:
+            raise RowError(f"absent, but {name} is to come from there; the row has {shown(list(row))}", field=column)
+    return given
 
 
-def _weight(item: dict, where: str) -> float | None:
-    weight = item.get("weight")
-    if weight is None:
-        return None
-    if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not abs(weight) <= _LARGEST_WEIGHT:
-        raise RowError(f"field {where}.weight: a number within {_LARGEST_WEIGHT:g} of 0 wanted, got {weight!r:.20}")
-    return float(weight)
+def _named(name: str, given: Collection[str]) -> "Layout":
+    if name not in LAYOUTS:
+        raise ValueError(f"format={name!r}: no such layout; known: {_listed()}")
+    absent = [field for field in LAYOUTS[name].fields if field not in given]
+    if absent:
+        raise RowError(f"absent, but the layout {name} has it", field=absent[0])
+    return LAYOUTS[name]
 
 
-def _turns(row: dict, name: str) -> list[Message]:
-    if not isinstance(row[name], list):
-        raise RowError(f"field {name!r}: a list of turns wanted, got {type(row[name]).__name__}")
-    turns = [_message(turn, f"{name}[{i}]") for i, turn in enumerate(row[name])]
-    system = _text(row.get("system") or "", "system")
-    if system and any(turn.role == "system" for turn in turns):
-        raise RowError(f"field 'system': a system prompt here and in {name!r}; keep one of them")
-    return [Message("system", [Block(system)]), *turns] if system else turns
+def _detected(row: dict, given: Collection[str]) -> "Layout":
+    fitting = _fitting(given)
+    if len(fitting) == 1:
+        return LAYOUTS[fitting[0]]
+    problem = f"the fields {shown(list(row))} fit "
+    if fitting:
+        names = ", ".join(fitting)
+        raise RowError(f"{problem}several layouts ({names}); name one of them with format=, as in {fitting[0]!r}")
+    raise RowError(f"{problem}no known layout; give format=, or one of the layouts {_listed()}")
 
 
-def _instruction(row: dict) -> list[Message]:
-    instruction, given = _text(row["instruction"], "instruction"), _text(row.get("input") or "", "input")
-    turns = [("system", instruction), ("user", given)] if given else [("user", instruction)]
-    return [Message(role, [Block(text)]) for role, text in [*turns, ("assistant", _text(row["output"], "output"))]]
+def _fitting(given: Collection[str]) -> list[str]:
+    """The layouts whose fields are there, without those that another of them includes."""
+    fit = [name for name, layout in LAYOUTS.items() if all(field in given for field in layout.fields)]
+    including = {name: {*LAYOUTS[name].fields, *LAYOUTS[name].others} for name in fit}
+    return [a for a in fit if not any(a != b and including[b].issuperset(LAYOUTS[a].fields) for b in fit)]
 
 
-def _question(row: dict) -> list[Message]:
-    question, answer = _text(row["question"], "question"), _text(row["answer"], "answer")
-    thought, mark, final = answer.rpartition("####")
-    answer = with_thought(thought, final) if mark else answer
-    return [Message("user", [Block(question)]), Message("assistant", [Block(answer)])]
+def _listed() -> str:
+    return "; ".join(f"{name}: {', '.join(layout.fields)}" for name, layout in LAYOUTS.items())
 
 
-# name -> (the fields that tell it, the one that holds the answer last; row -> messages)
-LAYOUTS: dict[str, tuple[tuple[str, ...], Callable[[dict], list[Message]]]] = {
-    "messages": (("messages",), lambda row: _turns(row, "messages")),
-    "sharegpt": (("conversations",), lambda row: _turns(row, "conversations")),
-    "instruction": (("instruction", "output"), _instruction),
-    "question": (("question", "answer"), _question),
+def _check(messages: list[Message], answer: str) -> None:
+    replies = [message for message in messages if message.role in ("assistant", "text")]
+    roles = [message.role for message in messages]
+    if not replies:
+        raise RowError(f"no assistant turn in the roles {shown(roles)}; training needs one", field=answer)
+    if roles[0] == "assistant":
+        raise RowError("begins with the assistant, so there is nothing to answer; remove that turn", field=answer)
+    if any(not reply.text.strip() for reply in replies):
+        raise RowError("an assistant turn without text; remove the row or fill it", field=answer)
+    if messages[-1] is not replies[-1]:
+        raise RowError(f"the last turn is of the {roles[-1]}, not of the assistant; cut it off", field=answer)
+    weighted = next((m for m in messages if m not in replies and any(block.weight for block in m.blocks)), None)
+    if weighted:
+        problem = f"a weight other than 0 on a turn of the {weighted.role}; only what the assistant says is trained"
+        raise RowError(problem, field=answer)
+
+
+def _turns(fields: dict, name: str) -> list[Message]:
+    """The turns in a field, after those of `system`."""
+    turns, where = fields[name], name
+    if isinstance(turns, list) and len(turns) == 1 and isinstance(turns[0], list):
+        turns, where = turns[0], f"{name}[0]"
+    if not isinstance(turns, list):
+        raise RowError(f"a list of turns wanted, got {type(turns).__name__}: {shown(turns)}", field=name)
+    messages = [read_turn(turn, f"{where}[{i}]") for i, turn in enumerate(turns)]
+    system = _system(fields)
+    if system and any(message.role == "system" for message in messages):
+        raise RowError(f"a system prompt here and in {name}; keep one of them", field="system")
+    return [*system, *messages]
+
+
+def _said(fields: dict, name: str, role: str = "user") -> Message:
+    """The message of a field that is text."""
+    text = as_text(fields[name], name)
+    return assistant(text) if role == "assistant" else Message(role, [Block(text)])
+
+
+def _system(fields: dict) -> list[Message]:
+    system = as_text(fields.get("system", ""), "system")
+    return [Message("system", [Block(system)])] if system else []
+
+
+def _instruction(fields: dict) -> list[Message]:
+    """The instruction is the system prompt where there is an input, unless there is a system prompt too."""
+    instruction, answer = _said(fields, "instruction"), _said(fields, "output", "assistant")
+    system, given = _system(fields), as_text(fields.get("input", ""), "input")
+    if given and system:
+        instruction = Message("user", [Block(f"{instruction.text}\n\n{given}")])
+    elif given:
+        return [Message("system", instruction.blocks), _said(fields, "input"), answer]
+    return [*system, instruction, answer]
+
+
+def _question(fields: dict) -> list[Message]:
+    answer = _said(fields, "answer", "assistant")
+    thought, mark, final = answer.text.rpartition("####")
+    if mark and not has_tags(answer.text):
+        answer = assistant(tagged(thought) + final.strip())
+    return [_said(fields, "question"), answer]
+
+
+def _prompt(fields: dict) -> list[Message]:
+    """Text or turns in both; only the completion is trained, unless the prompt has weights of its own."""
+    listed = isinstance(fields["prompt"], list)
+    prompt = _turns(fields, "prompt") if listed else [*_system(fields), _said(fields, "prompt")]
+    for block in (block for message in prompt for block in message.blocks if message.role == "assistant"):
+        block.weight = 0.0 if block.weight is None else block.weight
+    if isinstance(fields["completion"], list):
+        return [*prompt, *_turns({"completion": fields["completion"]}, "completion")]
+    return [*prompt, _said(fields, "completion", "assistant")]
+
+
+def _trajectory(fields: dict) -> list[Message]:
+    """The first of the thoughts, and the answer that it led to."""
+    thoughts, where = fields["thinking_trajectories"], "thinking_trajectories"
+    if isinstance(thoughts, list):
+        if not thoughts:
+            raise RowError("an empty list, where a thought is wanted", field=where)
+        thoughts, where = thoughts[0], f"{where}[0]"
+    thought, attempt = as_text(thoughts, where), as_text(fields["attempt"], "attempt").strip()
+    if not attempt:
+        raise RowError("no text; remove the row or fill it", field="attempt")
+    return [_said(fields, "question"), assistant(tagged(thought) + attempt)]
+
+
+class Layout(NamedTuple):
+    """The fields that tell a layout, that of the answer last; fields -> messages; and what else it may have.
+
+    Of two layouts that fit, the one whose `fields` and `others` include all fields of the other wins.
+    """
+
+    fields: tuple[str, ...]
+    read: Callable[[dict], list[Message]]
+    others: tuple[str, ...] = ()
+
+
+LAYOUTS = {
+    "messages": Layout(("messages",), lambda fields: _turns(fields, "messages"), ("system",)),
+    "sharegpt": Layout(("conversations",), lambda fields: _turns(fields, "conversations"), ("system",)),
+    "instruction": Layout(("instruction", "output"), _instruction, ("input", "system")),
+    "question": Layout(("question", "answer"), _question),
+    "prompt": Layout(("prompt", "completion"), _prompt, ("system",)),
+    "problem": Layout(
+        ("problem", "solution"), lambda fields: [_said(fields, "problem"), _said(fields, "solution", "assistant")]
+    ),
+    "s1k": Layout(("question", "thinking_trajectories", "attempt"), _trajectory, ("answer",)),
+    "text": Layout(("text",), lambda fields: [_said(fields, "text", "text")]),
 }
+FIELDS = {"tools"}.union(*((*layout.fields, *layout.others) for layout in LAYOUTS.values()))

@@ -84,11 +84,12 @@ class Renderer:
     @property
     def stop_ids(self) -> list[int]:
         """The ids that end a completion."""
-        return sorted({self._encoder.encode([self.end_of_turn])[0][0][-1], self.tokenizer.eos_token_id} - {None})
+        end = self._encoder.encode([self.end_of_turn], [[]])[0].ids[-1]
+        return sorted({end, self.tokenizer.eos_token_id} - {None})
 
     def prompt_ids(self, messages: list[Message]) -> list[int]:
         """The generation prompt for messages that end before the assistant's turn."""
-        return self._encoder.encode([self._prompt(messages)])[0][0]
+        return self._encoder.encode([self._prompt(messages)], [[]])[0].ids
 
     def examples(self, messages: list[Message], example_id: str) -> list[Example]:
         """One example, or one for each assistant turn where the template rewrites earlier turns (drops thoughts)."""
@@ -113,15 +114,19 @@ class Renderer:
 
     def tokenize(self, drafts: list[Draft]) -> list[Example]:
         """Tokenizes each whole text once, and gives every token the kind and weight of its span."""
-        encoded = self._encoder.encode(["".join(span.text for span in draft.spans) for draft in drafts])
-        return [self._example(draft, found) for draft, found in zip(drafts, encoded, strict=True)]
+        texts = ["".join(span.text for span in draft.spans) for draft in drafts]
+        ends = [_ends(draft.spans) for draft in drafts]
+        encoded = self._encoder.encode(texts, ends)
+        return [self._example(*found) for found in zip(drafts, ends, encoded, strict=True)]
 
-    def _example(self, draft: Draft, encoded: Encoded) -> Example:
-        ends = list(accumulate(len(unmarked(span.text)) for span in draft.spans))
-        ids, offsets = self._as_generated(draft.spans, ends, encoded)
-        # a token that straddles a boundary belongs to the span of its last character, the later one
-        stops = [stop for _, stop in offsets]
-        starts = [0, *(bisect_right(stops, end) for end in ends[:-1]), len(ids)]
+    def _example(self, draft: Draft, ends: list[int], encoded: Encoded) -> Example:
+        # a token that straddles a boundary belongs to the later span; but none straddles the end of a prompt, as white
+        # space can: inference could not produce it, so prompt and completion are tokenized apart then
+        cuts = zip(draft.spans, ends, encoded.places, strict=True)
+        if any(start < end for span, end, (_, start) in cuts if span.kind == Kind.PROMPT):
+            encoded = self._apart(draft.spans)
+        ids = encoded.ids
+        starts = [0, *(index for index, _ in encoded.places[:-1]), len(ids)]
         weights, kinds, tags, last = [], [], [], None
         for span, (start, stop) in zip(draft.spans, pairwise(starts), strict=True):
             weights += [span.weight * self.kind_weights[span.kind]] * (stop - start)
@@ -136,24 +141,15 @@ class Renderer:
         weights[0] = 0.0  # nothing predicts the first token
         return Example(draft.id, ids, weights, kinds, tags, draft.flags)
 
-    def _as_generated(self, spans: list[Span], ends: list[int], encoded: Encoded) -> Encoded:
-        """Where a token would straddle the end of a prompt, as white space can, inference could not produce it: then
-        prompts and completions are tokenized apart."""
-        ids, offsets = encoded
-        prompt_ends = [end for span, end in zip(spans, ends, strict=True) if span.kind == Kind.PROMPT]
-        for cut in prompt_ends:
-            at = bisect_right(offsets, cut, key=lambda place: place[1])
-            if at < len(offsets) and offsets[at][0] < cut:
-                break
-        else:
-            return encoded
-        texts = ["".join(s.text for s in run) for _, run in groupby(spans, lambda span: span.kind == Kind.PROMPT)]
-        ids, offsets, at = [], [], 0
-        for text, (more, places) in zip(texts, self._encoder.encode(texts), strict=True):
-            ids += more
-            offsets += [(at + start, at + end) for start, end in places]
-            at += len(unmarked(text))
-        return ids, offsets
+    def _apart(self, spans: list[Span]) -> Encoded:
+        """Prompts and completions tokenized one by one."""
+        ids, places = [], []
+        for _, run in groupby(spans, lambda span: span.kind == Kind.PROMPT):
+            run = list(run)
+            part = self._encoder.encode(["".join(span.text for span in run)], [_ends(run)])[0]
+            places += [(len(ids) + index, start) for index, start in part.places]
+            ids += part.ids
+        return Encoded(ids, places)
 
     def _templated(self, messages: list[Message]):
         """(prompt, spans, flags) of each assistant turn."""
@@ -280,3 +276,8 @@ class Renderer:
                 continue
             spans.append(Span(piece, kind, weight, (turn, number), block.tag))
         return spans
+
+
+def _ends(spans: list[Span]) -> list[int]:
+    """Where each span ends in their text without marks."""
+    return list(accumulate(len(unmarked(span.text)) for span in spans))

@@ -2,17 +2,25 @@
 
 import json
 import re
+from bisect import bisect_right
 from functools import cached_property
 from itertools import pairwise
+from typing import NamedTuple
 
-from tokenizers import AddedToken, Tokenizer
+from tokenizers import AddedToken, Encoding, Tokenizer
 from transformers import PreTrainedTokenizerBase
 
 from .formats import THINK_TAGS, RowError
 
 _MARK = "\ufdd0"  # a Unicode noncharacter: breaks up the spelling of a control token until after the template has run
 
-Encoded = tuple[list[int], list[tuple[int, int]]]  # token ids, and the characters [start, stop) of each
+
+class Encoded(NamedTuple):
+    """Token ids; and for each place in the text that was asked for, the first token that reaches beyond it: its index,
+    and the character that it starts at."""
+
+    ids: list[int]
+    places: list[tuple[int, int]]
 
 
 def think_tags(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
@@ -96,18 +104,19 @@ class Encoder:
         """The text with each spelling of a control token broken up."""
         return mark(text, self.marks(text, 0, len(text)), 0, len(text))
 
-    def encode(self, texts: list[str]) -> list[Encoded]:
-        """Ids of protected texts, with offsets in the text without marks; no special token is added."""
-        clean = [text for text in texts if _MARK not in text]
-        if not clean:
-            return [self._encode_marked(text) for text in texts]
-        batch = self.tokenizer(
-            clean, add_special_tokens=False, return_offsets_mapping=True, return_attention_mask=False, verbose=False
-        )
-        encoded = zip(batch["input_ids"], batch["offset_mapping"], strict=True)
-        return [self._encode_marked(text) if _MARK in text else next(encoded) for text in texts]
+    def encode(self, texts: list[str], cuts: list[list[int]]) -> list[Encoded]:
+        """Protected texts tokenized, no special token added; `cuts` are places in each text without its marks."""
+        backend = self.tokenizer.backend_tokenizer
+        backend.no_truncation()  # which a tokenizer's file can carry
+        backend.no_padding()
+        backend.encode_special_tokens = False
+        clean = iter(backend.encode_batch([text for text in texts if _MARK not in text], add_special_tokens=False))
+        return [
+            self._encode_marked(text, at) if _MARK in text else _located(next(clean), at)
+            for text, at in zip(texts, cuts, strict=True)
+        ]
 
-    def _encode_marked(self, marked: str) -> Encoded:
+    def _encode_marked(self, marked: str, cuts: list[int]) -> Encoded:
         ids, offsets, at = [], [], 0
         for i, piece in enumerate(self._split.split(marked)):
             text = unmarked(piece)
@@ -119,7 +128,7 @@ class Encoder:
                 ids += encoded.ids
                 offsets += [(at + start, at + end) for start, end in encoded.offsets]
             at += len(text)
-        return ids, offsets
+        return Encoded(ids, [_place(offsets, cut) for cut in cuts])
 
     @cached_property
     def _plain(self) -> Tokenizer:
@@ -132,6 +141,20 @@ class Encoder:
         plain.no_truncation()
         plain.no_padding()
         return plain
+
+
+def _located(encoding: Encoding, cuts: list[int]) -> Encoded:
+    places = []
+    for cut in cuts:
+        token = encoding.char_to_token(cut)
+        # None: at the end, or inside what the tokenizer leaves out
+        places.append(_place(encoding.offsets, cut) if token is None else (token, encoding.token_to_chars(token)[0]))
+    return Encoded(encoding.ids, places)
+
+
+def _place(offsets: list[tuple[int, int]], cut: int) -> tuple[int, int]:
+    index = bisect_right(offsets, cut, key=lambda place: place[1])
+    return index, offsets[index][0] if index < len(offsets) else cut
 
 
 def _is_control(content: str) -> bool:

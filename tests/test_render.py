@@ -439,7 +439,7 @@ def test_a_template_that_refuses_a_conversation_is_a_row_error(tiny_tokenizer):
 def test_a_conversation_that_begins_with_the_assistant_is_a_row_error(tokenizer):
     """As many ShareGPT rows do: there is no prompt to learn from."""
     turns = [("gpt", "hello"), ("human", "hi"), ("gpt", "there")]
-    with pytest.raises(RowError, match=r"rows, row 0: field 'conversations': begins with the assistant.*remove"):
+    with pytest.raises(RowError, match=r"rows, row 0: field conversations: begins with the assistant.*remove"):
         bt.prepare([{"conversations": [{"from": role, "value": text} for role, text in turns]}], tokenizer)
 
 
