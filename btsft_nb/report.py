@@ -283,4 +283,4 @@ def _outliers(values: np.ndarray) -> Iterator[tuple[int, float, float]]:
     away = logs - np.median(logs)
     z = away / max(1.4826 * np.median(np.abs(away)), _TWICE / _OUTLIER)
     for i in np.flatnonzero(np.abs(z) > _OUTLIER).tolist():
-        yield int(places[i]), float(z[i]), float(np.median(values[places]))
+        yield int(places[i]), float(z[i]), float(np.quantile(values[places], 0.5, method="nearest"))

@@ -26,9 +26,12 @@ def notebook(request):
     return nbformat.read(request.param, as_version=4)
 
 
-def run(path: Path, folder: Path, knobs: dict[str, str] | None = None) -> str:
-    """Runs a copy of a notebook in a folder, with some knobs turned; returns all that it printed."""
+def run(path: Path, folder: Path, knobs: dict[str, str] | None = None, until: str | None = None) -> str:
+    """Runs a copy of a notebook in a folder, with some knobs turned, up to a heading; returns all that it printed."""
     notebook = nbformat.read(path, as_version=4)
+    stop = [i for i, cell in enumerate(notebook.cells) if until and cell.source.startswith(f"## {until}")]
+    assert len(stop) == (until is not None)
+    notebook.cells = notebook.cells[: (stop or [None])[0]]
     for name, value in (knobs or {}).items():
         cell = notebook.cells[2]
         cell.source, found = re.subn(rf"^{name} = .*$", f"{name} = {value}", cell.source, count=1, flags=re.M)
@@ -143,6 +146,14 @@ def test_own_data_and_model_in_notebook_01(tmp_path, shared, qwen3):
     data.write_text("".join(lines[:200]))
     printed = run(ROOT / "notebooks" / "01_prepare_data.ipynb", tmp_path, {"MODEL": '"model"', "DATA": '"gsm8k.jsonl"'})
     assert "gsm8k.jsonl: 200 rows -> 200 examples" in printed
+
+
+def test_real_traces_in_notebook_05(tmp_path, shared):
+    """The cells that make weights, with the importances that others measured: every sentence is found."""
+    traces = str(shared / "datasets" / "r1_traces" / "thought_anchors_20.jsonl")
+    knobs = {"TRACES": repr(traces), "ROWS, MAX_LENGTH": "20, 40_000"}
+    printed = run(ROOT / "notebooks" / "05_token_weights.ipynb", tmp_path, knobs, until="Train with them")
+    assert "thought_anchors_20.jsonl: 20 rows -> 20 examples" in printed and "dropped" not in printed
 
 
 def test_environment_yml_has_the_same_dependencies():

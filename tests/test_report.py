@@ -24,7 +24,7 @@ def example(prompt=5, thought=20, answer=4, name="row", flags=(), start=0) -> Ex
     """An example with so many tokens of each kind, all distinct, which count up from `start`."""
     kinds = [0] * prompt + [1] + [2] * thought + [1] + [3] * answer
     ids = list(range(start, start + len(kinds)))
-    return Example(name, ids, [0.0] * prompt + [1.0] * (len(kinds) - prompt), kinds, list(flags))
+    return Example(name, ids, [0.0] * prompt + [1.0] * (len(kinds) - prompt), kinds, flags=list(flags))
 
 
 @st.composite
