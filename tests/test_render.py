@@ -281,11 +281,8 @@ def test_a_turn_without_weight_beside_one_with(tiny_tokenizer):
 
 
 def test_the_first_token_is_never_supervised(tiny_tokenizer):
-    """Where a template has no prompt at all, nothing predicts the completion's first token."""
-    tokenizer = copy.deepcopy(tiny_tokenizer)
-    loop = "{% for m in messages if m.role == 'assistant' %}"
-    tokenizer.chat_template = loop + "{{ m.content + '<|im_end|>' }}{% endfor %}"
-    example = render(Renderer(tokenizer), "hi", "<think>a</think>b")
+    """Where there is no prompt at all, nothing predicts the completion's first token."""
+    (example,) = Renderer(tiny_tokenizer).examples([Message("text", [Block("<think>a</think>b")])], "id")
     assert example.kinds[0] == Kind.TAG
     assert example.weights[0] == 0.0 and all(example.weights[1:])
 

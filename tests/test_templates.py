@@ -113,6 +113,14 @@ def closes(renderer: Renderer) -> bool:
     return CLOSE in native(renderer, [("user", "q")], add_generation_prompt=True)
 
 
+def lead(renderer: Renderer) -> str:
+    """The white space that the template writes between the generation prompt and a thought."""
+    prompt = native(renderer, [("user", "q")], add_generation_prompt=True)
+    whole = native(renderer, [("user", "q"), ("assistant", "<think>THOUGHT</think>ANSWER")])
+    between = whole.removeprefix(prompt).partition(OPEN)[0] if whole.startswith(prompt) else ""
+    return between if between.isspace() else ""
+
+
 def kept(renderer: Renderer, thought: str) -> str:
     """A thought without the white space that the prompt supplies."""
     return thought.removeprefix(supplied(renderer).removeprefix(OPEN))
@@ -177,18 +185,24 @@ def test_harmless_prompts_have_the_templates_own_ids(templated, user):
 @given(user=texts, thought=thoughts, answer=texts)
 def test_completions(templated, user, thought, answer):
     """After the prompt stand the thought, the close tag, the answer and the end of turn, and nothing else; the kinds
-    tile them; each tag is one token; no text becomes a control token."""
+    tile them; each tag is one token; no text becomes a control token. A prompt with a whole thought takes no other."""
+    if closes(templated):
+        with pytest.raises(UnsuitableRow, match="whole, empty thought"):
+            rendered(templated, user, f"{OPEN}{thought}{CLOSE}{answer}")
+        return
     example = rendered(templated, user, f"{OPEN}{thought}{CLOSE}{answer}")
     prompt = templated.prompt_ids(to_prompt(user))
     opens = bool(supplied(templated))
     assert example.input_ids[: len(prompt)] == prompt and not any(example.weights[: len(prompt)])
     assert all(weight == 1 for _, _, weight in completion(example))
-    thought = kept(templated, thought)
+    thought, before = kept(templated, thought), lead(templated)
     kinds = [kind for kind, _ in groupby(kind for _, kind, _ in completion(example))]
-    wanted = [Kind.TAG] * (not opens) + [Kind.THINK] * bool(thought) + [Kind.TAG, Kind.ANSWER]
-    assert kinds == (wanted if opens or thought else [Kind.TAG, Kind.ANSWER])
+    wanted = (
+        [Kind.ANSWER] * bool(before) + [Kind.TAG] * (not opens) + [Kind.THINK] * bool(thought) + [Kind.TAG, Kind.ANSWER]
+    )
+    assert kinds == (wanted if opens or thought else wanted[:-2] + [Kind.ANSWER])
     assert same(told(templated, example, Kind.THINK), as_read(templated, thought))
-    assert same(told(templated, example, Kind.ANSWER), as_read(templated, answer) + templated.end_of_turn)
+    assert same(told(templated, example, Kind.ANSWER), as_read(templated, before + answer) + templated.end_of_turn)
     tags = [token for token, kind, _ in completion(example) if kind == Kind.TAG]
     assert tags == list(templated.tag_ids)[opens:]
     harmless = rendered(templated, "x", f"{OPEN}x{CLOSE}x")
@@ -207,7 +221,11 @@ ONCE = [
 def test_prompt_and_completion_are_tokenized_once(templated, assistant):
     """The ids are those of the whole text; of prompt and completion apart where a token would straddle its end."""
     prompt = native(templated, [("user", "Hi there!")], add_generation_prompt=True)
+    if closes(templated):
+        assistant = assistant.replace(OPEN, "").replace(CLOSE, "")
     example = rendered(templated, "Hi there!", assistant)
+    if assistant.startswith(OPEN):
+        assistant = lead(templated) + assistant
     if supplied(templated):
         assistant = kept(templated, assistant.lstrip().removeprefix(OPEN))
     text = assistant + templated.end_of_turn
@@ -222,11 +240,12 @@ def test_prompt_and_completion_are_tokenized_once(templated, assistant):
 
 
 def test_the_end_of_turn(templated):
-    """It is one token, which is trained as the end of the answer, stops generation, and is what the template itself
-    writes after an answer; where that writes nothing, it is the tokenizer's end of text."""
-    token, kind, weight = completion(rendered(templated, "q", "<think>a</think>b"))[-1]
-    assert (kind, weight) == (Kind.ANSWER, 1.0) and token in templated.stop_ids
-    assert templated.tokenizer.decode([token]) == templated.end_of_turn
+    """It is control tokens, which are trained as the end of the answer, the last of which stops generation, and what
+    the template itself writes after an answer; where that writes nothing, it is the tokenizer's end of text."""
+    rows = completion(rendered(templated, "q", "b" if not supplied(templated) else "<think>a</think>b"))
+    end = rows[-len(templated.tokenizer(templated.end_of_turn, add_special_tokens=False)["input_ids"]) :]
+    assert {row[1:] for row in end} == {(Kind.ANSWER, 1.0)} and end[-1][0] in templated.stop_ids
+    assert templated.tokenizer.decode([token for token, *_ in end]) == templated.end_of_turn
     after = native(templated, [("user", "q"), ("assistant", "ANSWER")]).rpartition("ANSWER")[2]
     assert after.startswith(templated.end_of_turn) or not after.strip()
     assert after.strip() or templated.end_of_turn == templated.tokenizer.eos_token
@@ -252,9 +271,18 @@ TURNS = [
 
 def test_several_turns(templated):
     """One example where what the template makes of the history is what was trained, else one for each turn."""
+    if closes(templated):
+        with pytest.raises(UnsuitableRow, match="whole, empty thought"):
+            templated.examples(conversation(TURNS), "id")
+        return
     prompts = [native(templated, TURNS[:n], add_generation_prompt=True) for n in (1, 3)]
+    if prompts[1].partition("q2")[0].count(OPEN) > 1:  # the thought of the history has to come apart
+        turns = [{"role": role, "content": text} for role, text in TURNS[:3]]
+        turns[1] |= {"content": "a1", "reasoning_content": "t1"}
+        prompts[1] = templated.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
     said = [
-        (OPEN + kept(templated, text.removeprefix(OPEN))).removeprefix(OPEN if supplied(templated) else "")
+        lead(templated)
+        + (OPEN + kept(templated, text.removeprefix(OPEN))).removeprefix(OPEN if supplied(templated) else "")
         for role, text in TURNS
         if role == "assistant"
     ]
@@ -306,13 +334,19 @@ def test_real_rows(templated, shared):
             (example,) = templated.examples(messages, "id")
         except RowError as error:
             no_system = messages[0].role == "system" and "the chat template refuses" in str(error)
-            assert no_system or (supplied(templated) and CLOSE not in text and "opens a thought" in str(error))
+            no_thought = closes(templated) and CLOSE in text and "whole, empty thought" in str(error)
+            assert (
+                no_system
+                or no_thought
+                or (supplied(templated) and CLOSE not in text and "opens a thought" in str(error))
+            )
             continue
         prompt = native(templated, [(m.role, m.text) for m in messages[:-1]], add_generation_prompt=True)
         thought, close, answer = text.rpartition(CLOSE)
         thought = kept(templated, thought.removeprefix(OPEN))
         assert same(told(templated, example, Kind.PROMPT), as_read(templated, prompt))
         assert same(told(templated, example, Kind.THINK), as_read(templated, thought))
+        answer = lead(templated) * text.startswith(OPEN) + answer
         assert same(told(templated, example, Kind.ANSWER), as_read(templated, answer) + templated.end_of_turn)
         assert templated.tag_ids[1] in example.input_ids or not close
 
