@@ -16,19 +16,20 @@ from . import metrics, plots, tiny
 from .blur import Kind, draws, example_key
 from .callbacks import LiveCurves
 from .config import BTSFTConfig
-from .data import Collator, Report, Rows, load_rows, prepare
+from .data import Collator, Report, prepare
 from .evaluate import evaluate, table
 from .formats import RowError, to_messages, to_prompt
 from .generation import sample, score
 from .inspector import TokenInspector, token_texts
 from .models import load_model, load_tokenizer, read_run
 from .render import Example, Renderer, tag_ids
+from .rows import Rows, RowStream, load_rows
 from .trainer import BTSFTTrainer, finetune
 
 __version__ = "0.1.0"
 __all__ = [
     "BTSFTConfig", "BTSFTTrainer", "Collator", "Example", "Kind", "LiveCurves", "Renderer", "Report", "RowError",
-    "Rows", "TokenInspector", "draws", "evaluate", "example_key", "finetune", "load_model", "load_rows",
+    "RowStream", "Rows", "TokenInspector", "draws", "evaluate", "example_key", "finetune", "load_model", "load_rows",
     "load_tokenizer", "metrics", "plots", "prepare", "read_run", "sample", "score", "table", "tag_ids", "tiny",
     "to_messages", "to_prompt", "token_texts",
 ]  # fmt: skip

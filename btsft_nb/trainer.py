@@ -17,13 +17,14 @@ from .blur import draws, unit_ids
 from .callbacks import LiveCurves, StopOnInterrupt
 from .checkpoints import last_checkpoint, writing
 from .config import BTSFTConfig
-from .data import Collator, load_rows, prepare
+from .data import Collator, prepare
 from .forward import HeadForward
 from .inspector import token_texts
 from .logs import PARTS, Sums, means
 from .losses import find_completions, objective
 from .models import load_model, record_base
 from .render import tag_ids
+from .rows import load_rows
 
 
 class BTSFTTrainer(Trainer):
