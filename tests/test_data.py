@@ -1,14 +1,10 @@
 """Rows from files and generated sets, what `prepare` keeps, drops and reports, and the batches."""
 
 import json
-import os
 import re
-import subprocess
-import sys
 
 import pytest
 import torch
-from datasets import Dataset, load_dataset
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -16,93 +12,9 @@ import btsft_nb as bt
 from btsft_nb import Collator, Kind, RowError, Rows, load_rows, prepare
 from btsft_nb.tiny import SIZES, WAYS, rows, way_of
 
-ROWS = [{"id": "a", "question": "2+2?", "answer": "two and two #### 4"}, {"question": "é €?", "answer": "4"}]
-
 
 def talk(assistant: object, **fields) -> dict:
     return {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": assistant}], **fields}
-
-
-# ---------------------------------------------------------------------------------------------- files
-
-
-@pytest.mark.parametrize("suffix", ["json", "jsonl", "parquet"])
-@pytest.mark.parametrize("as_text", [True, False])
-def test_files_give_their_rows(tmp_path, monkeypatch, suffix, as_text):
-    """All formats alike, from a Path or a str; what a column lacks in parquet is None."""
-    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
-    path = tmp_path / f"rows.{suffix}"
-    if suffix == "parquet":
-        Dataset.from_list(ROWS).to_parquet(path)
-    elif suffix == "json":
-        path.write_text(json.dumps(ROWS, ensure_ascii=False), encoding="utf-8")
-    else:
-        path.write_text("\n\n".join(json.dumps(row) for row in ROWS) + "\r\n\n", encoding="utf-8")
-    loaded = load_rows(str(path) if as_text else path)
-    assert [{k: v for k, v in row.items() if v is not None} for row in loaded] == ROWS
-    assert loaded.source == str(path)
-
-
-def test_a_missing_file_is_named(tmp_path):
-    """With the folder it was looked for from."""
-    with pytest.raises(FileNotFoundError, match=r"nowhere\.jsonl: no such file, seen from /"):
-        load_rows(tmp_path / "nowhere.jsonl")
-
-
-@pytest.mark.parametrize(("suffix", "text"), [("jsonl", ""), ("jsonl", "\n \n"), ("json", ""), ("json", "[]")])
-def test_an_empty_file_is_named(tmp_path, suffix, text):
-    """There is nothing to train on."""
-    path = tmp_path / f"empty.{suffix}"
-    path.write_text(text)
-    with pytest.raises(ValueError, match=re.escape(f"{path}: no rows")):
-        load_rows(path)
-
-
-def test_a_broken_line_is_named_by_number(tmp_path):
-    """Blank lines count, as in an editor."""
-    path = tmp_path / "rows.jsonl"
-    path.write_text('{"question": "a", "answer": "b"}\n\n{"question": "a", \n')
-    with pytest.raises(ValueError, match=re.escape(f"{path}, line 3: not valid JSON")):
-        load_rows(path)
-
-
-def test_a_broken_json_file_is_named(tmp_path):
-    """With the place that the parser stopped at."""
-    path = tmp_path / "rows.json"
-    path.write_text('[{"question": "a"},\n]')
-    with pytest.raises(ValueError, match=re.escape(f"{path}: not valid JSON") + ".*line 2"):
-        load_rows(path)
-
-
-def test_a_json_file_that_is_no_list_says_so(tmp_path):
-    """A dictionary of splits, for example."""
-    path = tmp_path / "rows.json"
-    path.write_text('{"train": []}')
-    with pytest.raises(ValueError, match=re.escape(f"{path}: a JSON list of rows wanted, got dict")):
-        load_rows(path)
-
-
-@pytest.mark.parametrize("name", ["rows.csv", "rows.JSONL", "rows"])
-def test_a_wrong_suffix_says_which_would_do(tmp_path, name):
-    """A file that is there, of a kind that is not read."""
-    (tmp_path / name).write_text("a,b\n1,2\n")
-    with pytest.raises(ValueError, match=rf"{name}: .*\.json, \.jsonl or \.parquet"):
-        load_rows(tmp_path / name)
-
-
-@pytest.mark.parametrize("name", ["latin1.jsonl", "latin1.json", "broken.parquet"])
-def test_a_file_of_other_bytes_is_named(tmp_path, monkeypatch, name):
-    """Latin-1 text, or no parquet at all."""
-    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
-    (tmp_path / name).write_bytes(b'{"question": "caf\xe9", "answer": "b"}\n')
-    with pytest.raises(ValueError, match=rf"{name}: "):
-        load_rows(tmp_path / name)
-
-
-def test_an_unknown_tiny_set_lists_the_known_ones():
-    """Never a look-up on the Hub."""
-    with pytest.raises(ValueError, match=r"'tiny/techer'.*tiny/pretrain, tiny/teacher, tiny/messy, tiny/test"):
-        load_rows("tiny/techer")
 
 
 # ---------------------------------------------------------------------------------------------- generated sets
@@ -352,17 +264,3 @@ def test_r1_pads_with_its_end_of_turn(r1):
     example = prepare([talk("<think>a</think>b")], r1)[0]
     assert example["input_ids"][-1] == r1.pad_token_id and example["weights"][-1] == 1
     assert Collator(r1.pad_token_id)([example])["labels"][0, -1] == r1.eos_token_id
-
-
-def test_a_data_set_on_the_hub_by_its_id(tmp_path):
-    """Offline, from the cache that an earlier download leaves."""
-    (tmp_path / "rows").mkdir()
-    (tmp_path / "rows" / "train.jsonl").write_text('{"question": "3+4?", "answer": "3+4=7. #### 7"}\n')
-    cache = tmp_path / "cache"
-    load_dataset(str(tmp_path / "rows"), cache_dir=str(cache))
-    (cache / "rows").rename(cache / "someone___rows")
-    code = "import btsft_nb as bt; rows = bt.load_rows('someone/rows'); print(rows.source, dict(rows[0]))"
-    environment = os.environ | {"HF_DATASETS_CACHE": str(cache), "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
-    wanted = "someone/rows [train] {'question': '3+4?', 'answer': '3+4=7. #### 7'}"
-    assert wanted in done.stdout, done.stderr[-1000:]

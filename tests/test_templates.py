@@ -200,7 +200,7 @@ def test_completions(templated, user, thought, answer):
     wanted = (
         [Kind.ANSWER] * bool(before) + [Kind.TAG] * (not opens) + [Kind.THINK] * bool(thought) + [Kind.TAG, Kind.ANSWER]
     )
-    assert kinds == (wanted if opens or thought else wanted[:-2] + [Kind.ANSWER])
+    assert kinds == (wanted if opens or thought else [*wanted[:-2], Kind.ANSWER])
     assert same(told(templated, example, Kind.THINK), as_read(templated, thought))
     assert same(told(templated, example, Kind.ANSWER), as_read(templated, before + answer) + templated.end_of_turn)
     tags = [token for token, kind, _ in completion(example) if kind == Kind.TAG]
