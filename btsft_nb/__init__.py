@@ -25,7 +25,7 @@ from .inspector import TokenInspector, token_texts
 from .models import load_model, load_tokenizer, read_run
 from .render import Example, Renderer
 from .report import Report
-from .rows import Rows, load_rows
+from .rows import Rows, RowStream, load_rows
 from .templates import use_template
 from .tokens import add_tags, tag_ids
 from .trainer import BTSFTTrainer, finetune
@@ -34,8 +34,8 @@ from .weights import sentence_weights
 __version__ = "0.1.0"
 __all__ = [
     "BTSFTConfig", "BTSFTTrainer", "Collator", "Example", "Kind", "LiveCurves", "Renderer", "Report", "RowError",
-    "Rows", "TokenInspector", "TrackLogProbs", "add_tags", "draws", "evaluate", "example_key", "finetune",
-    "load_model", "load_rows", "load_tokenizer", "metrics", "mix", "overlap", "plots", "prepare", "read_run",
-    "sample", "score", "sentence_weights", "table", "tag_ids", "tiny", "to_messages", "to_prompt", "token_texts",
+    "RowStream", "Rows", "TokenInspector", "TrackLogProbs", "add_tags", "draws", "evaluate", "example_key", "finetune",
+    "load_model", "load_rows", "load_tokenizer", "metrics", "mix", "overlap", "plots", "prepare",
+    "read_run",    "sample", "score", "sentence_weights", "table", "tag_ids", "tiny", "to_messages", "to_prompt", "token_texts",
     "use_template",
 ]  # fmt: skip

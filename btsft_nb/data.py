@@ -80,8 +80,9 @@ def prepare(
     for name, value, known in (("too_long", too_long, TOO_LONG), ("duplicates", duplicates, ("keep", "drop"))):
         if value not in known:
             raise ValueError(f"{name}={value!r}: one of {', '.join(known)} wanted")
-    if not isinstance(rows, (Rows, RowStream)):
-        rows = RowStream(rows, "rows") if isinstance(rows, IterableDataset) else Rows(rows, "rows")
+    if not isinstance(given := rows, (Rows, RowStream)):
+        on_disk = isinstance(rows, (Dataset, IterableDataset))
+        rows = RowStream(lambda: iter(given), "rows", lambda: None) if on_disk else Rows(given, "rows")
     added = add_tags(tokenizer)
     make = _Make(rows.source, tokenizer, max_length, format, weights, response_marker, too_long, strict)
     folder = _cache_folder(rows, make, duplicates) if cache else None

@@ -192,17 +192,14 @@ def test_a_pool_reads_a_stream_no_faster_than_it_works(tiny_tokenizer):
     """A set larger than memory must not pile up before the workers."""
     read, most = 0, 0
 
-    class Counting(bt.rows.RowStream):
-        def __iter__(self):
-            nonlocal read
-            for i in range(20_000):
-                read += 1
-                yield talk(f"answer {i}")
+    def counting():
+        nonlocal read
+        for i in range(20_000):
+            read += 1
+            yield talk(f"answer {i}")
 
-    counting = Counting([], "counting")
-    chunks = bt.data._parts(
-        bt.data._Make("s", tiny_tokenizer, 1024, None, None, None, "drop", True), bt.data._chunks(counting), 2
-    )
+    make = bt.data._Make("s", tiny_tokenizer, 1024, None, None, None, "drop", True)
+    chunks = bt.data._parts(make, bt.data._chunks(counting()), 2)
     done = 0
     for table, _ in chunks:
         done += len(table)
