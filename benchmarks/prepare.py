@@ -3,13 +3,15 @@
     python benchmarks/prepare.py [--quick] [--rows FILE] [--tokenizer NAME]
 
 By default GSM8K's training rows and the tokenizer of Qwen3 from `../shared`; with the network, `--tokenizer
-Qwen/Qwen3-0.6B --rows openai/gsm8k` are the same. All run in one process on one core, without any cache, and take
-turns. Each method makes a `datasets.Dataset`, but for the limit:
+Qwen/Qwen3-0.6B --rows openai/gsm8k` are the same. All run in one process, without any cache, and take turns; batches of texts are tokenized
+by as many threads as there are cores, which is how tokenizers is installed, and TOKENIZERS_PARALLELISM=false takes one. Each method makes a `datasets.Dataset`, but for the limit:
 
 - ours: raw rows to ids, weights, kinds and the report.
 - TRL: `SFTTrainer`'s own preparation with `assistant_only_loss`, on rows that are messages already: ids and labels.
-- the reference: one row at a time through `Dataset.map`: template, tokenizer, and a loop over the tokens that finds the
-  tags and blurs the thought, as its README describes it.
+- the reference: one row at a time through `Dataset.map`, as its tokenize_function does it
+  (github.com/mkurman/blurred-thoughts-SFT, btsft/func/training.py): template; tokenizer, padded to its 512 tokens, to
+  tensors; the ids of both tags and of the response template looked up anew; and a loop over the elements of the tensor
+  that finds the thought and blurs it.
 - the limit: the template, and one batched call of the tokenizer with offsets. What is made of the ids is left out.
 
 Nothing is compared before ours and TRL's supervise the same tokens.
@@ -36,7 +38,8 @@ import btsft_nb as bt
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 MAX_LENGTH = 1024
-THRESHOLD, KEPT = 0.2, 5  # of the reference: the share that it blurs, and the first tokens that it never blurs
+THRESHOLD, KEPT, PADDED = 0.2, 5, 512  # the reference's: share blurred, first tokens never blurred, max_length
+RESPONSE = "<|im_start|>assistant\n"
 
 
 class Ours:
@@ -68,27 +71,31 @@ class TRL:
 
 
 class Reference:
-    """One row at a time."""
+    """One row at a time, the tokens of a row one at a time."""
 
     def __init__(self, chats: Dataset, tokenizer: PreTrainedTokenizerBase):
         self.chats, self.tokenizer = chats, tokenizer
-        self.tags = bt.tag_ids(tokenizer)
 
     def __call__(self) -> Dataset:
         return self.chats.map(self.row, remove_columns="messages")
 
     def row(self, row: dict) -> dict:
         text = self.tokenizer.apply_chat_template(row["messages"], tokenize=False)
-        encoded = self.tokenizer(text, truncation=True, max_length=MAX_LENGTH)
-        labels, thought = [], None  # the number of thought tokens so far, inside a thought
-        for token in encoded["input_ids"]:
-            if token in self.tags:
-                thought = 0 if token == self.tags[0] else None
-            elif thought is not None:
-                thought += 1
-            blurred = thought is not None and thought > KEPT and random.random() < THRESHOLD
-            labels.append(-100 if blurred else token)
-        return {"input_ids": encoded["input_ids"], "attention_mask": encoded["attention_mask"], "labels": labels}
+        options = dict(max_length=PADDED, padding="max_length", truncation=True, return_tensors="pt")
+        encoded = self.tokenizer(text, **options)
+        opening, closing, response = (
+            self.tokenizer.encode(text, add_special_tokens=False) for text in ("<think>", "</think>", RESPONSE)
+        )
+        labels, opened = encoded["input_ids"][0].clone(), None
+        for at, token in enumerate(encoded["input_ids"][0]):
+            if token == opening[0]:
+                opened = at
+                labels[: max(at - len(response) - 1, 0)] = -100
+            elif token == closing[0]:
+                break
+            elif opened is not None and at > opened + KEPT and random.random() < THRESHOLD:
+                labels[at] = -100
+        return {"input_ids": encoded["input_ids"][0], "attention_mask": encoded["attention_mask"][0], "labels": labels}
 
 
 class Limit:
@@ -123,8 +130,6 @@ def arguments() -> argparse.Namespace:
 
 def main() -> None:
     options = arguments()
-    os.environ |= {"TOKENIZERS_PARALLELISM": "false", "RAYON_NUM_THREADS": "1"}
-    torch.set_num_threads(1)
     datasets.disable_caching()
     datasets.disable_progress_bars()
     transformers.logging.set_verbosity_error()
@@ -140,9 +145,13 @@ def main() -> None:
         seconds = medians(methods, 1 if options.quick else 3)
     for name, taken in seconds.items():
         print(f"{name:<10} {taken:7.2f} s  {len(rows) / taken:8,.0f} rows/s")
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    ours.rows = bt.Rows(rows * (1 if options.quick else 4), rows.source)
     for processes in (n for n in (2, 4, 8) if n <= os.cpu_count()):
         pair = medians({"one": ours, "all": lambda n=processes: ours(n)}, 1 if options.quick else 3)
-        print(f"ours in {processes} processes: {pair['one'] / pair['all']:.2f} times as fast as in one")
+        print(
+            f"ours in {processes} processes: {pair['one'] / pair['all']:.2f} times as fast as in one, one core each, {len(ours.rows):,} rows"
+        )
     speed = {name: taken / seconds["ours"] for name, taken in seconds.items()}
     print(
         f"speed_vs_trl={speed['trl']:.2f} speed_vs_reference={speed['reference']:.2f} "

@@ -36,6 +36,6 @@ __all__ = [
     "BTSFTConfig", "BTSFTTrainer", "Collator", "Example", "Kind", "LiveCurves", "Renderer", "Report", "RowError",
     "RowStream", "Rows", "TokenInspector", "TrackLogProbs", "add_tags", "draws", "evaluate", "example_key", "finetune",
     "load_model", "load_rows", "load_tokenizer", "metrics", "mix", "overlap", "plots", "prepare",
-    "read_run",    "sample", "score", "sentence_weights", "table", "tag_ids", "tiny", "to_messages", "to_prompt", "token_texts",
-    "use_template",
+    "read_run", "sample", "score", "sentence_weights", "table", "tag_ids", "tiny", "to_messages", "to_prompt",
+    "token_texts", "use_template",
 ]  # fmt: skip

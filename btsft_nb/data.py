@@ -28,7 +28,7 @@ from .rows import Rows, RowStream
 from .tokens import add_tags
 from .weights import Weighting
 
-_CHUNK = 512  # rows that are tokenized at once
+_CHUNK = 256  # rows that are tokenized at once
 _SCHEMA = pa.schema(
     {
         "id": pa.string(),

@@ -118,7 +118,7 @@ class Encoder:
         backend.encode_special_tokens = False
         clean = iter(backend.encode_batch([text for text in texts if _MARK not in text], add_special_tokens=False))
         return [
-            self._encode_marked(text, at) if _MARK in text else _located(next(clean), at)
+            self._encode_marked(text, at) if _MARK in text else _located(next(clean), at, len(text))
             for text, at in zip(texts, cuts, strict=True)
         ]
 
@@ -149,12 +149,14 @@ class Encoder:
         return plain
 
 
-def _located(encoding: Encoding, cuts: list[int]) -> Encoded:
+def _located(encoding: Encoding, cuts: list[int], length: int) -> Encoded:
     places = []
     for cut in cuts:
         token = encoding.char_to_token(cut)
-        # None: at the end, or inside what the tokenizer leaves out
-        places.append(_place(encoding.offsets, cut) if token is None else (token, encoding.token_to_chars(token)[0]))
+        if token is not None:
+            places.append((token, encoding.token_to_chars(token)[0]))
+        else:  # at the end, or in what the tokenizer leaves out
+            places.append((len(encoding), cut) if cut == length else _place(encoding.offsets, cut))
     return Encoded(encoding.ids, places)
 
 
