@@ -269,3 +269,10 @@ def test_a_data_set_on_the_hub_by_its_id(tmp_path):
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
     wanted = "someone/rows [train] {'question': '3+4?', 'answer': '3+4=7. #### 7'}"
     assert wanted in done.stdout, done.stderr[-1000:]
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_data_set_that_the_hub_does_not_give_is_named(stream):
+    """Here for want of a network."""
+    with pytest.raises(FileNotFoundError, match="someone/nothing: neither a file nor a data set"):
+        load_rows("someone/nothing", stream=stream)
