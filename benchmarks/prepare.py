@@ -3,8 +3,9 @@
     python benchmarks/prepare.py [--quick] [--rows FILE] [--tokenizer NAME]
 
 By default GSM8K's training rows and the tokenizer of Qwen3 from `../shared`; with the network, `--tokenizer
-Qwen/Qwen3-0.6B --rows openai/gsm8k` are the same. All run in one process, without any cache, and take turns; batches of texts are tokenized
-by as many threads as there are cores, which is how tokenizers is installed, and TOKENIZERS_PARALLELISM=false takes one. Each method makes a `datasets.Dataset`, but for the limit:
+Qwen/Qwen3-0.6B --rows openai/gsm8k` are the same. All run in one process, without any cache, and take turns; a batch of
+texts is tokenized by as many threads as there are cores, as tokenizers does by itself, and by one where
+TOKENIZERS_PARALLELISM is false. Each method makes a `datasets.Dataset`, but for the limit:
 
 - ours: raw rows to ids, weights, kinds and the report.
 - TRL: `SFTTrainer`'s own preparation with `assistant_only_loss`, on rows that are messages already: ids and labels.
@@ -150,7 +151,8 @@ def main() -> None:
     for processes in (n for n in (2, 4, 8) if n <= os.cpu_count()):
         pair = medians({"one": ours, "all": lambda n=processes: ours(n)}, 1 if options.quick else 3)
         print(
-            f"ours in {processes} processes: {pair['one'] / pair['all']:.2f} times as fast as in one, one core each, {len(ours.rows):,} rows"
+            f"ours in {processes} processes: {pair['one'] / pair['all']:.2f} times as fast as in one "
+            f"({len(ours.rows):,} rows, a core each)"
         )
     speed = {name: taken / seconds["ours"] for name, taken in seconds.items()}
     print(

@@ -11,6 +11,7 @@ or lower case, or `format` does:
 
 import re
 from collections.abc import Callable, Collection
+from functools import lru_cache
 from typing import NamedTuple
 
 from .messages import (
@@ -102,7 +103,7 @@ def _mapped(row: dict, columns: dict[str, str]) -> dict[str, tuple[str, object]]
     """As `_known_fields`, for a map from fields to columns."""
     if any(not isinstance(column, str) for column in columns.values()) or not set(columns) <= FIELDS:
         raise ValueError(f"format={columns}: a map from fields of a layout to columns wanted; layouts: {_listed()}")
-    if len(layouts := _fitting(columns)) != 1:
+    if len(layouts := _fitting(frozenset(columns))) != 1:
         raise ValueError(f"format={columns}: the fields of one layout wanted, got {layouts}; layouts: {_listed()}")
     given = {}
     for name, column in columns.items():
@@ -128,7 +129,7 @@ def _named(name: str, given: Collection[str]) -> "Layout":
 
 
 def _detected(row: dict, given: Collection[str]) -> "Layout":
-    fitting = _fitting(given)
+    fitting = _fitting(frozenset(given))
     if len(fitting) == 1:
         return LAYOUTS[fitting[0]]
     problem = f"the fields {shown(list(row))} fit "
@@ -138,7 +139,8 @@ def _detected(row: dict, given: Collection[str]) -> "Layout":
     raise RowError(f"{problem}no known layout; give format=, or one of the layouts {_listed()}")
 
 
-def _fitting(given: Collection[str]) -> list[str]:
+@lru_cache  # rows of a set have the same fields
+def _fitting(given: frozenset[str]) -> list[str]:
     """The layouts whose fields are there, without those that another of them includes."""
     fit = [name for name, layout in LAYOUTS.items() if all(field in given for field in layout.fields)]
     including = {name: {*LAYOUTS[name].fields, *LAYOUTS[name].others} for name in fit}
