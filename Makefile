@@ -1,4 +1,4 @@
-# make demo    install, run notebooks 01 to 04 on the embedded model, print the table of notebook 03
+# make demo    install, run the notebooks on the embedded model, print the table of notebook 03
 # make test    install, run the tests and all notebooks
 # make lint    ruff
 # make notebooks   run the notebooks and store their outputs in place

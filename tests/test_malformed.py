@@ -8,7 +8,7 @@ from decimal import Decimal
 
 import pytest
 
-from btsft_nb import RowError, load_rows, to_messages, to_prompt
+from btsft_nb import RowError, Rows, load_rows, prepare, to_messages, to_prompt
 
 COUNT = 10_000
 NO_TEXT = [5, -1.5, True, False, [], [1], {}, {"a": 1}, ["a"], [[]], float("nan"), float("inf"), 10**4000]
@@ -264,3 +264,17 @@ def test_a_malformed_row_is_one_after_a_file_too(lines, tmp_path):
     for row in load_rows(path):
         with pytest.raises(RowError):
             to_messages(row)
+
+
+def test_a_tolerant_preparation_drops_each_and_counts_it(malformed, lines, tiny_tokenizer, tmp_path):
+    """Whatever the other rows are, the good ones are kept, in one process or two, from memory or from a file."""
+    good = {"question": "2+2?", "answer": "two and two\n#### 4"}
+    rows = [good, *(row for _, row in malformed), good]
+    examples = prepare(Rows(rows, "here"), tiny_tokenizer, strict=False)
+    assert list(examples["id"]) == ["here#0", f"here#{COUNT + 1}"]
+    dropped = sorted(row for numbers in examples.report.dropped.values() for row in numbers)
+    assert dropped == [*range(1, COUNT + 1)] and examples.report.rows == COUNT + 2
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b"\n".join([json.dumps(good).encode(), *(line for _, line in lines)]))
+    examples = prepare(load_rows(path, strict=False), tiny_tokenizer, strict=False, num_proc=2)
+    assert (examples.report.kept, examples.report.n_dropped) == (1, COUNT)
