@@ -9,7 +9,7 @@ _ROLES = {
     "system": "system", "user": "user", "assistant": "assistant", "tool": "tool",
     "human": "user", "gpt": "assistant", "observation": "tool", "function": "tool",
 }  # fmt: skip
-_LARGEST_WEIGHT = 1e6
+LARGEST_WEIGHT = 1e6
 _THOUGHTS = ("reasoning_content", "reasoning", "thinking")  # names of fields, and types of parts, that hold a thought
 _MARKERS = {  # how other families of models write the think tags
     "<|begin_of_thought|>": "<|end_of_thought|>",
@@ -176,8 +176,8 @@ def _weight(item: dict, where: str) -> float | None:
     weight = item.get("weight")
     if weight is None:
         return None
-    if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not abs(weight) <= _LARGEST_WEIGHT:
-        wanted = f"a number within {_LARGEST_WEIGHT:g} of 0 wanted"
+    if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not abs(weight) <= LARGEST_WEIGHT:
+        wanted = f"a number within {LARGEST_WEIGHT:g} of 0 wanted"
         raise RowError(f"{wanted}, got {shown(weight)}", field=f"{where}.weight")
     return float(weight)
 

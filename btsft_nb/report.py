@@ -6,26 +6,25 @@ and are hostile: they are escaped in HTML, and without control characters in pri
 
 import math
 from array import array
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from html import escape
-from itertools import compress
+from itertools import chain, compress
 
 import numpy as np
 
 from .blur import Kind
+from .messages import shown
 from .plots import KIND_COLORS
 
-_KINDS = [int(kind) for kind in Kind]
 _QUANTILES = {"shortest": 0, "median": 0.5, "90%": 0.9, "longest": 1}
-_PARTS = ("sequence", "prompt", "thought", "answer")
 _LISTED = 8
-_TABLE = "border-collapse:collapse;font-size:inherit;color:inherit"
-_WIDTH = 4 + len(Kind)
+_WIDTH = 3 + len(Kind)
 _DUPLICATE = "equal to an earlier example"
+_REPEATS = "repeats itself: {:.0%} distinct tokens, the median is {:.0%}"
 _OUTLIER = 3.5  # robust standard deviations from the median
-_TWICE = math.log(2)  # what is within a factor of 2 of the median is no outlier, however alike the others are
 
 
 @dataclass
@@ -64,90 +63,45 @@ class Report:
         return sum(map(len, self.dropped.values()))
 
     def __str__(self) -> str:
-        lines = [self._title(), f"  {'tokens':10}  {self._kinds()}"]
-        lines.append(f"  {'lengths':10}" + "".join(f"{name:>10}" for name in _QUANTILES))
-        for part, spread in self.lengths.items():
-            lines.append(f"    {part:8}" + "".join(f"{tokens:>10,}" for tokens in spread.values()))
-        lines += [f"  {name:10}  {text}" for name, text in self._findings()]
-        return "\n".join(lines)
-
-    def _title(self) -> str:
+        total = sum(self.tokens.values())
+        shares = ", ".join(f"{kind} {count / max(total, 1):.0%}" for kind, count in self.tokens.items())
+        trained = f"{self.supervised:,} ({self.supervised / max(total, 1):.0%}) supervised"
+        groups = {
+            "tokens": [f"{total:,} ({shares}); {trained}"],
+            "lengths": [
+                f"{part:8}  " + ", ".join(f"{name} {tokens:,}" for name, tokens in spread.items())
+                for part, spread in self.lengths.items()
+            ],
+            "dropped": [f"{_rows(rows)}: {reason}" for reason, rows in self.dropped.items()],
+            "changed": [f"{_rows(rows)}: {what}" for what, rows in self.changed.items()],
+            "flagged": [f"{_rows(rows)}: {flag}" for flag, rows in self.flagged.items()],
+            "duplicates": [_rows(self.duplicates)] if self.duplicates else [],
+            "added tags": [", ".join(self.added_tags)] if self.added_tags else [],
+            "suspicious": [f"row {e['row']} ({shown(e['id'])}): {'; '.join(e['reasons'])}" for e in self.suspicious],
+        }
         size = f" of {self.shortest:,} to {self.longest:,} tokens" if self.kept else ""
-        return f"{_printable(self.source)}: {self.rows:,} rows -> {self.kept:,} examples{size}"
-
-    def _kinds(self) -> str:
-        total = max(sum(self.tokens.values()), 1)
-        shares = ", ".join(f"{kind} {count / total:.0%}" for kind, count in self.tokens.items())
-        return f"{total:,} ({shares}); {self.supervised:,} ({self.supervised / total:.0%}) supervised"
-
-    def _findings(self) -> list[tuple[str, str]]:
-        """All that is worth a line: its heading, empty where it is that of the line before, and its text."""
-        groups = {"dropped": self.dropped, "changed": self.changed, "flagged": self.flagged}
-        found = [
-            (name, f"{len(rows):,}: {what} ({_rows(rows)})")
-            for name, group in groups.items()
-            for what, rows in group.items()
-        ]
-        if self.duplicates:
-            found.append(("duplicates", f"{len(self.duplicates):,} ({_rows(self.duplicates)})"))
-        if self.added_tags:
-            found.append(("added tags", ", ".join(self.added_tags)))
-        for entry in self.suspicious:
-            name = entry["id"] if len(entry["id"]) <= 60 else entry["id"][:57] + "..."
-            found.append(("suspicious", f"row {entry['row']} ({name}): {'; '.join(entry['reasons'])}"))
-        names = [name for name, _ in found]
-        return [
-            ("" if name == before else name, _printable(text))
-            for before, (name, text) in zip(["", *names], found, strict=False)
-        ]
+        lines = [f"{self.source}: {self.rows:,} rows -> {self.kept:,} examples{size}"]
+        for heading, texts in groups.items():
+            lines += [f"  {heading if i == 0 else '':10}  {text}" for i, text in enumerate(texts)]
+        return "\n".join("".join(c if c.isprintable() else "\ufffd" for c in line) for line in lines)
 
     def _repr_html_(self) -> str:
-        bar = "".join(
-            f'<span style="display:inline-block;height:14px;width:{share:.2f}%;background:{KIND_COLORS[kind]}"></span>'
-            for kind, share in zip(Kind, self._percent(), strict=True)
-        )
-        legend = " &nbsp; ".join(
-            f'<span style="display:inline-block;width:10px;height:10px;border:1px solid #888;'
-            f'background:{KIND_COLORS[kind]}"></span> {kind.name.lower()} {share:.0f}%'
-            for kind, share in zip(Kind, self._percent(), strict=True)
-        )
-        total = sum(self.tokens.values())
-        supervised = f"{total:,} tokens, {self.supervised:,} ({self.supervised / max(total, 1):.0%}) supervised"
-        header = _line(["tokens", *_QUANTILES], "th")
-        lengths = "".join(_line([part, *(f"{n:,}" for n in spread.values())]) for part, spread in self.lengths.items())
-        findings = "".join(_line(pair, align="left") for pair in self._findings())
+        """What is printed, under a bar of the kinds."""
+        total, bar, legend = max(sum(self.tokens.values()), 1), "", ""
+        for kind, color in KIND_COLORS.items():
+            name, box = kind.name.lower(), f'<span style="display:inline-block;height:12px;background:{color};width:'
+            bar += f'{box}{100 * self.tokens[name] / total:.2f}%"></span>'
+            legend += f'{box}12px"></span> {name} &nbsp; '
         return (
-            '<div style="font-family:sans-serif;font-size:13px;line-height:1.5;max-width:900px">'
-            f"<b>{escape(self._title(), quote=True)}</b>"
-            '<div style="margin:6px 0 2px;border:1px solid #888;font-size:0;white-space:nowrap;overflow:hidden">'
-            f"{bar}</div><div>{legend} &nbsp; {supervised}</div>"
-            f'<table style="{_TABLE};margin:6px 0">{header}{lengths}</table>'
-            f'<table style="{_TABLE}">{findings}</table></div>'
+            f'<div style="max-width:900px"><div style="font-size:0;white-space:nowrap">{bar}</div>{legend}'
+            f'<pre style="white-space:pre-wrap;overflow-wrap:anywhere">{escape(str(self))}</pre></div>'
         )
-
-    def _percent(self) -> list[float]:
-        total = max(sum(self.tokens.values()), 1)
-        return [100 * self.tokens[kind.name.lower()] / total for kind in Kind]
-
-
-def _line(cells: Sequence[str], cell: str = "td", align: str = "right") -> str:
-    """A line of a table; its first cell is a heading."""
-    style = f"padding:1px 14px 1px 0;border:0;vertical-align:top;overflow-wrap:anywhere;text-align:{align}"
-    first, *rest = (escape(text, quote=True) for text in cells)
-    head = f'<th style="{style};text-align:left;white-space:nowrap;font-weight:normal;opacity:.75">{first}</th>'
-    return f"<tr>{head}" + "".join(f'<{cell} style="{style}">{text}</{cell}>' for text in rest) + "</tr>"
 
 
 def _rows(rows: list[int]) -> str:
-    """`rows 1, 2, 3`, and how many more."""
-    shown = ", ".join(map(str, rows[:_LISTED]))
-    more = f" and {len(rows) - _LISTED:,} more" * (len(rows) > _LISTED)
-    return f"{'row' if len(rows) == 1 else 'rows'} {shown}{more}"
-
-
-def _printable(text: str) -> str:
-    """Without what moves a terminal's cursor, or the direction of the text around it."""
-    return "".join(c if c.isprintable() else "\ufffd" for c in text)
+    """How many, and the first of them."""
+    listed = ", ".join(map(str, rows[:_LISTED])) + ", ..." * (len(rows) > _LISTED)
+    return f"{len(rows):,} ({'row' if len(rows) == 1 else 'rows'} {listed})"
 
 
 class Tally:
@@ -157,12 +111,9 @@ class Tally:
     """
 
     def __init__(self):
-        self._ids: list[str] = []
-        self._digests: list[bytes] = []
-        self._counts = array("q")  # _WIDTH numbers for each example: row, tokens, supervised, distinct, of each kind
-        self._flags: dict[int, list[str]] = {}  # example, by its place among those added -> flags, where it has any
-        self._first: dict[bytes, int] = {}  # digest -> the row that had it first
-        self._earlier: dict[int, int] = {}  # example -> the row that has the same tokens
+        self._examples: list[tuple[str, bytes, list[str]]] = []  # id, digest of the tokens, flags
+        self._counts = array("q")  # _WIDTH numbers for each: row, supervised, distinct, of each kind
+        self._first: dict[bytes, int] = {}  # digest -> the example that had it first, by its place
         self._dropped: dict[str, list[int]] = {}
         self._changed: dict[str, list[int]] = {}
 
@@ -171,8 +122,13 @@ class Tally:
         ids, kinds, weights = example.input_ids, bytes(example.kinds), example.weights
         digest = blake2b(array("q", ids).tobytes(), digest_size=16).digest()
         distinct = len(set(compress(ids, kinds)))  # of the completion: Kind.PROMPT is 0
-        counts = (row, len(ids), len(ids) - weights.count(0.0), distinct, *map(kinds.count, _KINDS))
-        self._put(example.id, digest, counts, example.flags)
+        counts = (row, len(ids) - weights.count(0.0), distinct, *map(kinds.count, range(len(Kind))))
+        self._put((example.id, digest, example.flags), counts)
+
+    def _put(self, example: tuple[str, bytes, list[str]], counts: Sequence[int]) -> None:
+        self._first.setdefault(example[1], len(self._examples))
+        self._examples.append(example)
+        self._counts.extend(counts)
 
     def drop(self, row: int, reason: str) -> None:
         """Counts an example that is left out."""
@@ -188,99 +144,76 @@ class Tally:
         for mine, others in ((self._dropped, other._dropped), (self._changed, other._changed)):
             for name, rows in others.items():
                 mine.setdefault(name, []).extend(rows)
-        return [
-            self._put(name, digest, other._counts[i * _WIDTH : (i + 1) * _WIDTH], other._flags.get(i), drop_duplicates)
-            for i, (name, digest) in enumerate(zip(other._ids, other._digests, strict=True))
-        ]
-
-    def _put(
-        self, name: str, digest: bytes, counts: Sequence[int], flags: list[str] | None, drop_duplicate: bool = False
-    ) -> bool:
-        row, place = counts[0], len(self._ids)
-        if digest not in self._first:
-            self._first[digest] = row
-        elif drop_duplicate:
-            self.drop(row, _DUPLICATE)
-            return False
-        else:
-            self._earlier[place] = self._first[digest]
-        if flags:
-            self._flags[place] = flags
-        self._ids.append(name)
-        self._digests.append(digest)
-        self._counts.extend(counts)
-        return True
+        kept = []
+        for i, example in enumerate(other._examples):
+            counts = other._counts[i * _WIDTH : (i + 1) * _WIDTH]
+            kept.append(not drop_duplicates or example[1] not in self._first)
+            if kept[-1]:
+                self._put(example, counts)
+            else:
+                self.drop(counts[0], _DUPLICATE)
+        return kept
 
     def report(self, source: str, added_tags: Sequence[str] = ()) -> Report:
         """The report on a set called `source`."""
         counts = np.array(self._counts, np.int64).reshape(-1, _WIDTH)
-        row, tokens, supervised, kinds = counts[:, 0], counts[:, 1], counts[:, 2], counts[:, -len(Kind) :]
-        flagged: dict[str, list[int]] = {}
-        for place, flags in self._flags.items():
+        row, kinds = counts[:, 0], counts[:, 3:]
+        flagged, earlier = defaultdict(list), {}
+        for i, (_, digest, flags) in enumerate(self._examples):
             for flag in flags:
-                flagged.setdefault(flag, []).append(int(row[place]))
-        seen = [*self._dropped.values(), *self._changed.values(), row.tolist()]
-        parts = (tokens, kinds[:, Kind.PROMPT], kinds[:, Kind.THINK], kinds[:, Kind.ANSWER])
+                flagged[flag].append(i)
+            if self._first[digest] != i:
+                earlier[i] = self._first[digest]
+        sizes = kinds if len(row) else np.zeros((1, len(Kind)))
+        parts = {"prompt": Kind.PROMPT, "thought": Kind.THINK, "answer": Kind.ANSWER}
+        parts = {"sequence": sizes.sum(1), **{part: sizes[:, kind] for part, kind in parts.items()}}
         return Report(
             source=source,
-            rows=1 + max((max(rows, default=-1) for rows in seen), default=-1),
-            kept=len(counts),
+            rows=1 + max(chain(row.tolist(), *self._dropped.values(), *self._changed.values()), default=-1),
+            kept=len(row),
             dropped={reason: sorted(rows) for reason, rows in self._dropped.items()},
             changed={what: sorted(rows) for what, rows in self._changed.items()},
-            flagged=flagged,
-            duplicates=sorted([*self._dropped.get(_DUPLICATE, []), *(int(row[i]) for i in self._earlier)]),
+            flagged={flag: row[places].tolist() for flag, places in flagged.items()},
+            duplicates=sorted([*self._dropped.get(_DUPLICATE, []), *row[list(earlier)].tolist()]),
             added_tags=list(added_tags),
             tokens={kind.name.lower(): int(kinds[:, kind].sum()) for kind in Kind},
-            supervised=int(supervised.sum()),
-            lengths={name: _quantiles(part) for name, part in zip(_PARTS, parts, strict=True)},
-            suspicious=self._suspicious(counts, kinds, {flag: len(rows) for flag, rows in flagged.items()}),
+            supervised=int(counts[:, 1].sum()),
+            lengths={
+                part: {name: int(np.quantile(tokens, at, method="nearest")) for name, at in _QUANTILES.items()}
+                for part, tokens in parts.items()
+            },
+            suspicious=self._suspicious(counts, flagged, earlier),
         )
 
-    def _suspicious(self, counts: np.ndarray, kinds: np.ndarray, flagged: dict[str, int]) -> list[dict]:
+    def _suspicious(self, counts: np.ndarray, flagged: dict[str, list[int]], earlier: dict[int, int]) -> list[dict]:
         """The ten examples with the most surprising reasons. What half of a set has is a surprise of one bit."""
-        found: dict[int, list[tuple[float, str]]] = {}
-        n, thought, answer = len(counts), kinds[:, Kind.THINK], kinds[:, Kind.ANSWER]
-        for place, flags in self._flags.items():
-            found[place] = [(math.log2(n / flagged[f]), f"{f}, as {flagged[f]:,} of {n:,} are") for f in flags]
-        for place, row in self._earlier.items():
-            reason = (math.log2(n / len(self._earlier)), f"the same tokens as row {row}")
-            found.setdefault(place, []).append(reason)
-        for place in np.flatnonzero(answer == 1).tolist():
-            found.setdefault(place, []).append((_OUTLIER, "empty answer: 1 token, the end of turn"))
-        for name, part in (("thought", thought), ("answer", answer)):
-            for place, z, median in _outliers(part):
-                reason = f"{name} of {part[place]:,} tokens, the median is {median:,.0f}"
-                found.setdefault(place, []).append((abs(z), reason))
-        share = counts[:, 3] / np.maximum(counts[:, 1] - kinds[:, Kind.PROMPT], 1)
-        for place, z, median in _outliers(share):
-            if z < 0:
-                reason = f"repeats itself: {share[place]:.0%} distinct tokens, the median is {median:.0%}"
-                found.setdefault(place, []).append((-z, reason))
-        worst = sorted(found, key=lambda place: (-sum(surprise for surprise, _ in found[place]), place))[:10]
-        return [
-            {
-                "row": int(counts[place, 0]),
-                "id": self._ids[place],
-                "reasons": [reason for _, reason in sorted(found[place], reverse=True)],
-            }
-            for place in worst
-        ]
-
-
-def _quantiles(lengths: np.ndarray) -> dict[str, int]:
-    """The shortest, median, ... of some lengths, each one that occurs; 0 where there are none."""
-    values = np.quantile(lengths, [*_QUANTILES.values()], method="nearest") if len(lengths) else [0] * len(_QUANTILES)
-    return {name: int(value) for name, value in zip(_QUANTILES, values, strict=True)}
+        found, n, row, kinds = defaultdict(list), len(counts), counts[:, 0], counts[:, 3:]
+        for flag, places in flagged.items():
+            for i in places:
+                found[i].append((math.log2(n / len(places)), f"{flag}, as {len(places):,} of {n:,} are"))
+        for i, first in earlier.items():
+            found[i].append((math.log2(n / len(earlier)), f"the same tokens as row {row[first]}"))
+        for i in np.flatnonzero(kinds[:, Kind.ANSWER] == 1):
+            found[i].append((_OUTLIER, "empty answer: 1 token, the end of turn"))
+        for values, reason in (
+            (kinds[:, Kind.THINK], "thought of {:,} tokens, the median is {:,.0f}"),
+            (kinds[:, Kind.ANSWER], "answer of {:,} tokens, the median is {:,.0f}"),
+            (counts[:, 2] / np.maximum(kinds[:, 1:].sum(1), 1), _REPEATS),
+        ):
+            for i, z, median in _outliers(values):
+                if z < 0 or reason != _REPEATS:
+                    found[i].append((abs(z), reason.format(values[i], median)))
+        worst = sorted(found, key=lambda i: (-sum(surprise for surprise, _ in found[i]), i))[:10]
+        reasons = {i: [reason for _, reason in sorted(found[i], reverse=True)] for i in worst}
+        return [{"row": int(row[i]), "id": self._examples[i][0], "reasons": reasons[i]} for i in worst]
 
 
 def _outliers(values: np.ndarray) -> Iterator[tuple[int, float, float]]:
     """Place, robust standard deviations of the logarithm from its median, and median, of each outlier. Values of 0
-    count nowhere."""
-    places = np.flatnonzero(values)
-    if not len(places):
-        return
-    logs = np.log(values[places])
-    away = logs - np.median(logs)
-    z = away / max(1.4826 * np.median(np.abs(away)), _TWICE / _OUTLIER)
-    for i in np.flatnonzero(np.abs(z) > _OUTLIER).tolist():
-        yield int(places[i]), float(z[i]), float(np.quantile(values[places], 0.5, method="nearest"))
+    count nowhere; what is within a factor of 2 of the median is none, however alike the others are."""
+    if values.any():
+        logs = np.log(np.where(values > 0, values, np.nan))
+        median = np.nanmedian(logs)
+        z = (logs - median) / max(1.4826 * np.nanmedian(np.abs(logs - median)), math.log(2) / _OUTLIER)
+        for i in np.flatnonzero(np.abs(z) > _OUTLIER):
+            yield int(i), float(z[i]), math.exp(median)

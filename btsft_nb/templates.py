@@ -10,7 +10,6 @@ from transformers.utils.chat_template_utils import render_jinja_template
 
 from .messages import THINK_TAGS, RowError
 
-_END = "<|im_end|>"
 _CHATML = """\
 {%- for m in messages -%}
     {{- '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>' + '\\n' -}}
@@ -38,7 +37,6 @@ _ALPACA = """\
 {%- endfor -%}"""
 TEMPLATES = {"chatml": _CHATML, "qa": _QA, "alpaca": _ALPACA}
 
-
 _QUESTION, _ANSWER, _THOUGHT = "probe of a question", "probe of an answer", "probe of a thought"
 
 
@@ -65,10 +63,8 @@ class Template:
     def __call__(self, turns: list[dict], **options) -> str:
         """The text of a conversation. Raises RowError where the template refuses it."""
         if not self._tokenizer.chat_template:
-            raise ValueError(
-                f"{self._tokenizer.name_or_path}: the tokenizer has no chat template; take the instruction-tuned "
-                'model, or give it one with btsft_nb.use_template(tokenizer, "chatml")'
-            )
+            problem = f"{self._tokenizer.name_or_path}: the tokenizer has no chat template; take the instruction-tuned "
+            raise ValueError(problem + 'model, or give it one with btsft_nb.use_template(tokenizer, "chatml")')
         try:
             return self._tokenizer.apply_chat_template(turns, tokenize=False, **options)
         except (TemplateError, TypeError) as error:
@@ -76,19 +72,16 @@ class Template:
             raise RowError(f"the chat template refuses a conversation with the roles {roles}: {error}") from error
 
     def _learn(self, control: re.Pattern, tags: tuple[str, str]) -> None:
-        turn = {"role": "user", "content": _QUESTION}
+        turn, name = {"role": "user", "content": _QUESTION}, self._tokenizer.name_or_path
         thinking = {"role": "assistant", "content": f"{tags[0]}\n{_THOUGHT}\n{tags[1]}\n\n{_ANSWER}"}
         prompt = self([turn], add_generation_prompt=True)
         self.probe = self([turn, {"role": "assistant", "content": _ANSWER}])
         before, answer, after = self.probe.rpartition(_ANSWER)
-        name = self._tokenizer.name_or_path
         if not answer or _QUESTION not in before:
             raise ValueError(f"{name}: the text of a turn is not in what the template makes of it")
         lead = before.removeprefix(prompt) if before.startswith(prompt) else ""
         if lead.strip() and not any(tag in lead for tag in (*tags, *THINK_TAGS)):
-            raise ValueError(
-                f"{name}: the template writes a header between the generation prompt and the text: {lead!r}"
-            )
+            raise ValueError(f"{name}: the template writes more than white space before the text: {lead!r}")
         whole = self([turn, thinking])
         tagged = whole.removeprefix(prompt).partition(tags[0])[0] if whole.startswith(prompt) else ""
         self.leads = tuple(found if found.isspace() else "" for found in (lead, tagged))
@@ -115,11 +108,15 @@ def use_template(tokenizer: PreTrainedTokenizerBase, template: str | Path) -> No
         ValueError: an unknown name, a file without a template, Jinja that does not parse, by its line, or a template
             by name on a tokenizer without `eos_token`.
     """
-    source, where = _source(template)
     if template in TEMPLATES and not tokenizer.eos_token:
         raise ValueError(f"{tokenizer.name_or_path}: no eos_token, which {template!r} needs; set tokenizer.eos_token")
-    if template == "chatml" and _END not in tokenizer.get_vocab():
-        source = source.replace(f"'{_END}'", "eos_token")
+    source, where = TEMPLATES.get(template), "the template"
+    if source is None and "{%" not in str(template) and "{{" not in str(template):
+        source, where = _read(Path(template)), template
+    elif source is None:
+        source = template
+    if template == "chatml" and "<|im_end|>" not in tokenizer.get_vocab():
+        source = source.replace("'<|im_end|>'", "eos_token")
     try:
         render_jinja_template([], chat_template=source)  # parses it, and renders nothing
     except TemplateSyntaxError as error:
@@ -127,29 +124,21 @@ def use_template(tokenizer: PreTrainedTokenizerBase, template: str | Path) -> No
     tokenizer.chat_template = source
 
 
-def _source(template: str | Path) -> tuple[str, str]:
-    """The Jinja text, and where it comes from."""
-    if template in TEMPLATES:
-        return TEMPLATES[template], template
-    if isinstance(template, str) and ("{{" in template or "{%" in template):
-        return template, "the template"
-    path = Path(template)
+def _read(path: Path) -> str:
     if path.suffix not in (".jinja", ".json"):
-        raise ValueError(
-            f"unknown chat template {str(template)!r}; known are {', '.join(TEMPLATES)}; or give a .jinja file, a "
-            "tokenizer_config.json, or Jinja"
-        )
+        known = f"{', '.join(TEMPLATES)}; or give a .jinja file, a tokenizer_config.json, or Jinja"
+        raise ValueError(f"unknown chat template {str(path)!r}; known are {known}")
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such chat template, seen from {Path.cwd()}")
     text = path.read_text(encoding="utf-8")
     if path.suffix == ".jinja":
-        return text, str(path)
+        return text
     try:
-        found = json.loads(text).get("chat_template")
-    except (json.JSONDecodeError, AttributeError) as error:
-        raise ValueError(f"{path}: a JSON object with chat_template wanted: {error}") from error
-    if isinstance(found, list):  # several by name, as transformers once wrote them
-        found = next((entry["template"] for entry in found if entry["name"] == "default"), None)
+        found = json.loads(text)["chat_template"]
+        if isinstance(found, list):  # several by name, as transformers once wrote them
+            found = next(entry["template"] for entry in found if entry["name"] == "default")
+    except (json.JSONDecodeError, TypeError, KeyError, StopIteration):
+        found = None
     if not isinstance(found, str):
         raise ValueError(f"{path}: no chat_template in it; it may stand in chat_template.jinja beside it")
-    return found, str(path)
+    return found

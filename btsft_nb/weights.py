@@ -3,14 +3,15 @@
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from itertools import pairwise
 from numbers import Integral, Real
 
 import numpy as np
 
 from .blur import Kind
-from .formats import Block, Message, RowError
+from .messages import LARGEST_WEIGHT, Block, Message, RowError, shown
 
-LARGEST_WEIGHT = 1e6
+_WANTED = f"a number within {LARGEST_WEIGHT:g} of 0"
 _KINDS = {kind.name.lower(): kind for kind in Kind if kind != Kind.PROMPT}
 # (row, text of an assistant turn) -> (start, stop, weight) or (start, stop, weight, tag) in characters of the text
 Spans = Callable[[dict, str], Iterable[tuple]]
@@ -32,17 +33,18 @@ class Weighting:
         self.factors = [1.0] * len(Kind)
         self._spans: Spans | None = weights if callable(weights) else None
         self._patterns: list[tuple[re.Pattern, float]] = []
-        if not (weights is None or callable(weights) or isinstance(weights, dict)):
+        by_key = {} if weights is None or callable(weights) else weights
+        if not isinstance(by_key, dict):
             raise ValueError(f"weights={weights!r:.80}: a dictionary or a function wanted; see help(Weighting)")
-        for key, weight in weights.items() if isinstance(weights, dict) else ():
-            if not _is_weight(weight):
-                raise ValueError(f"weights: {_WANTED} for {key!r}, got {weight!r:.40}")
-            if isinstance(key, re.Pattern) and isinstance(key.pattern, str):
+        for key, weight in by_key.items():
+            is_pattern = isinstance(key, re.Pattern) and isinstance(key.pattern, str)
+            if not (is_pattern or key in _KINDS) or not _is_weight(weight):
+                wanted = f"{', '.join(_KINDS)} or re.compile(a pattern), and {_WANTED}"
+                raise ValueError(f"weights: {wanted} wanted, got {key!r:.80}: {weight!r:.40}")
+            if is_pattern:
                 self._patterns.append((key, float(weight)))
-            elif isinstance(key, str) and key in _KINDS:
-                self.factors[_KINDS[key]] = float(weight)
             else:
-                raise ValueError(f"weights: {key!r:.80} is neither of {', '.join(_KINDS)} nor re.compile(a pattern)")
+                self.factors[_KINDS[key]] = float(weight)
 
     def apply(self, messages: list[Message], row: dict) -> list[Message]:
         """The same messages, those of the assistant cut into blocks at the spans. Raises RowError for a wrong span."""
@@ -53,12 +55,8 @@ class Weighting:
             return [(*found.span(), weight, None) for p, weight in self._patterns for found in p.finditer(text)]
         spans = self._spans(row, text)
         if not isinstance(spans, Iterable):
-            raise RowError(f"the function for weights gave no spans but {type(spans).__name__}: {_SPAN} wanted")
+            raise RowError(f"the function for weights gave no spans but {shown(spans)}")
         return [_checked(span, text) for span in spans]
-
-
-_WANTED = f"a number within {LARGEST_WEIGHT:g} of 0 wanted"
-_SPAN = "(start, stop, weight) or (start, stop, weight, tag)"
 
 
 def _is_weight(value: object) -> bool:
@@ -66,32 +64,27 @@ def _is_weight(value: object) -> bool:
 
 
 def _checked(span: object, text: str) -> tuple[int, int, float, str | None]:
-    if not isinstance(span, (tuple, list)) or len(span) not in (3, 4):
-        raise RowError(f"weights: {_SPAN} wanted, got {span!r:.80}")
-    start, stop, weight, tag = (*span, None)[:4]
-    whole = all(isinstance(at, Integral) and not isinstance(at, bool) for at in (start, stop))
-    if not whole or not 0 <= start <= stop <= len(text):
-        raise RowError(f"weights: the span {span!r:.80} is not within the {len(text):,} characters of the turn")
-    if not _is_weight(weight):
-        raise RowError(f"weights: the span {span!r:.80} weighs {weight!r:.40}; {_WANTED}")
-    if not isinstance(tag, str | None):
-        raise RowError(f"weights: the span {span!r:.80} has a tag that is no text")
+    fits = isinstance(span, (tuple, list)) and len(span) in (3, 4)
+    start, stop, weight, tag = (*span, None)[:4] if fits else (None,) * 4
+    fits = fits and all(isinstance(at, Integral) and not isinstance(at, bool) for at in (start, stop))
+    if not (fits and 0 <= start <= stop <= len(text) and _is_weight(weight) and isinstance(tag, str | None)):
+        wanted = f"(start, stop, weight) or (start, stop, weight, tag), the weight {_WANTED} and the tag text, wanted"
+        raise RowError(f"weights: {wanted} in a turn of {len(text):,} characters, got {shown(span)}")
     return int(start), int(stop), float(weight), tag
 
 
 def _cut(message: Message, spans: list[tuple[int, int, float, str | None]]) -> Message:
     """The message in blocks that end where a span does; uncovered text keeps its weight."""
-    text = message.text
-    if not text or not spans:
-        return message
     lengths = [len(block.text) for block in message.blocks]
+    if not sum(lengths) or not spans:
+        return message
     block_of = np.repeat(np.arange(len(lengths)), lengths)
     span_of = np.full(len(block_of), -1)
     for i, (start, stop, _, _) in enumerate(spans):
         span_of[start:stop] = i
     edges = np.flatnonzero(np.diff(block_of) | np.diff(span_of)) + 1
-    starts, blocks = [0, *edges.tolist()], []
-    for start, stop in zip(starts, [*starts[1:], len(text)], strict=True):
+    text, blocks = message.text, []
+    for start, stop in pairwise([0, *edges.tolist(), len(text)]):
         block, span = message.blocks[block_of[start]], span_of[start]
         _, _, weight, tag = spans[span] if span >= 0 else (0, 0, block.weight, None)
         blocks.append(Block(text[start:stop], weight, block.tag if tag is None else tag))
@@ -123,34 +116,21 @@ def sentence_weights(
         solid, squeezed = [i for i, c in enumerate(turn) if not c.isspace()], "".join(turn.split())
         found, at = [], 0
         for i, piece in enumerate(pieces):
-            where = f"{field}[{i}]"
             if not isinstance(piece, dict) or not isinstance(piece.get(text), str):
-                raise RowError(f"a piece with its text in {text!r} wanted, got {_said(piece)}", field=where)
+                raise RowError(f"a piece with its text in {text!r} wanted, got {shown(piece)}", field=f"{field}[{i}]")
             words = "".join(piece[text].split())
             start = squeezed.find(words, at)
             if start < 0:
-                raise RowError(f"does not follow in the assistant's turn: {piece[text]!r:.80}", field=where)
-            at = start + len(words)
+                raise RowError(f"{shown(piece[text])} does not follow in the assistant's turn", field=f"{field}[{i}]")
             number = weight(piece) if callable(weight) else piece.get(weight)
-            if not _is_weight(number):
-                name = "the function for weights" if callable(weight) else weight
-                raise RowError(f"{_WANTED} from {name}, got {_said(number)}", field=where)
+            name = piece.get(tag) if tag else None
+            name = next(iter(name), None) if isinstance(name, list) else name
+            if not _is_weight(number) or not isinstance(name, str | None):
+                got = f"{shown(number)} and {shown(name)}"
+                raise RowError(f"{_WANTED} as weight, text as tag wanted, got {got}", field=f"{field}[{i}]")
+            at = start + len(words)
             if words:
-                stop = solid[at] if at < len(solid) else len(turn)
-                found.append((solid[start], stop, number, _name(piece, tag, where)))
+                found.append((solid[start], solid[at] if at < len(solid) else len(turn), number, name))
         return found
 
     return spans
-
-
-def _name(piece: dict, tag: str | None, where: str) -> str | None:
-    value = piece.get(tag) if tag else None
-    value = next(iter(value), None) if isinstance(value, list) else value
-    if not isinstance(value, str | None):
-        raise RowError(f"text or a list of texts wanted, got {_said(value)}", field=f"{where}.{tag}")
-    return value
-
-
-def _said(value: object) -> str:
-    """A value of a row for an error: nested ones, which may be of any size, by their type."""
-    return f"{value!r:.40}" if isinstance(value, Real | str | None) else type(value).__name__

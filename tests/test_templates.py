@@ -32,7 +32,7 @@ BASE = {f"{model}, {name}": (model, name) for model in ("gpt2", "opt", "smollm")
 OWN = ("deepseek-r1-distill-qwen", "minimind", "phi-3-mini", "qwen3")
 
 VISION = "the text of a turn is not in what the template makes of it"
-CHANNELS = "the template writes a header between the generation prompt and the text"
+CHANNELS = "the template writes more than white space before the text"
 REFUSED = {
     "NousResearch-Hermes-3-Llama-3.1-8B-tool_use": "'NoneType' object is not iterable",  # its list of tools
     "trl/llava_next": "'str object' has no attribute 'text'",  # takes lists of texts and images
@@ -433,8 +433,8 @@ def test_templates_from_files_and_text(gpt2, tmp_path):
         ("none.jinja", "none.jinja: no such chat template, seen from"),
         ("{{ a }}\n{% for %}", "the template, line 2: not a Jinja template: Expected"),
         ("broken.jinja", "broken.jinja, line 3: not a Jinja template"),
-        ("list.json", "list.json: a JSON object with chat_template wanted"),
-        ("text.json", "text.json: a JSON object with chat_template wanted"),
+        ("list.json", "list.json: no chat_template in it"),
+        ("text.json", "text.json: no chat_template in it"),
         ("empty.json", "empty.json: no chat_template in it"),
     ],
 )
