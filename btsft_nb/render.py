@@ -37,7 +37,7 @@ class Example:
     tags: list[dict] = field(default_factory=list)
 
 
-@dataclass
+@dataclass(slots=True)
 class Span:
     """A stretch of text of one kind and one weight; `tag` is the name of the block that it is of, if it has one."""
 

@@ -71,9 +71,9 @@ def tag_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[int, int]:
 
 
 def mark(text: str, marks: list[int], start: int, end: int) -> str:
-    """text[start:end] with a mark before each character that `marks` names. Raises RowError where it holds the mark."""
-    if _MARK in text:
-        raise RowError(f"the text holds U+FDD0, which is no character; remove it: {text[:60]!r}")
+    """text[start:end] with a mark before each character that `marks` names."""
+    if not marks:
+        return text[start:end]
     edges = [start, *(at for at in marks if start <= at < end), end]
     return _MARK.join(text[a:b] for a, b in pairwise(edges))
 
@@ -103,7 +103,12 @@ class Encoder:
         self.control, self._split = re.compile("|".join(names)), re.compile(f"({'|'.join(around)})")
 
     def marks(self, text: str, start: int, end: int) -> list[int]:
-        """Where the spellings of control tokens in text[start:end] have to be broken up."""
+        """Where the spellings of control tokens in text[start:end] have to be broken up.
+
+        Raises RowError where the text holds the mark itself.
+        """
+        if _MARK in text:
+            raise RowError(f"the text holds U+FDD0, which is no character; remove it: {text[:60]!r}")
         return [found.start() + 1 for found in self.control.finditer(text, start, end)]
 
     def protect(self, text: str) -> str:
