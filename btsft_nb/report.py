@@ -63,6 +63,11 @@ class Report:
         return sum(map(len, self.dropped.values()))
 
     def __str__(self) -> str:
+        return self._text(3)
+
+    def _text(self, n: int) -> str:
+        """The report with the first `n` suspicious rows."""
+        more = [f"and {len(self.suspicious) - n} more, in report.suspicious"] * (len(self.suspicious) > n)
         total = sum(self.tokens.values())
         shares = ", ".join(f"{kind} {count / max(total, 1):.0%}" for kind, count in self.tokens.items())
         trained = f"{self.supervised:,} ({self.supervised / max(total, 1):.0%}) supervised"
@@ -77,7 +82,10 @@ class Report:
             "flagged": [f"{_rows(rows)}: {flag}" for flag, rows in self.flagged.items()],
             "duplicates": [_rows(self.duplicates)] if self.duplicates else [],
             "added tags": [", ".join(self.added_tags)] if self.added_tags else [],
-            "suspicious": [f"row {e['row']} ({shown(e['id'])}): {'; '.join(e['reasons'])}" for e in self.suspicious],
+            "suspicious": [
+                *(f"row {e['row']} ({shown(e['id'])}): {'; '.join(e['reasons'])}" for e in self.suspicious[:n]),
+                *more,
+            ],
         }
         size = f" of {self.shortest:,} to {self.longest:,} tokens" if self.kept else ""
         lines = [f"{self.source}: {self.rows:,} rows -> {self.kept:,} examples{size}"]
@@ -86,7 +94,7 @@ class Report:
         return "\n".join("".join(c if c.isprintable() else "\ufffd" for c in line) for line in lines)
 
     def _repr_html_(self) -> str:
-        """What is printed, under a bar of the kinds."""
+        """What is printed and all suspicious rows, under a bar of the kinds."""
         total, bar, legend = max(sum(self.tokens.values()), 1), "", ""
         for kind, color in KIND_COLORS.items():
             name, box = kind.name.lower(), f'<span style="display:inline-block;height:12px;background:{color};width:'
@@ -94,7 +102,7 @@ class Report:
             legend += f'{box}12px"></span> {name} &nbsp; '
         return (
             f'<div style="max-width:900px"><div style="font-size:0;white-space:nowrap">{bar}</div>{legend}'
-            f'<pre style="white-space:pre-wrap;overflow-wrap:anywhere">{escape(str(self))}</pre></div>'
+            f'<pre style="white-space:pre-wrap;overflow-wrap:anywhere">{escape(self._text(10))}</pre></div>'
         )
 
 
