@@ -13,7 +13,8 @@ from .blur import Kind
 KIND_COLORS = {Kind.PROMPT: "#d9d9d9", Kind.TAG: "#e69f00", Kind.THINK: "#9ecbf0", Kind.ANSWER: "#a5d8a7"}
 _SERIES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#555555")
 _HATCHES = ("", "///", "...", "xx", "\\\\")
-_STYLES = ("-", "--", ":", "-.", (0, (1, 3)))
+_CENTRE = {"ha": "center", "va": "center"}
+_STYLES = ("-", "--")
 
 
 class Picture(Figure):
@@ -31,6 +32,10 @@ def _figure(rows: int, columns: int, width: float, height: float) -> tuple[Pictu
     for ax in axes.flat:
         ax.spines[["top", "right"]].set_visible(False)
     return figure, axes
+
+
+def _fill(i: int) -> dict:
+    return {"color": _SERIES[i % 5], "hatch": _HATCHES[i % 5], "edgecolor": "white"}
 
 
 def lengths_and_kinds(examples: Sequence[dict]) -> Picture:
@@ -74,17 +79,7 @@ def _draw_tokens(ax: Axes, tokens: Sequence[str], kinds: Sequence[int], blurred:
             x, line = 0, line + 1
         box, ink = ("white", "#999999") if is_blurred else (KIND_COLORS[kind], "black")
         ax.barh(line, len(text) - 0.08, 0.82, x, align="center", color=box, edgecolor="#999999")
-        ax.text(
-            x + len(text) / 2,
-            line,
-            text,
-            family="monospace",
-            size=8,
-            ha="center",
-            va="center",
-            color=ink,
-            parse_math=False,
-        )
+        ax.text(x + len(text) / 2, line, text, color=ink, family="monospace", size=8, parse_math=False, **_CENTRE)
         if is_blurred:
             ax.plot([x, x + len(text) - 0.1], [line, line], color="#777777", lw=1)
         x += len(text)
@@ -96,20 +91,18 @@ def _draw_tokens(ax: Axes, tokens: Sequence[str], kinds: Sequence[int], blurred:
 def training_curves(histories: dict[str, list[dict]], title: str = "") -> Picture:
     """Training logs by run: nll of each kind, blurred share, and the expected and argmax format reward."""
     panels = {
-        "nll of thought tokens": ["nll_think"],
-        "nll of answer and tag tokens": ["nll_answer", "nll_tag"],
-        "share of thought tokens blurred": ["blurred_share"],
-        "format reward": ["expected_reward", "format_reward"],
+        "nll of thought tokens": {"nll_think": ""},
+        "nll of answer and tag tokens": {"nll_answer": ", answer", "nll_tag": ", tag"},
+        "share of thought tokens blurred": {"blurred_share": ""},
+        "format reward": {"expected_reward": ", expected", "format_reward": ", argmax"},
     }
-    names = {"nll_answer": "answer", "nll_tag": "tag", "expected_reward": "expected", "format_reward": "argmax"}
     figure, axes = _figure(1, 4, 13, 2.9)
     for ax, (panel, keys) in zip(axes.flat, panels.items(), strict=True):
         for color, (run, history) in zip(cycle(_SERIES), histories.items(), strict=False):
             logs = [entry for entry in history if "nll_think" in entry or "blurred_share" in entry]
-            for style, key in zip(_STYLES, keys, strict=False):
+            for style, (key, name) in zip(_STYLES, keys.items(), strict=False):
                 points = [(entry["step"], entry[key]) for entry in logs if key in entry]
-                label = f"{run}, {names[key]}" if key in names else run
-                ax.plot(*zip(*points, strict=True) if points else ([], []), style, color=color, label=label, marker=".")
+                ax.plot(*np.reshape(points, (-1, 2)).T, linestyle=style, color=color, label=run + name, marker=".")
         ax.set_title(panel, size=10)
         ax.set_xlabel("step")
         ax.legend(fontsize=7)
@@ -126,8 +119,7 @@ def bars(summaries: dict[str, dict], metrics: Sequence[str]) -> Picture:
         for i, summary in enumerate(summaries.values()):
             value, low, high = (summary["metrics"][metric][key] for key in ("value", "low", "high"))
             error = [[value - low], [high - value]]
-            style = {"color": _SERIES[i % 5], "hatch": _HATCHES[i % 5], "edgecolor": "white"}
-            ax.bar(i, value, 0.75, yerr=error, capsize=4, **style)
+            ax.bar(i, value, 0.75, yerr=error, capsize=4, **_fill(i))
             ax.text(i, high, f" {value:.2f}", ha="center", va="bottom", size=8)
         ax.set_xticks(range(len(summaries)), summaries, rotation=25, ha="right", size=8)
         ax.set_title(metric, size=10)
@@ -143,12 +135,9 @@ def ways(summaries: dict[str, dict]) -> Picture:
         left, total = 0.0, sum(summary["ways"].values())
         for i, name in enumerate(names):
             share = summary["ways"].get(name, 0) / total
-            style = {"color": _SERIES[i % 5], "hatch": _HATCHES[i % 5], "edgecolor": "white", "alpha": 0.75}
-            ax.barh(row, share, 0.7, left, label=name if row == 0 else None, **style)
+            ax.barh(row, share, 0.7, left, label=name if row == 0 else None, alpha=0.75, **_fill(i))
             if share > 0.04:
-                ax.text(
-                    left + share / 2, row, f"{share:.0%}", ha="center", va="center", size=8, backgroundcolor="white"
-                )
+                ax.text(left + share / 2, row, f"{share:.0%}", size=8, backgroundcolor="white", **_CENTRE)
             left += share
     ax.set_yticks(range(len(summaries)), summaries)
     ax.invert_yaxis()
@@ -169,7 +158,6 @@ def tag_probabilities(tokens: Sequence[str], kinds: Sequence[int], score: dict, 
     labels = [token.replace("\n", "\u21b5") for token in tokens[start:]]
     ax.set_xticks(position, labels, rotation=90, family="monospace", size=7, parse_math=False)
     ax.set(ylim=(-0.03, 1.05), ylabel="probability")
-    reward = f"expected reward R = {score['expected_reward']:.3f}"
-    ax.set_title(f"{title}  {reward}  (gray: where the data has a tag)", size=10)
+    ax.set_title(f"{title}  expected reward R = {score['expected_reward']:.3f}  (gray: tags of the data)", size=10)
     ax.legend(fontsize=8)
     return figure
