@@ -11,7 +11,7 @@ from pathlib import Path
 import pyarrow.parquet
 from datasets import load_dataset
 
-from .formats import RowError
+from .messages import RowError
 from .tiny import problems
 
 _OTHER_FILES = (".csv", ".tsv", ".txt", ".xlsx", ".yaml", ".yml", ".arrow", ".gz", ".zip")

@@ -8,7 +8,7 @@ from numbers import Integral, Real
 import numpy as np
 
 from .blur import Kind
-from .formats import Block, Message, RowError
+from .messages import Block, Message, RowError
 
 LARGEST_WEIGHT = 1e6
 _KINDS = {kind.name.lower(): kind for kind in Kind if kind != Kind.PROMPT}

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from btsft_nb.blur import Kind
-from btsft_nb.formats import Block, Message, RowError
+from btsft_nb.messages import Block, Message, RowError
 from btsft_nb.weights import Weighting, sentence_weights
 
 TEXTS = st.text("ab c\n<>\U0001f600é", max_size=20)
