@@ -19,9 +19,10 @@ from .collator import Collator
 from .config import BTSFTConfig
 from .data import mix, overlap, prepare
 from .evaluate import evaluate, table
-from .formats import RowError, to_messages, to_prompt
+from .formats import to_messages, to_prompt
 from .generation import sample, score
 from .inspector import TokenInspector, token_texts
+from .messages import RowError
 from .models import load_model, load_tokenizer, read_run
 from .render import Example, Renderer
 from .report import Report

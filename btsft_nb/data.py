@@ -21,7 +21,8 @@ from transformers import PreTrainedTokenizerBase
 
 from .blur import Kind
 from .fit import TOO_LONG, fit
-from .formats import RowError, UnsuitableRow, to_messages
+from .formats import to_messages
+from .messages import RowError, UnsuitableRow
 from .render import Renderer
 from .report import Report, Tally
 from .rows import Rows, RowStream

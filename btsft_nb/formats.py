@@ -14,24 +14,7 @@ from collections.abc import Callable, Collection
 from functools import lru_cache
 from typing import NamedTuple
 
-from .messages import (
-    THINK_TAGS,
-    Block,
-    Message,
-    RowError,
-    UnsuitableRow,
-    as_text,
-    assistant,
-    has_tags,
-    is_empty,
-    read_turn,
-    shown,
-    tagged,
-)
-
-__all__ = [
-    "LAYOUTS", "THINK_TAGS", "Block", "Format", "Message", "RowError", "UnsuitableRow", "to_messages", "to_prompt",
-]  # fmt: skip
+from .messages import Block, Message, RowError, as_text, has_tags, message, read_turn, refuse_tools, shown, tagged
 
 Format = str | dict[str, str] | Callable[[dict], dict] | None
 
@@ -44,7 +27,13 @@ def to_messages(row: dict, format: Format = None) -> list[Message]:
         ValueError: `format` names no layout, or is no map to the fields of one.
     """
     messages, answer = _read(row, format)
-    _check(messages, answer)
+    roles = [turn.role for turn in messages]
+    if not roles or roles[-1] not in ("assistant", "text"):
+        raise RowError(f"no assistant turn at the end of the roles {shown(roles)}; cut the rest off", field=answer)
+    if roles[0] == "assistant":
+        raise RowError("begins with the assistant, so there is nothing to answer; remove that turn", field=answer)
+    if any(turn.role in ("assistant", "text") and not turn.text.strip() for turn in messages):
+        raise RowError("an assistant turn without text; remove the row or fill it", field=answer)
     return messages
 
 
@@ -56,11 +45,10 @@ def to_prompt(row: dict | str, format: Format = None) -> list[Message]:
     if isinstance(row, str):
         return [Message("user", [Block(as_text(row, "prompt"))])]
     messages, answer = _read(row, format)
-    if any(message.role == "text" for message in messages):
-        raise RowError("formatted text has no turns to cut a prompt from; give the prompt as text", field=answer)
-    messages = messages[:-1] if messages and messages[-1].role == "assistant" else messages
+    if messages and messages[-1].role in ("assistant", "text"):
+        messages.pop()
     if not messages:
-        raise RowError("no turn before the assistant's; a prompt needs one", field=answer)
+        raise RowError("no turn to answer; a prompt is a row with one, or text", field=answer)
     return messages
 
 
@@ -69,20 +57,24 @@ def _read(row: dict, format: Format) -> tuple[list[Message], str]:
     if callable(format):
         row = format(row)
     if not isinstance(row, dict):
-        made = "from format=, which makes rows of a known layout" if callable(format) else "a JSON object with fields"
-        raise RowError(f"a row is {made}; got {type(row).__name__}: {shown(row)}")
+        raise RowError(f"a row is a JSON object, as is what format= makes; got {type(row).__name__}: {shown(row)}")
     given = _known_fields(row)
-    if "tools" in given and not is_empty(given["tools"][1]):
-        raise RowError("tool definitions are not rendered yet; leave such rows out", field=given["tools"][0])
+    refuse_tools(*given.get("tools", ("tools", None)))
     if isinstance(format, dict):
         given = _mapped(row, format)
-    layout = _named(format, given) if isinstance(format, str) else _detected(row, given)
+    name = format if isinstance(format, str) else _detected(row, given)
+    if name not in LAYOUTS:
+        raise ValueError(f"format={name!r}: no such layout; known: {_LISTED}")
+    layout = LAYOUTS[name]
+    for field in layout.fields:
+        column, value = given.get(field, (field, None))
+        if value is None:
+            raise RowError(f"absent, but the layout {name} has {field}; the row has {shown(list(row))}", field=column)
     try:
-        messages = layout.read({name: value for name, (_, value) in given.items()})
+        messages = _with_system(layout, {field: value for field, (_, value) in given.items() if value is not None})
     except RowError as error:
-        name = re.match(r"\w*", error.field)[0]
-        column = given[name][0] + error.field.removeprefix(name) if name in given else error.field
-        raise type(error)(error.problem, field=column) from None
+        field = re.match(r"\w+", error.field)[0]
+        raise RowError(error.problem, field=error.field.replace(field, given[field][0], 1)) from None
     return messages, given[layout.fields[-1]][0]
 
 
@@ -91,149 +83,104 @@ def _known_fields(row: dict) -> dict[str, tuple[str, object]]:
     given = {}
     for column, value in row.items():
         name = column.lower() if isinstance(column, str) else None
-        if value is None or name not in FIELDS:
-            continue
-        if name in given:
-            raise RowError(f"the row has {given[name][0]!r} and {column!r}; keep one of them", field=name)
-        given[name] = column, value
+        if value is not None and name in FIELDS:
+            if name in given:
+                raise RowError(f"the row has {given[name][0]!r} and {column!r}; keep one of them", field=name)
+            given[name] = column, value
     return given
 
 
 def _mapped(row: dict, columns: dict[str, str]) -> dict[str, tuple[str, object]]:
-    """As `_known_fields`, for a map from fields to columns."""
-    if any(not isinstance(column, str) for column in columns.values()) or not set(columns) <= FIELDS:
-        raise ValueError(f"format={columns}: a map from fields of a layout to columns wanted; layouts: {_listed()}")
-    if len(layouts := _fitting(frozenset(columns))) != 1:
-        raise ValueError(f"format={columns}: the fields of one layout wanted, got {layouts}; layouts: {_listed()}")
+    """As `_known_fields`, for a map from fields to columns; but None stays."""
+    known = set(columns) <= FIELDS and all(isinstance(column, str) for column in columns.values())
+    if not known or len(_fitting(frozenset(columns))) != 1:
+        raise ValueError(f"format={columns}: a map from the fields of one layout to columns wanted; known: {_LISTED}")
     given = {}
     for name, column in columns.items():
-        value = row.get(column)
-        if column not in row:
-            value = row
-            for key in column.split("."):
-                value = value.get(key) if isinstance(value, dict) else None
-        if value is not None:
-            given[name] = column, value
-        elif name in LAYOUTS[layouts[0]].fields:
-            raise RowError(f"absent, but {name} is to come from there; the row has {shown(list(row))}", field=column)
+        value = row
+        for key in [column] if column in row else column.split("."):
+            value = value.get(key) if isinstance(value, dict) else None
+        given[name] = column, value
     return given
 
 
-def _named(name: str, given: Collection[str]) -> "Layout":
-    if name not in LAYOUTS:
-        raise ValueError(f"format={name!r}: no such layout; known: {_listed()}")
-    absent = [field for field in LAYOUTS[name].fields if field not in given]
-    if absent:
-        raise RowError(f"absent, but the layout {name} has it", field=absent[0])
-    return LAYOUTS[name]
-
-
-def _detected(row: dict, given: Collection[str]) -> "Layout":
+def _detected(row: dict, given: Collection[str]) -> str:
     fitting = _fitting(frozenset(given))
-    if len(fitting) == 1:
-        return LAYOUTS[fitting[0]]
-    problem = f"the fields {shown(list(row))} fit "
-    if fitting:
-        names = ", ".join(fitting)
-        raise RowError(f"{problem}several layouts ({names}); name one of them with format=, as in {fitting[0]!r}")
-    raise RowError(f"{problem}no known layout; give format=, or one of the layouts {_listed()}")
+    if len(fitting) != 1:
+        fit = f"several layouts ({', '.join(fitting)})" if fitting else "no known layout"
+        raise RowError(f"the fields {shown(list(row))} fit {fit}; say with format= which of these it is: {_LISTED}")
+    return fitting[0]
 
 
 @lru_cache  # rows of a set have the same fields
 def _fitting(given: frozenset[str]) -> list[str]:
     """The layouts whose fields are there, without those that another of them includes."""
-    fit = [name for name, layout in LAYOUTS.items() if all(field in given for field in layout.fields)]
+    fit = [name for name, layout in LAYOUTS.items() if given.issuperset(layout.fields)]
     including = {name: {*LAYOUTS[name].fields, *LAYOUTS[name].others} for name in fit}
     return [a for a in fit if not any(a != b and including[b].issuperset(LAYOUTS[a].fields) for b in fit)]
 
 
-def _listed() -> str:
-    return "; ".join(f"{name}: {', '.join(layout.fields)}" for name, layout in LAYOUTS.items())
+def _with_system(layout: "Layout", fields: dict) -> list[Message]:
+    """The messages of a row, after the one in the field `system`, which any layout may have."""
+    system, messages = as_text(fields.get("system", ""), "system"), layout.read(fields)
+    if not system:
+        return messages
+    if any(turn.role in ("system", "text") for turn in messages):
+        raise RowError("a system prompt here and in the conversation; keep one of them", field="system")
+    return [Message("system", [Block(system)]), *messages]
 
 
-def _check(messages: list[Message], answer: str) -> None:
-    replies = [message for message in messages if message.role in ("assistant", "text")]
-    roles = [message.role for message in messages]
-    if not replies:
-        raise RowError(f"no assistant turn in the roles {shown(roles)}; training needs one", field=answer)
-    if roles[0] == "assistant":
-        raise RowError("begins with the assistant, so there is nothing to answer; remove that turn", field=answer)
-    if any(not reply.text.strip() for reply in replies):
-        raise RowError("an assistant turn without text; remove the row or fill it", field=answer)
-    if messages[-1] is not replies[-1]:
-        raise RowError(f"the last turn is of the {roles[-1]}, not of the assistant; cut it off", field=answer)
-    weighted = next((m for m in messages if m not in replies and any(block.weight for block in m.blocks)), None)
-    if weighted:
-        problem = f"a weight other than 0 on a turn of the {weighted.role}; only what the assistant says is trained"
-        raise RowError(problem, field=answer)
-
-
-def _turns(fields: dict, name: str) -> list[Message]:
-    """The turns in a field, after those of `system`."""
+def _turns(fields: dict, name: str, role: str = "") -> list[Message]:
+    """The turns in a field; where a role is given, text is one turn."""
     turns, where = fields[name], name
+    if role and isinstance(turns, str):
+        return [_said(fields, name, role)]
     if isinstance(turns, list) and len(turns) == 1 and isinstance(turns[0], list):
         turns, where = turns[0], f"{name}[0]"
     if not isinstance(turns, list):
         raise RowError(f"a list of turns wanted, got {type(turns).__name__}: {shown(turns)}", field=name)
-    messages = [read_turn(turn, f"{where}[{i}]") for i, turn in enumerate(turns)]
-    system = _system(fields)
-    if system and any(message.role == "system" for message in messages):
-        raise RowError(f"a system prompt here and in {name}; keep one of them", field="system")
-    return [*system, *messages]
+    return [read_turn(turn, f"{where}[{i}]") for i, turn in enumerate(turns)]
 
 
 def _said(fields: dict, name: str, role: str = "user") -> Message:
     """The message of a field that is text."""
-    text = as_text(fields[name], name)
-    return assistant(text) if role == "assistant" else Message(role, [Block(text)])
-
-
-def _system(fields: dict) -> list[Message]:
-    system = as_text(fields.get("system", ""), "system")
-    return [Message("system", [Block(system)])] if system else []
+    return message(role, [Block(as_text(fields[name], name))])
 
 
 def _instruction(fields: dict) -> list[Message]:
     """The instruction is the system prompt where there is an input, unless there is a system prompt too."""
     instruction, answer = _said(fields, "instruction"), _said(fields, "output", "assistant")
-    system, given = _system(fields), as_text(fields.get("input", ""), "input")
-    if given and system:
-        instruction = Message("user", [Block(f"{instruction.text}\n\n{given}")])
-    elif given:
-        return [Message("system", instruction.blocks), _said(fields, "input"), answer]
-    return [*system, instruction, answer]
+    if fields.get("input", "") == "":
+        return [instruction, answer]
+    given = _said(fields, "input")
+    if fields.get("system"):
+        return [Message("user", [Block(f"{instruction.text}\n\n{given.text}")]), answer]
+    return [Message("system", instruction.blocks), given, answer]
 
 
 def _question(fields: dict) -> list[Message]:
     answer = _said(fields, "answer", "assistant")
     thought, mark, final = answer.text.rpartition("####")
     if mark and not has_tags(answer.text):
-        answer = assistant(tagged(thought) + final.strip())
+        answer = Message("assistant", [Block(tagged(thought) + final.strip())])
     return [_said(fields, "question"), answer]
 
 
 def _prompt(fields: dict) -> list[Message]:
     """Text or turns in both; only the completion is trained, unless the prompt has weights of its own."""
-    listed = isinstance(fields["prompt"], list)
-    prompt = _turns(fields, "prompt") if listed else [*_system(fields), _said(fields, "prompt")]
-    for block in (block for message in prompt for block in message.blocks if message.role == "assistant"):
+    prompt = _turns(fields, "prompt", "user")
+    for block in (block for turn in prompt for block in turn.blocks if turn.role == "assistant"):
         block.weight = 0.0 if block.weight is None else block.weight
-    if isinstance(fields["completion"], list):
-        return [*prompt, *_turns({"completion": fields["completion"]}, "completion")]
-    return [*prompt, _said(fields, "completion", "assistant")]
+    return [*prompt, *_turns(fields, "completion", "assistant")]
 
 
 def _trajectory(fields: dict) -> list[Message]:
-    """The first of the thoughts, and the answer that it led to."""
-    thoughts, where = fields["thinking_trajectories"], "thinking_trajectories"
-    if isinstance(thoughts, list):
-        if not thoughts:
-            raise RowError("an empty list, where a thought is wanted", field=where)
-        thoughts, where = thoughts[0], f"{where}[0]"
-    thought, attempt = as_text(thoughts, where), as_text(fields["attempt"], "attempt").strip()
-    if not attempt:
-        raise RowError("no text; remove the row or fill it", field="attempt")
-    return [_said(fields, "question"), assistant(tagged(thought) + attempt)]
+    """The first of the thoughts, and the attempt that it led to; without an attempt no text."""
+    thought, where = fields["thinking_trajectories"], "thinking_trajectories"
+    if isinstance(thought, list):
+        thought, where = next(iter(thought), None), f"{where}[0]"
+    thought, attempt = as_text(thought, where), as_text(fields["attempt"], "attempt").strip()
+    return [_said(fields, "question"), Message("assistant", [Block(attempt and tagged(thought) + attempt)])]
 
 
 class Layout(NamedTuple):
@@ -248,15 +195,16 @@ class Layout(NamedTuple):
 
 
 LAYOUTS = {
-    "messages": Layout(("messages",), lambda fields: _turns(fields, "messages"), ("system",)),
-    "sharegpt": Layout(("conversations",), lambda fields: _turns(fields, "conversations"), ("system",)),
-    "instruction": Layout(("instruction", "output"), _instruction, ("input", "system")),
+    "messages": Layout(("messages",), lambda row: _turns(row, "messages")),
+    "sharegpt": Layout(("conversations",), lambda row: _turns(row, "conversations")),
+    "instruction": Layout(("instruction", "output"), _instruction, ("input",)),
     "question": Layout(("question", "answer"), _question),
-    "prompt": Layout(("prompt", "completion"), _prompt, ("system",)),
+    "prompt": Layout(("prompt", "completion"), _prompt),
     "problem": Layout(
-        ("problem", "solution"), lambda fields: [_said(fields, "problem"), _said(fields, "solution", "assistant")]
+        ("problem", "solution"), lambda row: [_said(row, "problem"), _said(row, "solution", "assistant")]
     ),
     "s1k": Layout(("question", "thinking_trajectories", "attempt"), _trajectory, ("answer",)),
-    "text": Layout(("text",), lambda fields: [_said(fields, "text", "text")]),
+    "text": Layout(("text",), lambda row: [_said(row, "text", "text")]),
 }
-FIELDS = {"tools"}.union(*((*layout.fields, *layout.others) for layout in LAYOUTS.values()))
+FIELDS = {"tools", "system"}.union(*(layout.fields + layout.others for layout in LAYOUTS.values()))
+_LISTED = "; ".join(f"{name}: {', '.join(layout.fields)}" for name, layout in LAYOUTS.items())

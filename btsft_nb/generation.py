@@ -8,8 +8,9 @@ from peft import PeftModel
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from .collator import Collator
-from .formats import THINK_TAGS, RowError, to_prompt
+from .formats import to_prompt
 from .losses import find_completions, format_log_prob, tag_log_probs, token_log_probs
+from .messages import THINK_TAGS, RowError
 from .render import Renderer
 from .tokens import tag_ids
 

@@ -77,9 +77,10 @@ def shown(value: object) -> str:
         return f"{type(value).__name__} with more than 4,300 digits"
 
 
-def is_empty(value: object) -> bool:
-    """Whether a list (of tools, of tool calls) is absent or has nothing in it; some data sets hold it as JSON text."""
-    return value is None or (isinstance(value, (str, list)) and value in ("", "[]", []))
+def refuse_tools(where: str, value: object) -> None:
+    """RowError for a list of tools or of tool calls that has any; some data sets hold it as JSON text."""
+    if value is not None and not (isinstance(value, (str, list)) and value in ("", "[]", [])):
+        raise RowError("tools and their calls are not rendered yet; leave such rows out", field=where)
 
 
 def as_text(value: object, where: str) -> str:
@@ -103,9 +104,31 @@ def has_tags(text: str) -> bool:
     return any(tag in text for tag in THINK_TAGS)
 
 
-def assistant(text: str) -> Message:
-    """An assistant turn of one block."""
-    return Message("assistant", *_with_think_tags([Block(text)]))
+def message(role: str, blocks: list[Block]) -> Message:
+    """A turn; where an assistant's text begins with another family's thought marker, with think tags instead."""
+    text = "".join(block.text for block in blocks)
+    start = len(text) - len(text.lstrip())
+    opening = next((marker for marker in _MARKERS if text.startswith(marker, start)), None)
+    if role != "assistant" or opening is None or has_tags(text):
+        return Message(role, blocks)
+    edits, stop = [(start, start + len(opening), THINK_TAGS[0])], text.find(_MARKERS[opening], start)
+    if stop >= 0:
+        end = stop + len(_MARKERS[opening])
+        edits += [(stop, end, THINK_TAGS[1]), *((*found.span(), "") for found in _SOLUTION.finditer(text, end))]
+    for edit in reversed(edits):
+        blocks = _edited(blocks, *edit)
+    return Message(role, blocks, f"{opening} -> {THINK_TAGS[0]}")
+
+
+def _edited(blocks: list[Block], start: int, stop: int, new: str) -> list[Block]:
+    """Blocks in whose text [start:stop] became `new`, which belongs to the block that `start` is in."""
+    edited, at = [], 0
+    for block in blocks:
+        first, last = max(start - at, 0), max(stop - at, 0)
+        inserted = new if 0 <= start - at < len(block.text) else ""
+        edited.append(replace(block, text=block.text[:first] + inserted + block.text[last:]))
+        at += len(block.text)
+    return edited
 
 
 def read_turn(turn: object, where: str) -> Message:
@@ -119,9 +142,8 @@ def read_turn(turn: object, where: str) -> Message:
     role = turn.get(key)
     if not isinstance(role, str) or role not in _ROLES:
         raise RowError(f"unknown role {shown(role)}; known: {', '.join(_ROLES)}", field=f"{where}.{key}")
-    if not is_empty(turn.get("tool_calls")):
-        raise RowError("tool calls are not rendered yet; leave such rows out", field=f"{where}.tool_calls")
-    weight, key = _weight(turn, where), _first(turn, "content", "value")
+    refuse_tools(f"{where}.tool_calls", turn.get("tool_calls"))
+    role, weight, key = _ROLES[role], _weight(turn, where), _first(turn, "content", "value")
     content, place = turn.get(key), f"{where}.{key}"
     if isinstance(content, list):
         parts = [_part(part, f"{place}[{i}]", weight) for i, part in enumerate(content)]
@@ -129,24 +151,14 @@ def read_turn(turn: object, where: str) -> Message:
         parts = [(Block(as_text("" if content is None else content, place), weight), None)]
     told = {as_text(turn[key], f"{where}.{key}").strip(): key for key in _THOUGHTS if turn.get(key) is not None}
     parts[:0] = [(Block(tagged(thought), weight), f"{where}.{key}") for thought, key in told.items() if thought]
-    return _message(_ROLES[role], parts)
-
-
-def _message(role: str, parts: list[tuple[Block, str | None]]) -> Message:
-    """A message from its blocks; beside each that is a thought stands the field that it was in."""
-    said, thoughts = [block for block, where in parts if not where], [where for _, where in parts if where]
-    changed = None
-    if role == "assistant":
-        said, changed = _with_think_tags(said)
-    if not thoughts:
-        return Message(role, said, changed)
-    if role != "assistant":
-        raise RowError(f"a thought in a turn of the {role}; only the assistant thinks", field=thoughts[0])
-    if len(thoughts) > 1:
-        raise RowError(f"a thought here and another in {thoughts[1]}; keep one of them", field=thoughts[0])
-    if has_tags("".join(block.text for block in said)):
-        raise RowError("a thought here and think tags in the content; keep one of them", field=thoughts[0])
-    return Message(role, [block for block, _ in parts])
+    blocks, thoughts = [block for block, _ in parts], [place for _, place in parts if place]
+    if role != "assistant" and (thoughts or any(block.weight for block in blocks)):
+        problem = f"a thought, or a weight other than 0, of the {role}; only the assistant thinks and is trained"
+        raise RowError(problem, field=[*thoughts, where][0])
+    if thoughts and (thoughts[1:] or has_tags(message(role, [block for block, place in parts if not place]).text)):
+        problem = f"a thought here, and another in {', '.join(thoughts[1:]) or 'think tags'}; keep one of them"
+        raise RowError(problem, field=thoughts[0])
+    return message(role, blocks)
 
 
 def _first(item: dict, *names: str) -> str:
@@ -159,17 +171,14 @@ def _part(part: object, where: str, weight: float | None) -> tuple[Block, str | 
     if not isinstance(part, dict):
         raise RowError(f"a part {{'type': 'text', 'text': ...}} wanted, got {shown(part)}", field=where)
     kind = part.get("type")
-    if kind == "tool_call":
-        raise RowError("a part of type 'tool_call': tool calls are not rendered yet; leave such rows out", field=where)
     if kind not in (None, "text", *_THOUGHTS):
         raise RowError(f"a part of type {shown(kind)}; known: 'text', {str(_THOUGHTS)[1:-1]}", field=where)
-    is_thought = kind in _THOUGHTS
-    key = _first(part, "text", "value", *["thinking"] * is_thought)
+    key = _first(part, "text", "value", *["thinking"] * (kind in _THOUGHTS))
     text, own, tag = as_text(part.get(key), f"{where}.{key}"), _weight(part, where), part.get("tag")
-    if is_thought:
-        text = tagged(text) if text.strip() else ""
     tag = None if tag is None else as_text(tag, f"{where}.tag")
-    return Block(text, weight if own is None else own, tag), where if is_thought and text else None
+    if kind in _THOUGHTS:
+        text = tagged(text) if text.strip() else ""
+    return Block(text, weight if own is None else own, tag), where if kind in _THOUGHTS and text else None
 
 
 def _weight(item: dict, where: str) -> float | None:
@@ -180,34 +189,3 @@ def _weight(item: dict, where: str) -> float | None:
         wanted = f"a number within {LARGEST_WEIGHT:g} of 0 wanted"
         raise RowError(f"{wanted}, got {shown(weight)}", field=f"{where}.weight")
     return float(weight)
-
-
-def _with_think_tags(blocks: list[Block]) -> tuple[list[Block], str | None]:
-    """Text that begins with another family's thought marker, in think tags; and which marker that was."""
-    text = "".join(block.text for block in blocks)
-    start = len(text) - len(text.lstrip())
-    opening = next((marker for marker in _MARKERS if text.startswith(marker, start)), None)
-    if opening is None or has_tags(text):
-        return blocks, None
-    closing = _MARKERS[opening]
-    edits = [(start, start + len(opening), THINK_TAGS[0])]
-    stop = text.find(closing, start)
-    if stop >= 0:
-        edits.append((stop, stop + len(closing), THINK_TAGS[1]))
-    if stop >= 0 and opening == "<|begin_of_thought|>":
-        edits += [(*found.span(), "") for found in _SOLUTION.finditer(text, stop + len(closing))]
-    return _edited(blocks, text, edits), f"{opening} -> {THINK_TAGS[0]}"
-
-
-def _edited(blocks: list[Block], text: str, edits: list[tuple[int, int, str]]) -> list[Block]:
-    """Blocks in which text[start:stop] became something new, which belongs to the block that `start` is in."""
-    edited, at = [], 0
-    for block in blocks:
-        pieces, kept, end = [], at, at + len(block.text)
-        for start, stop, new in edits:
-            if start < end and stop > at:
-                pieces += [text[kept : max(kept, start)], new if start >= at else ""]
-                kept = min(stop, end)
-        edited.append(replace(block, text="".join(pieces) + text[kept:end]))
-        at = end
-    return edited

@@ -14,7 +14,7 @@ from itertools import accumulate, groupby, pairwise
 from transformers import PreTrainedTokenizerBase
 
 from .blur import Kind
-from .formats import THINK_TAGS, Block, Message, RowError, UnsuitableRow
+from .messages import THINK_TAGS, Block, Message, RowError, UnsuitableRow
 from .templates import Template
 from .tokens import Encoded, Encoder, mark, tag_ids, think_tags, unmarked
 

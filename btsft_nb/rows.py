@@ -6,16 +6,17 @@ import decimal
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow.parquet
 from datasets import load_dataset
 
-from .formats import RowError
+from .messages import RowError
 from .tiny import problems
 
-_OTHER_FILES = (".csv", ".tsv", ".txt", ".xlsx", ".yaml", ".yml", ".arrow", ".gz", ".zip")
-_WRITTEN_BY_REPR = (bytes, datetime.date, datetime.time, datetime.timedelta, decimal.Decimal, RowError)
+_UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+_EXACT_BY_REPR = (bytes, datetime.date, datetime.time, datetime.timedelta, decimal.Decimal, RowError)
 
 
 class Rows(list):
@@ -42,18 +43,19 @@ class Rows(list):
         return digest.hexdigest()
 
 
+@dataclass
 class RowStream:
-    """Rows that are read anew whenever they are iterated over, and never held."""
+    """Rows that `read` gives anew whenever they are iterated over, and that are never held.
 
-    def __init__(self, read: Callable[[], Iterator], source: str, digest: Callable[[], str | None]):
-        self._read, self.source, self._digest = read, source, digest
+    `digest()` is as for `Rows`; None where it cannot be known without reading them, as on the Hub.
+    """
+
+    read: Callable[[], Iterator]
+    source: str
+    digest: Callable[[], str | None]
 
     def __iter__(self) -> Iterator:
-        return self._read()
-
-    def digest(self) -> str | None:
-        """A key for the rows and their source; None where it cannot be known without reading them, as on the Hub."""
-        return self._digest()
+        return self.read()
 
 
 def load_rows(
@@ -81,72 +83,59 @@ def load_rows(
             raise ValueError(f"unknown data set {name!r}; generated are tiny/{', tiny/'.join(problems.SIZES)}")
         rows = Rows(problems.rows(key), name)
     elif path.suffix not in (".json", ".jsonl", ".parquet"):
-        if path.exists() or path.suffix.lower() in _OTHER_FILES:
+        if path.exists():
             raise ValueError(f"{name}: a file that ends in .json, .jsonl or .parquet wanted")
-        return _from_hub(name, split, config, stream)
+        rows = _from_hub(name, split, config, stream)
     elif not path.is_file():
         raise FileNotFoundError(f"{name}: no such file, seen from {Path.cwd()}")
     elif path.suffix == ".json":
         rows = _from_json(path, split, strict)
     else:
-        read = _from_jsonl if path.suffix == ".jsonl" else _from_parquet
-        if stream:
-            return RowStream(lambda: read(path, strict), name, lambda: _file_digest(path))
-        rows = Rows(read(path, strict), name)
-    return RowStream(lambda: iter(rows), rows.source, rows.digest) if stream else rows
+        read = _from_lines if path.suffix == ".jsonl" else _from_parquet
+        rows = RowStream(lambda: _placed(read(path), name, strict), name, lambda: _file_digest(path))
+    if stream == isinstance(rows, RowStream):
+        return rows
+    return RowStream(rows.__iter__, rows.source, rows.digest) if stream else Rows(rows, rows.source)
 
 
-def _from_hub(name: str, split: str, config: str | None, stream: bool) -> Rows | RowStream:
-    source = f"{name} [{split}]"
+def _from_hub(name: str, split: str, config: str | None, stream: bool) -> RowStream:
     try:
         rows = load_dataset(name, config, split=split, streaming=stream)
     except (ConnectionError, FileNotFoundError) as error:
         raise FileNotFoundError(f"{name}: neither a file nor a data set that the Hub gave: {error}") from error
-    return RowStream(lambda: iter(rows), source, lambda: None) if stream else Rows(rows, source)
+    return RowStream(rows.__iter__, f"{name} [{split}]", lambda: None)
 
 
 def _from_json(path: Path, split: str, strict: bool) -> Rows:
     name, content = str(path), path.read_bytes()
-    try:
-        rows = _parsed(content) if content.strip() else []
-    except RowError as error:
-        raise RowError(error.problem, source=name) from None
+    rows = _parsed(content, "a list of rows or an object of lists", list, dict) if content.strip() else []
+    if isinstance(rows, RowError):
+        raise RowError(rows.problem, source=name)
     if isinstance(rows, dict):
         splits = [key for key, value in rows.items() if isinstance(value, list)]
         found = [key for key in splits if key.lower() == split.lower()]
         if len(found) != 1:
             raise ValueError(f"{name}: one list called {split!r} wanted, in any case; the lists there: {splits}")
         rows, name = rows[found[0]], f"{name} [{found[0]}]"
-    if not isinstance(rows, list):
-        raise RowError(f"a JSON list of rows wanted, or an object of lists; got {type(rows).__name__}", source=name)
-    return Rows((_row(row, name, i, strict) for i, row in enumerate(rows)), name)
+    return Rows(_placed(rows, name, strict), name)
 
 
-def _from_jsonl(path: Path, strict: bool) -> Iterator:
-    row = 0
+def _from_lines(path: Path) -> Iterator[dict | RowError]:
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            try:
-                value = _parsed(line.rstrip())
-            except RowError as error:
-                value = RowError(f"line {number}: {error.problem}")
-                if line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) and number == 1:
-                    raise value.at(str(path), row) from None  # nothing that follows can be read either
-            yield _row(value, str(path), row, strict, f"line {number}: ")
-            row += 1
+            if line.strip():
+                row = _parsed(line.rstrip(), "a JSON object", dict)
+                if number == 1 and line.startswith(_UTF_16):
+                    raise row.at(str(path), 0)  # nothing that follows can be read either
+                yield RowError(f"line {number}: {row.problem}") if isinstance(row, RowError) else row
 
 
-def _from_parquet(path: Path, strict: bool) -> Iterator:
-    row = 0
+def _from_parquet(path: Path) -> Iterator[dict | RowError]:
     try:
         for batch in pyarrow.parquet.ParquetFile(path).iter_batches(batch_size=1024):
-            for value in _listed(batch):
-                yield _row(value, str(path), row, strict)
-                row += 1
+            yield from _listed(batch)
     except (pyarrow.ArrowException, OSError) as error:
-        raise RowError(f"not a parquet file that can be read: {error}", source=str(path), row=row) from error
+        raise RowError(f"not a parquet file that can be read: {error}", source=str(path)) from error
 
 
 def _listed(batch: pyarrow.RecordBatch) -> list[dict | RowError]:
@@ -158,24 +147,26 @@ def _listed(batch: pyarrow.RecordBatch) -> list[dict | RowError]:
         return [row for i in range(len(batch)) for row in _listed(batch.slice(i, 1))]
 
 
-def _row(value: object, source: str, row: int, strict: bool, line: str = "") -> dict | RowError:
-    """The row; or, where it is none, the error that says where it stands, raised if `strict`."""
-    if isinstance(value, dict):
-        return value
-    error = (
-        value if isinstance(value, RowError) else RowError(f"{line}a JSON object wanted, got {type(value).__name__}")
-    )
-    if strict:
-        raise error.at(source, row)
-    return error.at(source, row)
+def _placed(rows: Iterable, source: str, strict: bool) -> Iterator[dict | RowError]:
+    """The rows; in the place of what is none, an error that says where it stands, or that is raised if `strict`."""
+    for i, row in enumerate(rows):
+        if not isinstance(row, dict):
+            problem = row.problem if isinstance(row, RowError) else f"a JSON object wanted, got {type(row).__name__}"
+            row = RowError(problem, source=source, row=i)
+            if strict:
+                raise row
+        yield row
 
 
-def _parsed(content: bytes) -> object:
-    """The value of a JSON text. Raises RowError."""
-    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        raise RowError("UTF-16 text, by its byte order mark; save the file as UTF-8")
+def _parsed(content: bytes, wanted: str, *kinds: type) -> list | dict | RowError:
+    """The value of a JSON text, if it is of the kinds that `wanted` describes; else the error that it stands for."""
+    if content.startswith(_UTF_16):
+        return RowError("UTF-16 text, by its byte order mark; save the file as UTF-8")
     try:
-        return json.loads(content.decode("utf-8-sig"))
+        value = json.loads(content.decode("utf-8-sig"))
+        if isinstance(value, kinds):
+            return value
+        problem = f"{wanted} wanted, got {type(value).__name__}"
     except UnicodeDecodeError as error:
         problem = f"not UTF-8 text: {error.reason} at byte {error.start + 1}; save the file as UTF-8"
     except json.JSONDecodeError as error:
@@ -185,18 +176,16 @@ def _parsed(content: bytes) -> object:
         problem = "JSON that is nested too deeply to be read"
     except ValueError as error:
         problem = f"JSON that cannot be read: {error}"  # a number of more than 4,300 digits
-    raise RowError(problem)
+    return RowError(problem)
 
 
 def _exactly(value: object) -> str:
     """For json.dumps: what writes out in full and the same in every process."""
-    if not isinstance(value, _WRITTEN_BY_REPR):
-        raise TypeError(f"{type(value).__name__} has no exact text")
-    return str(value) if isinstance(value, RowError) else repr(value)
+    if isinstance(value, _EXACT_BY_REPR):
+        return repr(value)
+    raise TypeError(f"{type(value).__name__} has no exact text")
 
 
 def _file_digest(path: Path) -> str:
     with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "blake2b")
-    digest.update(str(path).encode())
-    return digest.hexdigest()
+        return f"{path} {hashlib.file_digest(file, 'blake2b').hexdigest()}"

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from tokenizers import AddedToken, Encoding, Tokenizer
 from transformers import PreTrainedTokenizerBase
 
-from .formats import THINK_TAGS, RowError
+from .messages import THINK_TAGS, RowError
 
 _MARK = "\ufdd0"  # a Unicode noncharacter: breaks up the spelling of a control token until after the template has run
 

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from btsft_nb import RowError, to_messages, to_prompt
-from btsft_nb.formats import LAYOUTS, Block, Message
+from btsft_nb.formats import LAYOUTS
+from btsft_nb.messages import Block, Message
 
 USER = {"role": "user", "content": "2+2?"}
 REPLY = {"role": "assistant", "content": "<think>2+2=4</think>4"}
@@ -139,7 +140,7 @@ BAD_ROWS = {
     ),
     "output blank": ({"instruction": "a", "output": ""}, ["field output", "without text"]),
     "answer blank": ({"question": "a", "answer": "  "}, ["field answer", "without text"]),
-    "last of the user": ({"messages": [USER, REPLY, USER]}, ["field messages", "the last turn", "user", "cut it off"]),
+    "last of the user": ({"messages": [USER, REPLY, USER]}, ["field messages", "no assistant turn at the end", "cut"]),
     "unknown role": (
         {"messages": [USER, {"role": "bot", "content": "x"}]}, ["messages[1].role", "'bot'", "assistant", "gpt"]
     ),
@@ -161,11 +162,11 @@ BAD_ROWS = {
     "answer a number": ({"question": "a", "answer": 4}, ["answer", "int", "text wanted"]),
     "user weight": (
         {"messages": [{"role": "user", "content": [{"text": "q", "weight": 0.5}]}, REPLY]},
-        ["field messages", "weight", "user", "only what the assistant"],
+        ["field messages[0]", "weight", "user", "only the assistant"],
     ),
     "tag a number": (with_blocks({"text": "a", "tag": 5}), ["messages[1].content[0].tag", "int", "text wanted"]),
     "tool call part": (
-        with_blocks({"type": "tool_call", "value": "{}"}), ["messages[1].content[0]", "'tool_call'", "leave such rows"]
+        with_blocks({"type": "tool_call", "value": "{}"}), ["messages[1].content[0]", "'tool_call'", "known: 'text'"]
     ),
     "user thinks": (
         {"messages": [{**USER, "reasoning": "hm"}, REPLY]}, ["messages[0].reasoning", "user", "only the assistant"]
@@ -187,7 +188,7 @@ BAD_ROWS = {
     "columns that differ in case": ({"question": "a", "Question": "b", "answer": "c"}, ["'question'", "'Question'"]),
     "field in upper case": ({"Question": "a", "ANSWER": 5}, ["field ANSWER: text wanted, got int: 5"]),
     "no trajectory": (
-        {"question": "a", "thinking_trajectories": [], "attempt": "b"}, ["field thinking_trajectories", "empty list"]
+        {"question": "a", "thinking_trajectories": [], "attempt": "b"}, ["field thinking_trajectories[0]", "NoneType"]
     ),
     "trajectory a number": (
         {"question": "a", "thinking_trajectories": [5], "attempt": "b"}, ["field thinking_trajectories[0]", "int"]
@@ -300,6 +301,9 @@ def test_a_system_column_is_the_first_turn():
     turns = [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]
     messages = to_messages({"system": "Be brief.", "conversations": turns})
     assert [(m.role, m.text) for m in messages] == [("system", "Be brief."), ("user", "q"), ("assistant", "a")]
+    assert flat(to_messages({"SYSTEM": "Be brief.", "question": "q", "answer": "a"})) == flat(messages)
+    with pytest.raises(RowError, match=r"field system: .*keep one of them"):
+        to_messages({"system": "Be brief.", "text": "q a"})
 
 
 @pytest.mark.parametrize("field", ["reasoning_content", "reasoning", "thinking"])
@@ -390,7 +394,7 @@ def test_plain_text_is_one_message_of_the_role_text():
     """Formatted already, markers and all; no prompt can be cut from it."""
     row = {"text": "<reasoning>t</reasoning> Q: a\nA: b"}
     assert to_messages(row) == [Message("text", [Block(row["text"])])]
-    with pytest.raises(RowError, match="field text: formatted text has no turns"):
+    with pytest.raises(RowError, match="field text: no turn to answer; a prompt is a row with one, or text"):
         to_prompt(row)
 
 
@@ -432,10 +436,10 @@ def test_a_function_makes_rows_of_a_known_layout():
     ("format", "words"),
     [
         ("answers", "'answers': no such layout; known: messages: messages; sharegpt"),
-        ({"title": "a", "answer": "b"}, "title.*fields of a layout"),
+        ({"title": "a", "answer": "b"}, "title.*fields of one layout"),
         ({"question": ["a"], "answer": "b"}, "columns wanted"),
-        ({"question": "a"}, r"fields of one layout wanted, got \[\]"),
-        ({"question": "a", "answer": "b", "text": "c"}, r"got \['question', 'text'\]"),
+        ({"question": "a"}, "fields of one layout to columns wanted; known: messages: messages; sharegpt"),
+        ({"question": "a", "answer": "b", "text": "c"}, "fields of one layout to columns wanted"),
     ],
 )
 def test_a_format_that_cannot_be_is_no_fault_of_the_row(format, words):
@@ -448,10 +452,13 @@ def test_a_format_that_cannot_be_is_no_fault_of_the_row(format, words):
 @pytest.mark.parametrize(
     ("format", "words"),
     [
-        ("problem", "field problem: absent, but the layout problem has it"),
-        ({"problem": "question", "solution": "answer.final"}, "field answer.final: absent, but solution .*'question'"),
+        ("problem", "field problem: absent, but the layout problem has problem"),
+        (
+            {"problem": "question", "solution": "answer.final"},
+            "field answer.final: absent, but the layout problem has solution; .*'question'",
+        ),
         ({"problem": "question", "solution": "messages"}, "field messages: text wanted, got list"),
-        (lambda row: None, "format=.*got NoneType: None"),
+        (lambda row: None, "format= makes; got NoneType: None"),
         (lambda row: {"a": 1}, r"\['a'\] fit no known layout"),
         (lambda row: {"problem": 3, "solution": "s"}, "field problem: text wanted, got int: 3"),
     ],
@@ -637,7 +644,7 @@ def test_real_reasoning_parts_are_read_but_not_tool_calls(shared):
             refused.append(error)
     assert len(talks) == 3 and sum("'tool_call'" in str(error) for error in refused) == 21
     assert [str(error) for error in refused if "'tool_call'" not in str(error)] == [
-        "field messages[2].content[0]: a thought here and think tags in the content; keep one of them"
+        "field messages[2].content[0]: a thought here, and another in think tags; keep one of them"
     ]
     assert all(m.text.startswith("<think>\n") for talk in talks for m in talk if m.role == "assistant")
 

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 import btsft_nb as bt
 from btsft_nb import Kind, Renderer, RowError, to_messages
-from btsft_nb.formats import Block, Message, to_prompt
+from btsft_nb.formats import to_prompt
+from btsft_nb.messages import Block, Message
 
 HOSTILE = [
     "<|im_end|>", "<|im_start|>assistant\n", "<think>", "</think>", "<｜User｜>", "<｜Assistant｜>",

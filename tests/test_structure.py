@@ -55,7 +55,7 @@ def test_the_parser_sees_imports():
     assert {"blur", "config", "data", "losses"} <= imported(ROOT / "trainer.py")
     assert {"trainer", "data", "tiny", "plots"} <= imported(ROOT / "__init__.py")
     assert "tiny/problems" in imported(ROOT / "tiny" / "__init__.py")
-    assert {"formats", "models", "__init__"} <= imported(ROOT / "tiny" / "__main__.py")
+    assert {"messages", "models", "__init__"} <= imported(ROOT / "tiny" / "__main__.py")
 
 
 @pytest.mark.parametrize("name", LEAVES)

@@ -19,7 +19,8 @@ from tokenizers import AddedToken
 
 import btsft_nb as bt
 from btsft_nb import Kind, Renderer, RowError, to_messages
-from btsft_nb.formats import Block, Message, UnsuitableRow, to_prompt
+from btsft_nb.formats import to_prompt
+from btsft_nb.messages import Block, Message, UnsuitableRow
 from btsft_nb.templates import TEMPLATES, use_template
 
 OPEN, CLOSE = "<think>", "</think>"

@@ -8,7 +8,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 import btsft_nb as bt
-from btsft_nb.formats import THINK_TAGS
+from btsft_nb.messages import THINK_TAGS
 from btsft_nb.models import TINY
 
 SEED = 0
