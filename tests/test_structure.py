@@ -101,5 +101,5 @@ def test_every_module_and_public_function_says_what_it_is(path):
 
 
 def test_the_package_is_small():
-    """Under 4,000 lines of Python."""
-    assert sum(len(path.read_text(encoding="utf-8").splitlines()) for path in FILES) < 4000
+    """Under 4,500 lines of Python."""
+    assert sum(len(path.read_text(encoding="utf-8").splitlines()) for path in FILES) < 4500
