@@ -102,7 +102,8 @@ class Report:
             legend += f'{box}12px"></span> {name} &nbsp; '
         return (
             f'<div style="max-width:900px"><div style="font-size:0;white-space:nowrap">{bar}</div>{legend}'
-            f'<pre style="font:13px monospace;white-space:pre-wrap;overflow-wrap:anywhere">{escape(self._text(10))}</pre></div>'
+            '<pre style="font:13px monospace;white-space:pre-wrap;overflow-wrap:anywhere">'
+            f"{escape(self._text(10))}</pre></div>"
         )
 
 
