@@ -253,7 +253,7 @@ def mix(sets: list[Dataset], proportions: list[float], *, seed: int = 0) -> Data
 
     Each example is in it once at most: the set that runs out first limits the size. Ids stay, and so does the blur.
 
-    Raises ValueError where there is not one positive proportion for each set, or two sets share an id.
+    Raises ValueError where there is not one positive proportion for each set, or two examples share an id.
     """
     if len(sets) != len(proportions) or not sets or not all(share > 0 for share in proportions):
         raise ValueError(f"{len(sets)} sets and proportions={proportions}: one positive number for each set wanted")
@@ -266,5 +266,5 @@ def mix(sets: list[Dataset], proportions: list[float], *, seed: int = 0) -> Data
     ids = mixed["id"]
     if len(set(ids)) < len(ids):
         twice = next(name for name, count in Counter(ids).items() if count > 1)
-        raise ValueError(f"the id {twice!r} is in more than one set; give the rows ids of their own")
+        raise ValueError(f"the id {twice!r} stands for several examples; give the rows ids of their own")
     return mixed

@@ -84,8 +84,8 @@ def kl_divergence(ref_logits: Tensor, logits: Tensor) -> Tensor:
 def find_completions(batch: dict[str, Tensor], tag_ids: tuple[int, int]) -> list[Completion]:
     """The completions in a batch: runs of tokens that are not PROMPT, of which at least one has a weight other than 0.
 
-    The first token of a sequence cannot be predicted and is left out, and so is a token of white space before the open
-    tag, which some templates write.
+    The first token of a sequence cannot be predicted and is left out, and so is a single token before the open
+    tag: some templates write white space there.
     """
     ids, weights, kinds, sequence = (batch[name].cpu() for name in ("input_ids", "weights", "kinds", "sequence"))
     same = F.pad((sequence.diff(dim=1) == 0).int(), (1, 0))

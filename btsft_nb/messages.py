@@ -3,13 +3,15 @@
 import re
 import reprlib
 from dataclasses import dataclass, field, replace
+from numbers import Real
 
 THINK_TAGS = ("<think>", "</think>")
 _ROLES = {
     "system": "system", "user": "user", "assistant": "assistant", "tool": "tool",
     "human": "user", "gpt": "assistant", "observation": "tool", "function": "tool",
 }  # fmt: skip
-LARGEST_WEIGHT = 1e6
+_LARGEST_WEIGHT = 1e6
+A_WEIGHT = f"a number within {_LARGEST_WEIGHT:g} of 0"
 _THOUGHTS = ("reasoning_content", "reasoning", "thinking")  # names of fields, and types of parts, that hold a thought
 _MARKERS = {  # how other families of models write the think tags
     "<|begin_of_thought|>": "<|end_of_thought|>",
@@ -92,6 +94,11 @@ def as_text(value: object, where: str) -> str:
     except UnicodeEncodeError as error:
         raise RowError(f"half a surrogate pair, which is no character: {error}", field=where) from None
     return value
+
+
+def is_weight(value: object) -> bool:
+    """Whether a value can be the weight of a token; NaN and infinity cannot."""
+    return isinstance(value, Real) and not isinstance(value, bool) and bool(abs(value) <= _LARGEST_WEIGHT)
 
 
 def tagged(thought: str) -> str:
@@ -185,7 +192,6 @@ def _weight(item: dict, where: str) -> float | None:
     weight = item.get("weight")
     if weight is None:
         return None
-    if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not abs(weight) <= LARGEST_WEIGHT:
-        wanted = f"a number within {LARGEST_WEIGHT:g} of 0 wanted"
-        raise RowError(f"{wanted}, got {shown(weight)}", field=f"{where}.weight")
+    if not is_weight(weight):
+        raise RowError(f"{A_WEIGHT} wanted, got {shown(weight)}", field=f"{where}.weight")
     return float(weight)

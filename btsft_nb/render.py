@@ -173,7 +173,8 @@ class Renderer:
             ends = [(end, stop) for stop in stops if (end := text.find(stop, start)) >= 0]
             at, stop = min(ends, default=(len(text), self.end_of_turn))
             if self.response_marker in text[start:at]:
-                raise RowError(f"two response markers {self.response_marker!r} and no end of turn {stops} in between")
+                problem = f"two response markers {self.response_marker!r} and no end of turn in between"
+                raise RowError(f"{problem}: end each completion with one of {sorted(stops)}")
             blocks = _part(message.blocks, start - added, at - added)
             spans, flags = self._completion(Message("assistant", blocks), text[:start], 0)
             spans[-1].text = stop

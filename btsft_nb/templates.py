@@ -37,6 +37,7 @@ _ALPACA = """\
 {%- endfor -%}"""
 TEMPLATES = {"chatml": _CHATML, "qa": _QA, "alpaca": _ALPACA}
 
+_REMEDY = "set another one with btsft_nb.use_template"
 _QUESTION, _ANSWER, _THOUGHT = "probe of a question", "probe of an answer", "probe of a thought"
 
 
@@ -58,7 +59,9 @@ class Template:
         if tokenizer.chat_template:
             self._learn(control, tags)
         if not self.end_of_turn:
-            raise ValueError(f"{tokenizer.name_or_path}: neither template nor tokenizer has an end of turn")
+            raise ValueError(
+                f"{tokenizer.name_or_path}: neither template nor tokenizer has an end of turn; set eos_token"
+            )
 
     def __call__(self, turns: list[dict], **options) -> str:
         """The text of a conversation. Raises RowError where the template refuses it."""
@@ -78,10 +81,10 @@ class Template:
         self.probe = self([turn, {"role": "assistant", "content": _ANSWER}])
         before, answer, after = self.probe.rpartition(_ANSWER)
         if not answer or _QUESTION not in before:
-            raise ValueError(f"{name}: the text of a turn is not in what the template makes of it")
+            raise ValueError(f"{name}: the text of a turn is not in what the template makes of it; {_REMEDY}")
         lead = before.removeprefix(prompt) if before.startswith(prompt) else ""
         if lead.strip() and not any(tag in lead for tag in (*tags, *THINK_TAGS)):
-            raise ValueError(f"{name}: the template writes more than white space before the text: {lead!r}")
+            raise ValueError(f"{name}: the template writes more than white space before the text: {lead!r}; {_REMEDY}")
         whole = self([turn, thinking])
         tagged = whole.removeprefix(prompt).partition(tags[0])[0] if whole.startswith(prompt) else ""
         self.leads = tuple(found if found.isspace() else "" for found in (lead, tagged))

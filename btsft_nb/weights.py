@@ -4,14 +4,13 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from itertools import pairwise
-from numbers import Integral, Real
+from numbers import Integral
 
 import numpy as np
 
 from .blur import Kind
-from .messages import LARGEST_WEIGHT, Block, Message, RowError, shown
+from .messages import A_WEIGHT, Block, Message, RowError, is_weight, shown
 
-_WANTED = f"a number within {LARGEST_WEIGHT:g} of 0"
 _KINDS = {kind.name.lower(): kind for kind in Kind if kind != Kind.PROMPT}
 # (row, text of an assistant turn) -> (start, stop, weight) or (start, stop, weight, tag) in characters of the text
 Spans = Callable[[dict, str], Iterable[tuple]]
@@ -38,8 +37,8 @@ class Weighting:
             raise ValueError(f"weights={weights!r:.80}: a dictionary or a function wanted; see help(Weighting)")
         for key, weight in by_key.items():
             is_pattern = isinstance(key, re.Pattern) and isinstance(key.pattern, str)
-            if not (is_pattern or key in _KINDS) or not _is_weight(weight):
-                wanted = f"{', '.join(_KINDS)} or re.compile(a pattern), and {_WANTED}"
+            if not (is_pattern or key in _KINDS) or not is_weight(weight):
+                wanted = f"{', '.join(_KINDS)} or re.compile(a pattern), and {A_WEIGHT}"
                 raise ValueError(f"weights: {wanted} wanted, got {key!r:.80}: {weight!r:.40}")
             if is_pattern:
                 self._patterns.append((key, float(weight)))
@@ -59,16 +58,12 @@ class Weighting:
         return [_checked(span, text) for span in spans]
 
 
-def _is_weight(value: object) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool) and bool(abs(value) <= LARGEST_WEIGHT)
-
-
 def _checked(span: object, text: str) -> tuple[int, int, float, str | None]:
     fits = isinstance(span, (tuple, list)) and len(span) in (3, 4)
     start, stop, weight, tag = (*span, None)[:4] if fits else (None,) * 4
     fits = fits and all(isinstance(at, Integral) and not isinstance(at, bool) for at in (start, stop))
-    if not (fits and 0 <= start <= stop <= len(text) and _is_weight(weight) and isinstance(tag, str | None)):
-        wanted = f"(start, stop, weight) or (start, stop, weight, tag), the weight {_WANTED} and the tag text, wanted"
+    if not (fits and 0 <= start <= stop <= len(text) and is_weight(weight) and isinstance(tag, str | None)):
+        wanted = f"(start, stop, weight) or (start, stop, weight, tag), the weight {A_WEIGHT} and the tag text, wanted"
         raise RowError(f"weights: {wanted} in a turn of {len(text):,} characters, got {shown(span)}")
     return int(start), int(stop), float(weight), tag
 
@@ -125,9 +120,9 @@ def sentence_weights(
             number = weight(piece) if callable(weight) else piece.get(weight)
             name = piece.get(tag) if tag else None
             name = next(iter(name), None) if isinstance(name, list) else name
-            if not _is_weight(number) or not isinstance(name, str | None):
+            if not is_weight(number) or not isinstance(name, str | None):
                 got = f"{shown(number)} and {shown(name)}"
-                raise RowError(f"{_WANTED} as weight, text as tag wanted, got {got}", field=f"{field}[{i}]")
+                raise RowError(f"{A_WEIGHT} as weight, text as tag wanted, got {got}", field=f"{field}[{i}]")
             at = start + len(words)
             if words:
                 found.append((solid[start], solid[at] if at < len(solid) else len(turn), number, name))

@@ -275,6 +275,15 @@ def test_a_completion_at_position_0_starts_at_1():
     assert [(c.start, c.end) for c in find_completions(as_batch(ids, kinds), TAGS)] == [(1, 4)]
 
 
+def test_a_completion_starts_at_its_tag_where_one_token_stands_before_it():
+    """The white space of some templates. Two tokens are text before the thought; a tag further on starts nothing."""
+    ids = torch.tensor([[5, 3, OPEN, 4, CLOSE, 3], [5, 3, 3, OPEN, 4, CLOSE], [5, 3, CLOSE, 4, OPEN, 3]])
+    kinds = torch.tensor(
+        [[P, ANSWER, TAG, THINK, TAG, ANSWER], [P, ANSWER, ANSWER, TAG, THINK, TAG], [P, *[ANSWER] * 5]]
+    )
+    assert [(c.start, c.end) for c in find_completions(as_batch(ids, kinds), TAGS)] == [(2, 6), (1, 6), (1, 6)]
+
+
 def test_a_turn_after_a_turn_that_was_never_closed_counts_as_opened_only_by_its_prompt():
     """An unclosed thought of an earlier turn is no prefilled tag."""
     ids = torch.tensor([[3, OPEN, 4, 5, 3, 6, 6]])
