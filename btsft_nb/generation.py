@@ -9,7 +9,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from .collator import Collator
 from .formats import to_prompt
-from .losses import find_completions, format_log_prob, tag_log_probs, token_log_probs
+from .losses import find_completions, format_log_prob, kl_divergence, tag_log_probs
 from .messages import THINK_TAGS, RowError
 from .render import Renderer
 from .tokens import tag_ids
@@ -108,16 +108,30 @@ def _record(renderer: Renderer, job: tuple[int, int, list[int], str], ids: list[
 
 
 def score(
-    model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, examples: Sequence[dict]
+    model: PreTrainedModel | PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    examples: Sequence[dict],
+    *,
+    kl: bool = False,
+    ref_model: PreTrainedModel | PeftModel | None = None,
 ) -> list[dict]:
     """What a model makes of each token of prepared examples, one by one and without a gradient on the model.
+
+    Args:
+        kl: also the KL to a reference: `ref_model`, or `model` with its adapters switched off.
 
     Returns:
         For each example: `log_probs` (T,) of its tokens; `tags` (2, T), the probabilities of the open and the close
         tag where that token stands; `expected_reward`, R of the objective; and `format_pull` (T,), how strongly the
         format term moves the distribution at each token: half the summed absolute gradient of R by the logits of
-        open tag, close tag and anything else. Values at position 0 are 0.
+        open tag, close tag and anything else; `rank` (T,) of the token among all, from 1; `top_ids` and
+        `top_log_probs` (T, 5), the most likely tokens; with `kl`, `kl` (T,), KL(p_ref || p) in nats. Values at
+        position 0 are 0.
+
+    Raises ValueError where a KL is asked of a model that has neither adapters nor a reference.
     """
+    if kl and ref_model is None and not isinstance(model, PeftModel):
+        raise ValueError("kl=True needs a reference: a model with adapters, or ref_model=...")
     ids, collate = tag_ids(tokenizer), Collator(tokenizer.pad_token_id)
     was_training, scores = model.training, []
     model.eval()
@@ -125,7 +139,9 @@ def score(
         batch = {name: value.to(model.device) for name, value in collate([example]).items()}
         with torch.no_grad():
             logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
-            log_probs = token_log_probs(logits, batch["input_ids"])[0]
+            found = _ranked(logits[0], batch["input_ids"][0])
+            if kl:
+                found["kl"] = kl_divergence(_reference(model, ref_model, batch), logits)[0]
             log_tags = tag_log_probs(logits, ids)
         reward, pull = 1.0, torch.zeros(3, log_tags.shape[-1], dtype=log_tags.dtype)
         for c in find_completions(batch, ids):
@@ -138,7 +154,7 @@ def score(
         tags[:, 0] = 0
         scores.append(
             {
-                "log_probs": log_probs.float().cpu().numpy(),
+                **{name: value.cpu().numpy() for name, value in found.items()},
                 "tags": tags,
                 "expected_reward": reward,
                 "format_pull": (pull.abs().sum(0) / 2).numpy().astype(np.float32),
@@ -146,3 +162,22 @@ def score(
         )
     model.train(was_training)
     return scores
+
+
+def _ranked(logits: torch.Tensor, input_ids: torch.Tensor, top: int = 5) -> dict[str, torch.Tensor]:
+    """`log_probs`, `rank`, `top_ids` and `top_log_probs` of (T,) tokens from (T, V) logits."""
+    log_probs = logits[:-1].float().log_softmax(-1)
+    own = log_probs.gather(-1, input_ids[1:, None])
+    most = log_probs.topk(min(top, log_probs.shape[-1]))
+    found = {"log_probs": own[:, 0], "rank": (log_probs > own).sum(-1) + 1}
+    found |= {"top_ids": most.indices, "top_log_probs": most.values}
+    return {name: torch.cat([torch.zeros_like(value[:1]), value]) for name, value in found.items()}
+
+
+def _reference(model: PeftModel, ref_model: PreTrainedModel | PeftModel | None, batch: dict) -> torch.Tensor:
+    """(1, T, V) logits of the reference."""
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    if ref_model is not None:
+        return ref_model.eval()(**inputs).logits.to(batch["input_ids"].device)
+    with model.disable_adapter():
+        return model(**inputs).logits

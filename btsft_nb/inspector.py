@@ -1,150 +1,257 @@
-"""Tokens as coloured text: what each is, weighs, costs, and whether it was blurred. Static HTML, and sliders for it.
+"""The token inspector: what each token is, weighs and costs, whether it is blurred, and the dials that move it.
 
-Text from a data set is hostile: it goes through `html.escape` with quotes, into text and attributes alike. Colour only
-repeats what a number or a word under each token says.
+In a notebook it is a widget (anywidget, `inspector.js`); wherever no widget can run the same view stands as HTML that
+needs nothing else, with the sliders where script is allowed (`inspector_html`). The dials act in the browser, which
+makes the trainer's draws itself (`inspector_data` is what it gets).
 """
 
 from collections.abc import Sequence
-from html import escape
+from pathlib import Path
 
+import anywidget
 import numpy as np
+import traitlets
 from transformers import PreTrainedTokenizerBase
 
-from .blur import Kind, draws, example_key
+from .blur import UNITS, draws, example_key
+from .inspector_data import browser_data, shown, token_texts
+from .inspector_html import page, static_view, with_script
 
-VIEWS = ("kind", "weight", "loss", "probability", "gradient")
-_KINDS = {Kind.PROMPT: "#ececec", Kind.TAG: "#ffd27f", Kind.THINK: "#bfe0ff", Kind.ANSWER: "#c5ecc7"}
-_CELL = "display:inline-block;text-align:center;margin:1px;padding:0 2px;border:1px solid #999;white-space:pre"
+VIEWS = ("kind", "weight", "blur", "loss", "probability", "kl", "change", "gradient")
+_NEEDS = {"loss": "score", "probability": "score", "gradient": "score", "kl": "kl", "change": "compare"}
+_HOW = {
+    "score": "score=btsft_nb.score(model, tokenizer, examples)",
+    "kl": "score=btsft_nb.score(model, tokenizer, examples, kl=True)",
+    "compare": "score=... of one model and compare=... of the other",
+}
+_UNDER = {
+    "kind": "its kind",
+    "weight": "its weight in the loss",
+    "blur": "its draw; below the threshold it is blurred",
+    "loss": "weight times nll, in nats",
+    "probability": "its probability",
+    "kl": "KL to the reference, in nats",
+    "change": "its log-probability minus that of the other model, in nats",
+    "gradient": "what it adds to the gradient, nll + format, in thousandths",
+}
+_IN_A_CELL = 4000  # tokens that the HTML in a cell's output holds; `to_html` with a path holds all
 
 
-def token_texts(tokenizer: PreTrainedTokenizerBase, input_ids: Sequence[int]) -> list[str]:
-    """The text of each token on its own."""
-    return tokenizer.batch_decode([[token] for token in input_ids])
-
-
-class TokenInspector:
-    """Shows the tokens of a prepared example. In a notebook cell it is static HTML; `dials()` puts sliders to it.
+class TokenInspector(anywidget.AnyWidget):
+    """Shows the tokens of prepared examples, coloured by a view, with dials for what the trainer would do to them.
 
     Args:
-        example: a row of what `prepare` returns.
-        tokenizer: the one that prepared it.
-        threshold, beta: the dials. seed, epoch, keep_first: as in training, so that the same tokens are blurred.
-        score: what `score` returns for the example; the views loss, probability and gradient need it.
-        view: one of kind, weight, loss (weight times nll, as it enters the sum), probability, gradient (how strongly
-            the token's prediction is moved: |weight| (1 - p) / N of the nll, and beta times the pull of the format).
+        examples: a row of what `prepare` returns, or several: a list, or the whole data set.
+        tokenizer: the one that prepared them.
+        score: what `score` returns for them; for the views loss, probability and gradient, for kl where it has that,
+            and for the strip that shows where the tags are expected.
+        compare: what `score` returns for another model; for the view change.
+        view: one of kind, weight, blur (the draws), loss (weight times nll, as it enters the sum), probability, kl (to
+            the reference), change (log-probability, minus that of `compare`) and gradient: half the summed absolute
+            gradient by the logits, |weight| (1 - p) / N of the nll, and beta times that of the format.
+        threshold, beta, epoch, unit, keep_first, seed: as in training, so that the same tokens are blurred.
+        editable: whether the weight of selected tokens can be set. Prompt and end of turn keep theirs.
 
-    Raises ValueError for an unknown view or one that lacks its score.
+    The traits `threshold`, `beta`, `epoch`, `unit`, `view`, `index` (which example), `selection` ([start, stop] in
+    tokens, or empty) and `edits` (a list of [index, start, stop, weight]) follow what is done in the browser, and can
+    be set and observed. `example` has the edited weights; `to_row` makes a data row of it.
+
+    Raises ValueError for an unknown view or unit, one that lacks its score, and scores that do not fit the examples;
+    TraitError for a dial out of its range.
     """
+
+    _esm = Path(__file__).with_name("inspector.js")
+    _ipython_display_ = None  # that of ipywidgets 7 would hide _repr_mimebundle_
+
+    data = traitlets.Dict().tag(sync=True)
+    count = traitlets.Int().tag(sync=True)
+    index = traitlets.Int(0, min=0).tag(sync=True)
+    view = traitlets.Unicode("kind").tag(sync=True)
+    threshold = traitlets.Float(0.2, min=0, max=1).tag(sync=True)
+    beta = traitlets.Float(0.05, min=0).tag(sync=True)
+    epoch = traitlets.Int(0, min=0, max=2**32 - 1).tag(sync=True)
+    unit = traitlets.Unicode("token").tag(sync=True)
+    seed = traitlets.Int(42, min=0, max=2**32 - 1).tag(sync=True)
+    keep_first = traitlets.Int(0, min=0).tag(sync=True)
+    editable = traitlets.Bool(False).tag(sync=True)
+    selection = traitlets.List(traitlets.Int(min=0)).tag(sync=True)
+    edits = traitlets.List().tag(sync=True)
+    query = traitlets.Unicode().tag(sync=True)
+    found = traitlets.Dict({"examples": []}).tag(sync=True)
 
     def __init__(
         self,
-        example: dict,
+        examples: dict | Sequence[dict],
         tokenizer: PreTrainedTokenizerBase,
         *,
+        score: dict | Sequence[dict] | None = None,
+        compare: dict | Sequence[dict] | None = None,
+        view: str = "kind",
         threshold: float = 0.2,
         beta: float = 0.05,
-        seed: int = 42,
         epoch: int = 0,
+        unit: str = "token",
         keep_first: int = 0,
-        score: dict | None = None,
-        view: str = "kind",
+        seed: int = 42,
+        editable: bool = False,
+        index: int = 0,
     ):
+        single = isinstance(examples, dict)
+        self._examples, self._tokenizer = [examples] if single else examples, tokenizer
+        if not len(self._examples):
+            raise ValueError("no example to show")
+        self._scores, self._others = ([given] if single and given else given for given in (score, compare))
+        _check_scores("score", self._scores, self._examples)
+        _check_scores("compare", self._others, self._examples)
+        dials = dict(threshold=threshold, beta=beta, epoch=epoch, unit=unit, keep_first=keep_first, seed=seed)
+        super().__init__(count=len(self._examples), view=view, editable=editable, index=index, **dials)
+        if not self.data:
+            self._load()
+
+    @traitlets.validate("view")
+    def _known_view(self, proposal: dict) -> str:
+        view = proposal["value"]
         if view not in VIEWS:
             raise ValueError(f"view={view!r}: one of {', '.join(VIEWS)} wanted")
-        if score is None and view not in ("kind", "weight"):
-            raise ValueError(f"view={view!r} needs score=btsft_nb.score(model, tokenizer, [example])[0]")
-        self.tokens = token_texts(tokenizer, example["input_ids"])
-        self.kinds = np.asarray(example["kinds"])
-        self.weights = np.asarray(example["weights"], dtype=float)
-        self.draws = draws(self.kinds, example_key(example["id"]), seed, epoch, keep_first)
-        self.title, self.score = example["id"], score
-        self.threshold, self.beta, self.epoch, self.view = threshold, beta, epoch, view
+        need = _NEEDS.get(view)
+        has = {"score": self._scores, "kl": self._scores and "kl" in self._scores[0], "compare": self._others}
+        if need and not (self._scores and has[need]):
+            raise ValueError(f"view={view!r} needs {_HOW[need]}")
+        return view
+
+    @traitlets.validate("unit")
+    def _known_unit(self, proposal: dict) -> str:
+        if proposal["value"] not in UNITS:
+            raise ValueError(f"unit={proposal['value']!r}: one of {', '.join(UNITS)} wanted")
+        return proposal["value"]
+
+    @traitlets.validate("index")
+    def _known_index(self, proposal: dict) -> int:
+        if proposal["value"] >= len(self._examples):
+            raise ValueError(f"index={proposal['value']}: there are {len(self._examples)} examples")
+        return proposal["value"]
+
+    @traitlets.observe("index")
+    def _load(self, change: dict | None = None) -> None:
+        self.data, self.selection = self._data(self.index), []
+
+    @traitlets.observe("query")
+    def _search(self, change: dict) -> None:
+        wanted, found = self.query.lower(), []
+        for i, example in enumerate(self._examples):
+            texts, _ = shown(self._tokenizer, example["input_ids"])
+            if wanted in "".join(texts).lower():
+                found.append(i)
+        self.found = {"query": self.query, "examples": found}
+
+    @property
+    def example(self) -> dict:
+        """The example that is shown, with the weights that it was given by hand."""
+        example, fixed = self._examples[self.index], self.data["fixed"]
+        weights = list(example["weights"])
+        for index, start, stop, weight in self.edits:
+            for i in range(start, stop if index == self.index else start):
+                weights[i] = weights[i] if fixed[i] else float(weight)
+        return {**example, "weights": weights}
+
+    @property
+    def tokens(self) -> list[str]:
+        """The text of each token of the example that is shown."""
+        return token_texts(self._tokenizer, self.example["input_ids"])
+
+    @property
+    def draws(self) -> np.ndarray:
+        """(T,) the draw of each token, as the trainer makes it; infinity for what is never blurred."""
+        units = None if self.unit == "token" else np.array(self.data["units"][self.unit])
+        key = example_key(self.example["id"])
+        return draws(self.data["kinds"], key, self.seed, self.epoch, self.keep_first, units)
 
     @property
     def blurred(self) -> np.ndarray:
         """(T,) bool: which tokens the threshold blurs."""
-        return (self.draws < self.threshold) & (self.weights != 0)
+        return (self.draws < self.threshold) & (np.array(self.example["weights"]) != 0)
 
     def values(self) -> np.ndarray:
-        """(T,) or, for the view gradient, (2, T): what the current view shows for each token."""
-        weights = np.where(self.blurred, 0, self.weights)
+        """(T,) or, for the view gradient, (2, T): what the view shows of each token; NaN where it shows nothing."""
         if self.view == "kind":
-            return self.kinds
+            return np.array(self.data["kinds"])
+        if self.view == "blur":
+            return np.where(np.isfinite(self.draws), self.draws, np.nan)
+        weights = np.where(self.blurred, 0.0, self.example["weights"])
         if self.view == "weight":
             return weights
-        log_probs = self.score["log_probs"]
+        score = self._scores[self.index]
+        if self.view == "kl":
+            return np.asarray(score["kl"])
+        log_probs = np.asarray(score["log_probs"])
+        if self.view == "change":
+            return log_probs - self._others[self.index]["log_probs"]
         if self.view == "probability":
-            return np.exp(log_probs)
+            return np.where(np.arange(len(weights)) > 0, np.exp(log_probs), np.nan)
         if self.view == "loss":
             return -weights * log_probs
-        supervised = max((self.weights != 0).sum(), 1)
+        supervised = max(np.count_nonzero(self.example["weights"]), 1)
         nll = np.abs(weights) * (1 - np.exp(log_probs)) / supervised
-        return np.stack([nll, self.beta * self.score["format_pull"]])
+        return np.stack([nll, self.beta * np.asarray(score["format_pull"])])
 
-    def _repr_html_(self) -> str:
-        return self.to_html()
+    def to_html(self, path: str | Path | None = None) -> str:
+        """The view as HTML that asks nothing of a network, with all examples, and sliders where script is allowed.
 
-    def to_html(self) -> str:
-        """The view as HTML without script, style sheet or request."""
-        values, blurred = self.values(), self.blurred
-        cells = [self._cell(i, values[..., i], blurred[i], np.abs(values).max()) for i in range(len(self.tokens))]
-        breaks = ["<br>" if "\n" in token else "" for token in self.tokens]
-        lines = "".join(cell + after for cell, after in zip(cells, breaks, strict=True))
-        return (
-            '<div style="font-family:monospace;font-size:13px;line-height:1.25;background:#fff;color:#000;padding:6px">'
-            f"<div>{self._legend()}</div><div style='margin-top:6px'>{lines}</div></div>"
-        )
+        With a path, it is written there as a page that can be sent to a colleague.
+        """
+        html = with_script(self._static(), self._state(range(len(self._examples)), self.index))
+        if path is not None:
+            Path(path).write_text(page(html, str(self.example["id"])), encoding="utf-8")
+        return html
 
-    def _legend(self) -> str:
-        kinds = " ".join(
-            f'<span style="{_CELL};background:{color}">{kind.name.lower()} {int((self.kinds == kind).sum())}</span>'
-            for kind, color in _KINDS.items()
-        )
+    def _repr_mimebundle_(self, **kwargs) -> tuple[dict, dict]:
+        """The widget, and the same view for where none can run, with as many examples as `_IN_A_CELL` allows."""
+        data, metadata = super()._repr_mimebundle_(**kwargs)
+        sizes = [len(self._examples[i]["input_ids"]) for i in range(self.index, min(self.index + 50, self.count))]
+        held = int(np.searchsorted(np.cumsum(sizes), _IN_A_CELL, side="right"))
+        html = self._static(_IN_A_CELL)
+        if held:
+            html = with_script(html, self._state(range(self.index, self.index + held), 0))
+        return {**data, "text/plain": repr(self), "text/html": html}, metadata
+
+    def _state(self, examples: Sequence[int], index: int) -> dict:
+        held = [self._data(i) | {"index": at} for at, i in enumerate(examples)]
+        names = ("count", "view", "threshold", "beta", "epoch", "unit", "seed", "keep_first")
+        traits = {name: getattr(self, name) for name in names}
+        return traits | {"examples": held, "held": len(held), "index": index, "editable": False}
+
+    def _static(self, limit: int | None = None) -> str:
         thought = int(np.isfinite(self.draws).sum())
-        lines = [
-            f"<b>{escape(str(self.title), quote=True)}</b> &nbsp; view: {self.view} &nbsp; {kinds}",
-            f"threshold {self.threshold:.2f}, epoch {self.epoch}: {self.blurred.sum()} of {thought} <s>blurred</s>",
+        notes = [
+            f"example {self.index + 1} of {self.count}; under each token: {_UNDER[self.view]}",
+            f"threshold {self.threshold:.2f}, epoch {self.epoch}, unit {self.unit}: {self.blurred.sum()} of {thought} "
+            "thought tokens blurred (struck out)",
         ]
-        if self.score is not None:
-            reward = self.score["expected_reward"]
-            term = f"&beta; (1 &minus; R) = {self.beta * (1 - reward):.4f}"
-            lines.append(f"expected reward R = {reward:.4f}, format term at &beta; {self.beta:.2f}: {term}")
-        under = {"kind": "its kind", "gradient": "nll + format, in thousandths"}.get(self.view, f"its {self.view}")
-        return "<br>".join([*lines, f"under each token: {under}"])
+        if self._scores:
+            reward = self._scores[self.index]["expected_reward"]
+            term = self.beta * (1 - reward)
+            notes.append(f"expected reward R {reward:.4f}; at \u03b2 {self.beta:.2f} the format term is {term:.4f}")
+        return static_view(self.data, self.view, self.values(), self.blurred, notes, limit)
 
-    def _cell(self, i: int, value: np.ndarray, blurred: bool, top: float) -> str:
-        kind = Kind(int(self.kinds[i]))
-        if self.view == "kind":
-            under, color = ("blur" if blurred else kind.name.lower()[:6]), _KINDS[kind]
-        else:
-            numbers = np.atleast_1d(value)
-            under = f"{value:.2f}" if value.ndim == 0 else "+".join(f"{1000 * number:.1f}" for number in numbers)
-            strength = min(float(np.abs(numbers).sum()) / (float(top) or 1), 1)
-            red, green, blue = (213, 94, 0) if numbers.sum() < 0 or self.view != "probability" else (0, 114, 178)
-            color = f"rgba({red},{green},{blue},{0.75 * strength:.2f})"
-        text = escape(self.tokens[i].replace("\n", "\u21b5"), quote=True) or "&nbsp;"
-        text = f"<s>{text}</s>" if blurred else text
-        hint = f"{i}: {self.tokens[i]!r} {kind.name.lower()} weight {self.weights[i]:g}" + " blurred" * bool(blurred)
-        if self.score is not None and i:
-            hint += f" p {np.exp(self.score['log_probs'][i]):.4f} nll {-self.score['log_probs'][i]:.3f}"
-        opacity = "opacity:0.55;" if blurred or kind == Kind.PROMPT else ""
-        style = f"{_CELL};{opacity}background:{color}"
-        return f'<span style="{style}" title="{escape(hint, quote=True)}">{text}<br><small>{under}</small></span>'
+    def _data(self, index: int) -> dict:
+        score, other = (scores and scores[index] for scores in (self._scores, self._others))
+        return browser_data(self._examples[index], self._tokenizer, index, score, other)
 
-    def dials(self):
-        """Sliders for threshold and beta and a choice of view; each redraws the tokens. Needs ipywidgets."""
-        import ipywidgets
+    def __repr__(self) -> str:
+        thought = int(np.isfinite(self.draws).sum())
+        return (
+            f"TokenInspector({str(self.example['id'])!r}: {len(self.data['ids'])} tokens, {self.blurred.sum()} of "
+            f"{thought} thought tokens blurred at threshold {self.threshold:.2f})"
+        )
 
-        def redraw(threshold: float, beta: float, view: str) -> None:
-            self.threshold, self.beta, self.view = threshold, beta, view
-            page.value = self.to_html()
 
-        page = ipywidgets.HTML()
-        views = VIEWS if self.score is not None else VIEWS[:2]
-        controls = {
-            "threshold": ipywidgets.FloatSlider(self.threshold, min=0, max=1, step=0.05, description="threshold"),
-            "beta": ipywidgets.FloatSlider(self.beta, min=0, max=max(2, self.beta), step=0.05, description="beta"),
-            "view": ipywidgets.Dropdown(value=self.view, options=views, description="view"),
-        }
-        ipywidgets.interactive_output(redraw, controls)
-        return ipywidgets.VBox([ipywidgets.HBox(list(controls.values())), page])
+def _check_scores(name: str, scores: Sequence[dict] | None, examples: Sequence[dict]) -> None:
+    if scores is None:
+        return
+    if isinstance(scores, dict) or len(scores) != len(examples):
+        given = "one" if isinstance(scores, dict) else len(scores)
+        raise ValueError(f"{name}: one for each of the {len(examples)} examples wanted, got {given}")
+    for i, score in enumerate(scores):
+        given, wanted = len(score["log_probs"]), len(examples[i]["input_ids"])
+        if given != wanted:
+            raise ValueError(f"{name}[{i}] has {given} tokens, its example {wanted}: score the same examples")
