@@ -24,6 +24,7 @@ from .generation import sample, score
 from .inspector import TokenInspector, token_texts
 from .messages import RowError
 from .models import load_model, load_tokenizer, read_run
+from .readback import to_row
 from .render import Example, Renderer
 from .report import Report
 from .rows import Rows, RowStream, load_rows
@@ -38,5 +39,5 @@ __all__ = [
     "RowStream", "Rows", "TokenInspector", "TrackLogProbs", "add_tags", "draws", "evaluate", "example_key", "finetune",
     "load_model", "load_rows", "load_tokenizer", "metrics", "mix", "overlap", "plots", "prepare",
     "read_run", "sample", "score", "sentence_weights", "table", "tag_ids", "tiny", "to_messages", "to_prompt",
-    "token_texts", "use_template",
+    "to_row", "token_texts", "use_template",
 ]  # fmt: skip
