@@ -157,12 +157,15 @@ def test_real_traces_in_notebook_05(tmp_path, shared):
 
 
 def test_environment_yml_has_the_same_dependencies():
-    """conda's names differ in one: torch is pytorch."""
+    """conda's names differ in two: torch is pytorch, playwright is playwright-python."""
     project = tool.tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     environment = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
     extras = project["optional-dependencies"]
     wanted = project["dependencies"] + extras["wandb"] + extras["tensorboard"] + extras["dev"]
-    wanted = {line.replace("torch>=", "pytorch>=") for line in wanted if not line.startswith("btsft_nb")}
+    conda = {"torch>=": "pytorch>=", "playwright>=": "playwright-python>="}
+    wanted = {
+        re.sub("|".join(conda), lambda name: conda[name[0]], line) for line in wanted if not line.startswith("btsft_nb")
+    }
     assert {line for line in environment if isinstance(line, str)} - {"python>=3.11", "pip"} == wanted
 
 
