@@ -22,7 +22,8 @@ def to_row(example: dict, row: dict, tokenizer: PreTrainedTokenizerBase, *, form
         example: of `prepare`, its weights as they shall be; `TokenInspector.example`, say.
         row: that the example was prepared from, and its `format`.
 
-    Returns a row with the example's id. Prepare it without `weights`: what those said is in the blocks.
+    Returns a row with the example's id. Prepare it without `weights`: what those said is in the blocks. A tagged
+    stretch in which weights differ is in several.
 
     Raises ValueError where the row is not the example's, where it is text formatted already, and where no block can say
     a weight: prompts weigh 0, the end of turn 1, and a block does not end inside a character.

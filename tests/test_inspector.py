@@ -1,0 +1,405 @@
+"""The inspector in Python: what it says, refuses, edits and sends, and its HTML, which hostile text must not break."""
+
+import copy
+import json
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from payloads import PAYLOADS
+from traitlets import TraitError
+
+import btsft_nb as bt
+from btsft_nb import Kind, TokenInspector, draws, example_key, prepare, to_row, token_texts
+from btsft_nb.inspector import VIEWS
+from btsft_nb.inspector_data import shown
+
+ALLOWED_TAGS = {"div", "span", "b", "s", "br", "small", "bdi"}
+
+
+class Page(HTMLParser):
+    """What a browser would make of a page: its tags, attributes and text."""
+
+    def __init__(self, html: str):
+        super().__init__(convert_charrefs=True)
+        self.tags, self.attributes, self.titles, self.words, self.other = set(), set(), [], [], []
+        self.feed(html)
+        self.close()
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.add(tag)
+        self.attributes |= {name for name, _ in attrs}
+        self.titles += [value for name, value in attrs if name == "title"]
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+    def handle_comment(self, data):
+        self.other.append(data)
+
+    handle_decl = handle_pi = unknown_decl = handle_comment
+
+
+def split(html: str) -> tuple[str, str]:
+    """What stands without script, and the script."""
+    static, script = re.fullmatch(
+        r'<div data-btsft="\w+">(.*)</div><script type="module">(.*)</script>', html, re.S
+    ).groups()
+    return static, script
+
+
+@pytest.fixture(scope="module")
+def row() -> dict:
+    talk = [
+        {"role": "user", "content": "2+2?"},
+        {"role": "assistant", "content": "<think>Count: 2, 3,\n4. Yes.</think>\n\n4"},
+    ]
+    return {"id": "row", "messages": talk}
+
+
+@pytest.fixture(scope="module")
+def example(tiny_tokenizer, row) -> dict:
+    return prepare([row], tiny_tokenizer)[0]
+
+
+@pytest.fixture(scope="module")
+def scores(tiny_tokenizer, example) -> tuple[dict, dict]:
+    """Of the embedded model, and of one that a fixed number of adapters' weights was moved in."""
+    model, _ = bt.load_model("tiny", qlora=True)
+    for i, (name, parameter) in enumerate(model.named_parameters()):
+        if "lora_B" in name:
+            parameter.data.fill_(0.01 * (i % 5))
+    with model.disable_adapter():
+        before = bt.score(model, tiny_tokenizer, [example])[0]
+    return before, bt.score(model, tiny_tokenizer, [example], kl=True)[0]
+
+
+@pytest.fixture
+def looked(example, tiny_tokenizer, scores) -> TokenInspector:
+    return TokenInspector(example, tiny_tokenizer, score=scores[1], compare=scores[0], threshold=0.5, beta=2.0)
+
+
+# ---------------------------------------------------------------------------------------------- what it says
+
+
+@pytest.mark.parametrize("threshold", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("unit", ["token", "word", "sentence", "thought"])
+@pytest.mark.parametrize(("seed", "epoch", "keep_first"), [(42, 0, 0), (1, 3, 2)])
+def test_blurred_is_what_the_draws_say(tiny_tokenizer, example, threshold, unit, seed, epoch, keep_first):
+    """The very tokens that training blurs; each is struck out in the static view."""
+    from btsft_nb.blur import unit_ids
+
+    inspector = TokenInspector(
+        example, tiny_tokenizer, threshold=threshold, unit=unit, seed=seed, epoch=epoch, keep_first=keep_first
+    )  # fmt: skip
+    units = unit_ids(example["kinds"], token_texts(tiny_tokenizer, example["input_ids"]), unit)
+    u = draws(np.array(example["kinds"]), example_key(example["id"]), seed, epoch, keep_first, units)
+    assert np.array_equal(inspector.blurred, u < threshold)
+    assert split(inspector.to_html())[0].count("<s>") == (u < threshold).sum()
+
+
+def test_unsupervised_thoughts_are_not_called_blurred(tiny_tokenizer, example):
+    """A token of weight 0 is not trained anyway."""
+    silent = {**example, "weights": [0.0] * len(example["weights"])}
+    assert not TokenInspector(silent, tiny_tokenizer, threshold=1.0).blurred.any()
+
+
+def test_values_of_each_view(looked, example, scores):
+    """Weight 0 where blurred, loss and gradient to match, probabilities as scored, draws where there are any."""
+    values = {}
+    for view in VIEWS:
+        looked.view = view
+        values[view] = looked.values()
+    before, after = scores
+    weights, n = np.where(looked.blurred, 0, example["weights"]), np.count_nonzero(example["weights"])
+    p = np.exp(after["log_probs"])
+    assert values["kind"].tolist() == example["kinds"] and 0 < looked.blurred.sum() < n
+    np.testing.assert_allclose(values["weight"], weights)
+    np.testing.assert_allclose(values["probability"][1:], p[1:])
+    np.testing.assert_allclose(values["loss"], -weights * np.log(p), atol=1e-6)
+    np.testing.assert_allclose(values["gradient"], [weights * (1 - p) / n, 2 * after["format_pull"]], atol=1e-9)
+    np.testing.assert_allclose(values["change"], after["log_probs"] - before["log_probs"])
+    assert np.array_equal(values["kl"], after["kl"]) and (after["kl"][1:] > 0).all()
+    assert np.array_equal(np.isfinite(values["blur"]), np.array(example["kinds"]) == Kind.THINK)
+
+
+def test_it_says_in_words_what_it_shows(looked):
+    """In a terminal, in a log, and to nbval."""
+    n, thought = len(looked.example["kinds"]), looked.example["kinds"].count(Kind.THINK)
+    said = f"{n} tokens, {looked.blurred.sum()} of {thought} thought tokens blurred at threshold 0.50"
+    assert repr(looked) == f"TokenInspector('row': {said})"
+
+
+def test_a_set_is_walked_and_searched(tiny_tokenizer):
+    """By index from Python, by a query from the browser; the text is found where tokens end anywhere."""
+    examples = prepare(list(bt.load_rows("tiny/teacher"))[:20], tiny_tokenizer)
+    inspector = TokenInspector(examples, tiny_tokenizer, index=3)
+    assert inspector.example["id"] == examples[3]["id"] == inspector.data["id"]
+    inspector.selection = [1, 4]
+    inspector.index = 5
+    assert inspector.data["id"] == examples[5]["id"] and inspector.selection == []
+    question = tiny_tokenizer.decode(examples[7]["input_ids"]).split("\n")[1][5:20]
+    inspector.query = question.upper()
+    wanted = [i for i, e in enumerate(examples) if question in tiny_tokenizer.decode(e["input_ids"])]
+    assert inspector.found == {"query": question.upper(), "examples": wanted} and 7 in wanted
+
+
+def test_characters_of_several_tokens_are_shown_whole(tiny_tokenizer):
+    """The first token has the character; what no token continues stays the replacement character."""
+    ids = tiny_tokenizer.encode("a\u65e5b\U0001f389", add_special_tokens=False)
+    texts, joined = shown(tiny_tokenizer, ids)
+    assert "".join(texts).replace("\u2025", "") == "a\u65e5b\U0001f389" and len(texts) == len(ids)
+    assert joined == [i for i, text in enumerate(texts) if text == "\u2025"] and len(joined) == 5
+    assert shown(tiny_tokenizer, ids[1:3])[0] == ["\ufffd", "\ufffd"]
+
+
+# ---------------------------------------------------------------------------------------------- what it refuses
+
+
+def test_an_unknown_view_or_unit_lists_the_known_ones(tiny_tokenizer, example):
+    """At once, and when it is set later."""
+    with pytest.raises(ValueError, match=r"view='los': one of kind, weight, blur, loss, .*gradient wanted"):
+        TokenInspector(example, tiny_tokenizer, view="los")
+    inspector = TokenInspector(example, tiny_tokenizer)
+    with pytest.raises(ValueError, match="unit='line': one of token, word, sentence, thought wanted"):
+        inspector.unit = "line"
+
+
+@pytest.mark.parametrize(
+    ("view", "how"),
+    [("loss", "score="), ("probability", "score="), ("gradient", "score="), ("kl", "kl=True"), ("change", "compare=")],
+)
+def test_a_view_without_its_score_says_how_to_get_one(tiny_tokenizer, example, view, how):
+    """By the call."""
+    with pytest.raises(ValueError, match=rf"view='{view}' needs .*{how}"):
+        TokenInspector(example, tiny_tokenizer, view=view)
+
+
+@pytest.mark.parametrize(
+    "dial", [{"threshold": 1.5}, {"beta": -1.0}, {"epoch": -1}, {"seed": 2**32}, {"keep_first": -1}]
+)
+def test_a_dial_out_of_its_range_is_named(tiny_tokenizer, example, dial):
+    """With the value given."""
+    ((name, value),) = dial.items()
+    with pytest.raises(TraitError, match=rf"'{name}' trait .*{re.escape(str(value))}"):
+        TokenInspector(example, tiny_tokenizer, **dial)
+
+
+def test_scores_of_other_examples_are_refused(tiny_tokenizer, example, scores):
+    """By number and by length; so is an index beyond the end, and nothing to show."""
+    with pytest.raises(ValueError, match="score: one for each of the 2 examples wanted, got 1"):
+        TokenInspector([example, example], tiny_tokenizer, score=[scores[0]])
+    with pytest.raises(ValueError, match=r"score\[0\] has \d+ tokens, its example \d+"):
+        TokenInspector(example, tiny_tokenizer, score={**scores[0], "log_probs": scores[0]["log_probs"][1:]})
+    with pytest.raises(ValueError, match="index=2: there are 1 examples"):
+        TokenInspector(example, tiny_tokenizer, index=2)
+    with pytest.raises(ValueError, match="no example"):
+        TokenInspector([], tiny_tokenizer)
+
+
+# ---------------------------------------------------------------------------------------------- edits
+
+
+def test_edits_set_weights_but_not_those_of_prompt_and_end_of_turn(tiny_tokenizer, example):
+    """The later edit wins; taking the last away undoes it; the example that was given stays as it was."""
+    inspector, before = TokenInspector(example, tiny_tokenizer, threshold=0.0, editable=True), list(example["weights"])
+    n = len(before)
+    inspector.edits = [[0, 0, n, 0.5], [0, n - 3, n, -2.0], [1, 0, n, 9.0]]
+    weights = inspector.example["weights"]
+    first = example["kinds"].index(Kind.TAG)
+    assert weights == [0.0] * first + [0.5] * (n - 3 - first) + [-2.0, -2.0, 1.0]
+    inspector.edits = inspector.edits[:-2]
+    assert inspector.example["weights"][-3:] == [0.5, 0.5, 1.0]
+    inspector.edits = []
+    assert inspector.example["weights"] == before == example["weights"]
+
+
+@settings(max_examples=12)
+@given(data=st.data())
+def test_an_edited_example_is_read_back_and_prepared_to_itself(tokenizer, data):
+    """The row in blocks makes the same tokens with the weights that were set: real tokenizers, tags, several turns."""
+    text = st.text(st.characters(codec="utf-8", exclude_characters="\ufdd0", exclude_categories=["Cs"]), max_size=12)
+    thought, answer = (data.draw(text.filter(str.strip)) for _ in range(2))
+    row = {
+        "id": "r",
+        "messages": [
+            {"role": "user", "content": "a\nb"},
+            {"role": "assistant", "content": [
+                {"type": "text", "text": f"<think>\n{thought}", "tag": "t"},
+                {"type": "text", "text": f"</think>\n\n{answer}"}]},
+        ],
+    }  # fmt: skip
+    (example,) = prepare([row], tokenizer)
+    inspector = TokenInspector(example, tokenizer, editable=True)
+    n, joined = len(example["input_ids"]), inspector.data["joined"]
+    for weight in (0.25, -1.0):
+        start, stop = sorted((data.draw(st.integers(0, n)), data.draw(st.integers(0, n))))
+        while start in joined:
+            start -= 1
+        while stop in joined:
+            stop += 1
+        inspector.edits = [*inspector.edits, [0, start, stop, weight]]
+    new = to_row(inspector.example, row, tokenizer)
+    (again,) = prepare([json.loads(json.dumps(new))], tokenizer)
+    for column in ("id", "input_ids", "weights", "kinds"):
+        assert again[column] == inspector.example[column], column
+    tagged, before = (
+        {(tag["tag"], i) for tag in e["tags"] for i in range(tag["start"], tag["stop"])} for e in (again, example)
+    )
+    assert tagged == before != set(), "a stretch may come back in pieces, where weights differ in it"
+
+
+def test_only_the_example_s_own_turn_is_trained_where_turns_are_split(qwen3):
+    """Qwen3 drops earlier thoughts, so each assistant turn is an example of its own."""
+    talk = ["a", "<think>b</think>\n\nc", "d", "<think>e f</think>\n\ng"]
+    row = {
+        "id": "r",
+        "messages": [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(talk)],
+    }
+    examples = prepare([row], qwen3)
+    assert [e["id"] for e in examples] == ["r/turn0", "r/turn1"]
+    inspector = TokenInspector(examples, qwen3, index=1, editable=True)
+    at = inspector.tokens.index(" f")
+    inspector.edits = [[1, at, at + 1, 3.0]]
+    (again,) = prepare([to_row(inspector.example, row, qwen3)], qwen3)
+    assert again["input_ids"] == examples[1]["input_ids"] and again["weights"] == inspector.example["weights"]
+    assert again["weights"][at] == 3.0
+
+
+def test_what_a_row_cannot_say_is_refused(tiny_tokenizer, example, row):
+    """A weight of the end of turn, another row, and text that is formatted already."""
+    n = len(example["weights"])
+    with pytest.raises(ValueError, match=f"row: token {n - 1} .* shall weigh 0.5, and in a row it weighs 1"):
+        to_row({**example, "weights": [*example["weights"][:-1], 0.5]}, row, tiny_tokenizer)
+    other = {**row, "messages": [{"role": "user", "content": "3+3?"}, row["messages"][1]]}
+    with pytest.raises(ValueError, match="row: this row and tokenizer make other tokens"):
+        to_row(example, other, tiny_tokenizer)
+    with pytest.raises(ValueError, match="row: its row is formatted text"):
+        to_row(example, {"text": "<think>a</think>\n\nb"}, tiny_tokenizer)
+
+
+# ---------------------------------------------------------------------------------------------- HTML
+
+
+def test_the_bundle_has_a_widget_words_and_html(looked):
+    """Trap 14: ipywidgets 7 would show the widget alone if `_ipython_display_` were there."""
+    data, _ = looked._repr_mimebundle_()
+    assert set(data) == {"text/plain", "text/html", "application/vnd.jupyter.widget-view+json"}
+    assert data["text/plain"] == repr(looked) and looked._ipython_display_ is None
+    static, script = split(data["text/html"])
+    assert "row" in static and '"threshold":0.5' in script and '"beta":2.0' in script
+
+
+def test_a_cell_holds_what_fits_and_says_what_does_not(tiny_tokenizer, example):
+    """Some of a large set; no script but a count for an example that is too long; a page has all."""
+    many = [{**example, "id": f"n{i}"} for i in range(300)]
+    html = TokenInspector(many, tiny_tokenizer, index=100)._repr_mimebundle_()[0]["text/html"]
+    assert '"held":50' in html and '"n100"' in html and '"n150"' not in html and '"count":300' in html
+    long = {name: list(example[name]) * 200 for name in ("input_ids", "kinds", "weights")} | {"id": "long", "tags": []}
+    inspector = TokenInspector(long, tiny_tokenizer)
+    html = inspector._repr_mimebundle_()[0]["text/html"]
+    n = len(long["kinds"])
+    assert "<script" not in html and f"the first 4,000 of {n:,} tokens; to_html(path) writes a page with all" in html
+    static, _ = split(inspector.to_html())
+    assert static.count("<small>") == n
+
+
+def test_a_page_is_written(tmp_path, looked):
+    """Whole, with a title, and the same view in it."""
+    html = looked.to_html(tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert page.startswith("<!doctype html>") and html in page and "<title>row</title>" in page
+
+
+@pytest.mark.parametrize("view", VIEWS)
+def test_the_static_view_says_all_in_words(looked, view):
+    """Each token's text, kind and number; no script, no style sheet, no address."""
+    looked.view = view
+    static, _ = split(looked.to_html())
+    page = Page(static)
+    assert page.tags <= ALLOWED_TAGS and page.attributes <= {"style", "title"} and not page.other
+    assert len(page.titles) == len(looked.tokens)
+    kinds = [Kind(kind).name.lower() for kind in looked.example["kinds"]]
+    assert all(re.match(rf"{i}: {kind}(, blurred)?, {view}", page.titles[i]) for i, kind in enumerate(kinds))
+    assert sum("blurred" in title.split(", ")[1] for title in page.titles) == looked.blurred.sum()
+    for word in ("<script", "http", "url(", "src=", "href=", "<link", "<style", "@import", "<img"):
+        assert word not in static.lower()
+
+
+@pytest.mark.parametrize("payload", PAYLOADS.values(), ids=PAYLOADS)
+def test_hostile_text_stays_text(tiny_tokenizer, example, scores, payload):
+    """As a token, as an id, as an alternative: no tag, attribute or comment comes of it, and all of it is there."""
+    tokenizer = copy.deepcopy(tiny_tokenizer)
+    if payload.strip():
+        tokenizer.add_tokens([payload])
+    token = tokenizer.convert_tokens_to_ids(payload) if payload.strip() else example["input_ids"][3]
+    n = len(example["input_ids"])
+    hostile = {**example, "id": payload, "input_ids": [token] * n}
+    score = {**scores[0], "top_ids": np.full((n, 5), token)}
+    inspector = TokenInspector(hostile, tokenizer, score=score, view="gradient")
+    static, script = split(inspector.to_html())
+    page = Page(static)
+    assert page.tags <= ALLOWED_TAGS and page.attributes <= {"style", "title"} and not page.other
+    seen = inspector.data["texts"]
+    words = "".join(page.words)
+    assert words.replace("\xa0", "").count(seen[0].replace("\xa0", "")) >= n or not seen[0].strip()
+    state = script.rpartition("\nmount(")[2]
+    assert "<" not in state and "\u2028" not in state
+    assert json.loads(state.split(", ", 1)[1].removesuffix(");\n"))["examples"][0]["id"] == payload
+
+
+@given(st.text(max_size=20))
+def test_any_id_is_text(tiny_tokenizer, example, name):
+    """Whatever a data set calls its rows."""
+    page = Page(split(TokenInspector({**example, "id": name}, tiny_tokenizer).to_html())[0])
+    assert page.tags <= ALLOWED_TAGS and page.attributes <= {"style", "title"} and not page.other
+
+
+def test_what_cannot_be_seen_has_a_mark(tiny_tokenizer):
+    """Bidi controls, which would turn the text of others around, line ends, and what has no width."""
+    tokenizer = copy.deepcopy(tiny_tokenizer)
+    tokenizer.add_tokens(["a\u202eb", "c\u200bd", "e\x00f"])
+    ids = tokenizer.convert_tokens_to_ids(["a\u202eb", "c\u200bd", "e\x00f"])
+    assert shown(tokenizer, ids)[0] == ["a\u27e8U+202E\u27e9b", "c\u27e8U+200B\u27e9d", "e\u2400f"]
+
+
+# ---------------------------------------------------------------------------------------------- score
+
+
+def test_rank_and_alternatives_are_those_of_the_logits(tiny_tokenizer, example, scores):
+    """The plain way, token by token; without adapters the KL is 0, and needs a reference."""
+    import torch
+
+    model, _ = bt.load_model("tiny")
+    score = bt.score(model, tiny_tokenizer, [example], ref_model=model, kl=True)[0]
+    with torch.no_grad():
+        logits = model(torch.tensor([example["input_ids"]])).logits[0]
+    for i in (1, 5, len(example["input_ids"]) - 1):
+        order = logits[i - 1].argsort(descending=True).tolist()
+        assert order[score["rank"][i] - 1] == example["input_ids"][i]
+        assert score["top_ids"][i].tolist() == order[:5]
+        top = logits[i - 1].log_softmax(-1)[order[:5]]
+        np.testing.assert_allclose(score["top_log_probs"][i], top, rtol=1e-5, atol=1e-6)
+    assert np.abs(score["kl"]).max() < 1e-6
+    with pytest.raises(ValueError, match="kl=True needs a reference"):
+        bt.score(model, tiny_tokenizer, [example], kl=True)
+
+
+def test_kl_to_the_model_without_adapters(scores, example):
+    """Against the alternatives' own sum where those hold nearly all: KL(p_ref || p), not the other way round."""
+    before, after = scores
+    for i in range(1, len(example["input_ids"])):
+        ref, new = (
+            np.exp(before["top_log_probs"][i]),
+            dict(zip(after["top_ids"][i].tolist(), after["top_log_probs"][i], strict=True)),
+        )
+        if ref.sum() < 0.9999 or not set(before["top_ids"][i].tolist()) <= set(new):
+            continue
+        log_new = np.array([new[token] for token in before["top_ids"][i].tolist()])
+        assert after["kl"][i] == pytest.approx((ref * (before["top_log_probs"][i] - log_new)).sum(), abs=2e-3)
+        break
+    else:
+        pytest.fail("no position to compare")
