@@ -36,8 +36,8 @@ from .weights import sentence_weights
 __version__ = "0.1.0"
 __all__ = [
     "BTSFTConfig", "BTSFTTrainer", "Collator", "Example", "Kind", "LiveCurves", "Playground", "Renderer", "Report",
-    "RowError", "RowStream", "Rows", "TokenInspector", "TrackLogProbs", "add_tags", "draws", "evaluate", "example_key", "finetune",
-    "load_model", "load_rows", "load_tokenizer", "metrics", "mix", "overlap", "plots", "prepare",
-    "read_run", "sample", "score", "sentence_weights", "table", "tag_ids", "tiny", "to_messages", "to_prompt",
-    "token_texts", "use_template",
+    "RowError", "RowStream", "Rows", "TokenInspector", "TrackLogProbs", "add_tags", "draws", "evaluate",
+    "example_key", "finetune", "load_model", "load_rows", "load_tokenizer", "metrics", "mix", "overlap", "plots",
+    "prepare", "read_run", "sample", "score", "sentence_weights", "table", "tag_ids", "tiny", "to_messages",
+    "to_prompt", "token_texts", "use_template",
 ]  # fmt: skip
