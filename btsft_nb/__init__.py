@@ -24,6 +24,7 @@ from .generation import sample, score
 from .inspector import TokenInspector, token_texts
 from .messages import RowError
 from .models import load_model, load_tokenizer, read_run
+from .playground import Playground
 from .readback import to_row
 from .render import Example, Renderer
 from .report import Report
@@ -35,9 +36,9 @@ from .weights import sentence_weights
 
 __version__ = "0.1.0"
 __all__ = [
-    "BTSFTConfig", "BTSFTTrainer", "Collator", "Example", "Kind", "LiveCurves", "Renderer", "Report", "RowError",
-    "RowStream", "Rows", "TokenInspector", "TrackLogProbs", "add_tags", "draws", "evaluate", "example_key", "finetune",
-    "load_model", "load_rows", "load_tokenizer", "metrics", "mix", "overlap", "plots", "prepare",
-    "read_run", "sample", "score", "sentence_weights", "table", "tag_ids", "tiny", "to_messages", "to_prompt",
-    "to_row", "token_texts", "use_template",
+    "BTSFTConfig", "BTSFTTrainer", "Collator", "Example", "Kind", "LiveCurves", "Playground", "Renderer", "Report",
+    "RowError", "RowStream", "Rows", "TokenInspector", "TrackLogProbs", "add_tags", "draws", "evaluate",
+    "example_key", "finetune", "load_model", "load_rows", "load_tokenizer", "metrics", "mix", "overlap", "plots",
+    "prepare", "read_run", "sample", "score", "sentence_weights", "table", "tag_ids", "tiny", "to_messages",
+    "to_prompt", "to_row", "token_texts", "use_template",
 ]  # fmt: skip

@@ -15,7 +15,7 @@ LEAVES = [
     for name in ("formats", "messages", "blur", "losses", "head", "head_matrix", "metrics", "plots", "inspector")
     if name in NAMES
 ]
-MAY_IMPORT_TRAINER = {"__init__", "__main__", "tiny/__main__"}
+MAY_IMPORT_TRAINER = {"__init__", "__main__", "playground", "tiny/__main__"}
 
 
 def imported(path: Path) -> set[str]:
