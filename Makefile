@@ -1,5 +1,6 @@
 # make demo    install, run the notebooks on the embedded model, print the table of notebook 03
-# make test    install, run the tests and all notebooks
+# make test    install, run the tests and all notebooks; tests in a browser want Debian's chromium and skip without it.
+#              BTSFT_COLAB_VENV=folder keeps the environment with Colab's versions, which takes two minutes to make
 # make lint    ruff
 # make notebooks   run the notebooks and store their outputs in place
 # make colab   write the repository's address (pyproject.toml) into badges and install cells

@@ -77,9 +77,9 @@ class Heard:
         dialog.accept()
 
     def request(self, url: str) -> None:
-        """Loopback is this machine, but for the port that hostile texts ask."""
+        """Files and loopback are this machine, but for the port that hostile texts ask."""
         parts = urlsplit(url)
-        here = parts.scheme in ("data", "blob", "about") or parts.hostname in ("127.0.0.1", "localhost")
+        here = parts.scheme in ("data", "blob", "about", "file") or parts.hostname in ("127.0.0.1", "localhost")
         if not here or url.startswith(SINK):
             self.strays.append(url)
 
@@ -112,10 +112,10 @@ def page(chromium) -> Iterator[Page]:
 def assert_quiet(page: Page) -> None:
     """No error, dialog or payload has come up in the page's context, and no request has left this machine."""
     page.wait_for_timeout(300)  # what was started last has to come to light
-    assert not [frame.url for frame in page.frames if frame.evaluate("window.PWNED")]
     assert not page.heard.errors
     assert not page.heard.dialogs
     assert not page.heard.strays
+    assert not [frame.url for frame in page.frames if frame.evaluate("window.PWNED")]
 
 
 def screenshot(page: Page, name: str) -> Path:
