@@ -15,7 +15,7 @@ from matplotlib.patches import Patch
 from .blur import Kind
 
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#555555")  # Okabe and Ito's, and gray
-KIND_COLORS = {Kind.PROMPT: "#e4e4e4", Kind.TAG: "#e69f00", Kind.THINK: "#a6d8f4", Kind.ANSWER: "#4dbb8c"}
+KIND_COLORS = {Kind.PROMPT: "#e0e0e0", Kind.TAG: "#e69f00", Kind.THINK: "#a6d8f4", Kind.ANSWER: "#4dbb8c"}
 _INK, _FAINT = "#222222", "#666666"
 _EDGES = ({"ec": _FAINT, "ls": "--"}, {"ec": _INK, "lw": 1.6}, {"ec": "white"}, {"ec": _INK, "lw": 0.6})
 _BOXES = {kind: {"fc": KIND_COLORS[kind], **edge} for kind, edge in zip(Kind, _EDGES, strict=True)}
