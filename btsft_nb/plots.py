@@ -3,7 +3,8 @@
 The card is white on any page, and nothing depends on colour alone.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -20,37 +21,41 @@ _INK, _FAINT = "#222222", "#666666"
 _EDGES = ({"ec": _FAINT, "ls": "--"}, {"ec": _INK, "lw": 1.6}, {"ec": "white"}, {"ec": _INK, "lw": 0.6})
 _BOXES = {kind: {"fc": KIND_COLORS[kind], **edge} for kind, edge in zip(Kind, _EDGES, strict=True)}
 _BLURRED = {"fc": "white", "ec": _FAINT, "ls": ":"}
-# 5 colours x 6 hatches or markers: the first 30 series differ
+# of 5 colours x 6 hatches or markers: the first 30 series differ
 _FILLS = [{"fc": COLORS[i % 5], "hatch": ("", "//", "..", "xx", "\\\\", "--")[i % 6], "ec": "white"} for i in range(30)]
 _LINES = [{"color": COLORS[i % 5], "marker": "osD^vP"[i % 6]} for i in range(30)]
+_ABOVE = {"ncols": 5, "loc": "lower left", "bbox_to_anchor": (0, 1)}
 _UNITS = {"ways of thinking": "ways per prompt", "pass": "share of prompts"}
-_CURVES = (  # title, unit, and what of a log with which suffix in the legend
-    ("nll of thought tokens", "nats per token", {"nll_think": ""}),
-    ("nll of answer and tag tokens", "nats per token", {"nll_answer": ", answer", "nll_tag": ", tag"}),
-    ("blurred", "share of thought tokens", {"blurred_share": ""}),
-    ("format reward", "mean over sequences", {"expected_reward": ", expected", "format_reward": ", argmax"}),
-)
-_styled = plt.rc_context({
-    "figure.dpi": 100, "figure.constrained_layout.use": True, "font.size": 9, "text.color": _INK, "hatch.linewidth": 1,
-    "text.parse_math": False, "axes.titlesize": 10, "axes.titlecolor": _INK, "axes.titlelocation": "left",
-    "legend.fontsize": 8, "legend.frameon": False, "legend.handlelength": 3, "lines.markersize": 5,
-})  # fmt: skip
+_CURVES = {  # label of the axis: key in the logs, and what it adds to the run's name
+    "nll of thoughts, nats per token": {"nll_think": ""},
+    "nll, nats per token": {"nll_answer": ", answer", "nll_tag": ", tag"},
+    "blurred share of thought tokens": {"blurred_share": ""},
+    "format reward, mean over sequences": {"expected_reward": ", expected", "format_reward": ", argmax"},
+}
+_STYLE = {
+    "font.size": 9, "text.color": _INK, "text.parse_math": False, "lines.markersize": 5, "axes.titlesize": 10,
+    "axes.titlecolor": _INK, "axes.titlelocation": "left", "legend.frameon": False, "legend.fontsize": 8,
+}  # fmt: skip
 
 
-def _panels(given: Axes | Sequence[Axes] | None, n: int, width: float, height: float, grid: str = "y") -> list[Axes]:
+@contextmanager
+def _panels(given: Axes | Sequence[Axes] | None, n: int, width: float, height: float, grid: str = "y") -> Iterator:
     """The n Axes given, or those of a new figure (inches), in the style. Raises ValueError for another number."""
-    axes = list(np.ravel(plt.subplots(1, n, figsize=(width, height))[1] if given is None else given))
+    if given is None:  # before the style ends, which would undo what a backend sets when it is loaded
+        given = plt.subplots(1, n, figsize=(width, height), dpi=100, layout="constrained")[1]
+    axes = list(np.ravel(given))
     if len(axes) != n:
         raise ValueError(f"{len(axes)} Axes given, {n} wanted")
-    for ax in axes:
-        ax.figure.set_facecolor("white")
-        ax.set(facecolor="white", axisbelow=True)
-        ax.spines[:].set_color(_FAINT)
-        ax.spines[["top", "right"]].set_visible(False)
-        ax.tick_params(color=_FAINT, labelcolor=_INK, labelsize=8)
-        plt.setp((ax.xaxis.label, ax.yaxis.label), color=_INK, size=9)
-        ax.grid(axis=grid, color="#dddddd", linewidth=0.6, linestyle="-")
-    return axes
+    with plt.rc_context(_STYLE):
+        for ax in axes:
+            ax.figure.set_facecolor("white")
+            ax.set(facecolor="white", axisbelow=True)
+            ax.spines[:].set_color(_FAINT)
+            ax.spines[["top", "right"]].set_visible(False)
+            ax.tick_params(color=_FAINT, labelcolor=_INK, labelsize=8)
+            plt.setp((ax.xaxis.label, ax.yaxis.label), color=_INK, size=9)
+            ax.grid(axis=grid, color="#dddddd", linewidth=0.6, linestyle="-")
+        yield axes
 
 
 def _interval(metric: dict) -> list[list[float]]:
@@ -64,161 +69,133 @@ def _shown(text: str, limit: int = 40, family: str | None = None) -> str:
     return "".join(c if c.isprintable() and font.get_char_index(ord(c)) else "\ufffd" for c in text) or " "
 
 
-@_styled
 def lengths(examples: Sequence[dict], ax: Axes | None = None) -> Axes:
-    """How long the examples are."""
-    (ax,) = _panels(ax, 1, 5, 2.6)
-    sizes = [len(example["input_ids"]) for example in examples]
-    step = 1 + (max(sizes) - min(sizes)) // 40
-    ax.hist(sizes, np.arange(min(sizes), max(sizes) + step + 1, step) - 0.5, color=COLORS[0], edgecolor="white")
-    ax.set(xlabel="tokens per example", ylabel="examples")
-    ax.locator_params(integer=True)
+    """How long the examples are: the share that a limit on the length would keep whole."""
+    with _panels(ax, 1, 5, 2.6, "both") as (ax,):
+        ax.ecdf([len(example["input_ids"]) for example in examples], color=COLORS[0])
+        ax.set(xlabel="tokens", ylabel="share of examples\nup to that length", ylim=(-0.03, 1.03))
     return ax
 
 
-@_styled
 def kind_shares(examples: Sequence[dict], ax: Axes | None = None) -> Axes:
     """What the tokens of the examples are."""
-    (ax,) = _panels(ax, 1, 5, 2, grid="x")
-    counts = np.bincount(np.concatenate([example["kinds"] for example in examples]), minlength=len(Kind))
-    for kind, share in zip(Kind, counts / counts.sum(), strict=True):
-        ax.bar_label(ax.barh(kind.name.lower(), share, **_BOXES[kind]), [f"{share:.0%}"], padding=3)
-    ax.set(xlabel="share of tokens", ylabel="kind", xlim=(0, 1.12 * counts.max() / counts.sum()))
-    ax.invert_yaxis()
+    with _panels(ax, 1, 5, 2, "x") as (ax,):
+        counts = np.bincount(np.concatenate([example["kinds"] for example in examples]), minlength=len(Kind))
+        for kind, share in zip(Kind, counts / counts.sum(), strict=True):
+            ax.bar_label(ax.barh(kind.name.lower(), share, **_BOXES[kind]), [f"{share:.0%}"], padding=3)
+        ax.set(xlabel="share of tokens", ylabel="kind", xlim=(0, 1.12 * counts.max() / counts.sum()))
+        ax.invert_yaxis()
     return ax
 
 
-@_styled
 def blurred_thought(
     tokens: Sequence[str], kinds: Sequence[int], draws: np.ndarray, thresholds: Sequence[float], ax: Axes | None = None
 ) -> Axes:
-    """The same tokens at several thresholds, one under the other; a blurred token is struck out.
-
-    Args:
-        tokens, kinds, draws: (T,) text, `Kind` and draw of each token, as `blur.draws` gives it.
-    """
-    new, (ax,) = ax is None, _panels(ax, 1, 9, 1)
-    texts = [_shown(token, 24, "monospace") for token in tokens]
+    """(T,) tokens with their `Kind` and `blur.draws`, once for each threshold; a blurred token is struck out."""
+    new, texts = ax is None, [_shown(token, 24, "monospace") for token in tokens]
     widths = np.array([len(text) for text in texts], dtype=int)  # in characters, as all that follows
-    start, room = widths.cumsum() - widths, 13 * ax.get_window_extent().width / ax.figure.dpi
-    line = np.unique(start // room, return_inverse=True)[1]
-    x, step = start - start[np.searchsorted(line, line)], line.max(initial=0) + 1.7
-    for row, threshold in enumerate(thresholds):
-        y, blurred = line + step * row, draws < threshold
-        for i, text in enumerate(texts):
-            ax.barh(y[i], widths[i] - 0.15, 0.84, x[i], **(_BLURRED if blurred[i] else _BOXES[kinds[i]]))
-            look = {"color": _FAINT if blurred[i] else "black", "family": "monospace", "size": 8}
-            ax.text(x[i] + widths[i] / 2, y[i], text, ha="center", va="center", **look)
-        ax.hlines(y[blurred], x[blurred], (x + widths)[blurred] - 0.15, color=_FAINT, linewidth=1)
-    thought, n = np.isfinite(draws).sum(), len(thresholds)
-    labels = [f"{threshold:g}\n{(draws < threshold).sum()} of {thought}" for threshold in thresholds]
-    ax.set_yticks(step * np.arange(n) + (step - 1.7) / 2, labels)
-    ax.set(xlabel="tokens in reading order", ylabel="threshold,\nhow many blurred")
-    ax.set(xlim=(-0.2, (x + widths).max(initial=1)), ylim=(step * n - 1.1, -0.6), xticks=[])
-    ax.spines[:].set_visible(False)
-    ax.tick_params(length=0)
-    ax.grid(False)
-    handles = [Patch(label=kind.name.lower(), **box) for kind, box in _BOXES.items() if kind in kinds]
-    ax.legend(handles=[*handles, Patch(label="blurred", **_BLURRED)], ncols=5, loc="lower left", bbox_to_anchor=(0, 1))
-    if new:
-        ax.figure.set_size_inches(9, 0.7 + 0.22 * step * n)
+    with _panels(ax, 1, 9, 1) as (ax,):
+        start, room = widths.cumsum() - widths, 13 * ax.get_window_extent().width / ax.figure.dpi
+        line = np.unique(start // room, return_inverse=True)[1]
+        x, step, n = start - start[np.searchsorted(line, line)], line.max(initial=0) + 1.7, len(thresholds)
+        for row, threshold in enumerate(thresholds):
+            y, blurred = line + step * row, draws < threshold
+            for i, text in enumerate(texts):
+                ax.barh(y[i], widths[i] - 0.15, 0.84, x[i], **(_BLURRED if blurred[i] else _BOXES[kinds[i]]))
+                look = {"color": _FAINT if blurred[i] else "black", "family": "monospace", "size": 8}
+                ax.text(x[i] + widths[i] / 2, y[i], text, ha="center", va="center", **look)
+            ax.hlines(y[blurred], x[blurred], (x + widths)[blurred] - 0.15, color=_FAINT, linewidth=1)
+        labels = [f"{at:g}\n{(draws < at).sum()} of {np.isfinite(draws).sum()}" for at in thresholds]
+        ax.set_yticks(step * np.arange(n) + (step - 1.7) / 2, labels)
+        ax.set(xlabel="tokens in reading order", ylabel="threshold,\nhow many blurred", xticks=[], frame_on=False)
+        ax.set(xlim=(-0.2, (x + widths).max(initial=1)), ylim=(step * n - 1.1, -0.6))
+        ax.grid(False)
+        handles = [Patch(label=kind.name.lower(), **box) for kind, box in _BOXES.items() if kind in kinds]
+        ax.legend(handles=[*handles, Patch(label="blurred", **_BLURRED)], **_ABOVE)
+        if new:
+            ax.figure.set_size_inches(9, 0.7 + 0.22 * step * n)
     return ax
 
 
-@_styled
-def training_curves(
-    histories: dict[str, list[dict]], title: str = "", axes: Sequence[Axes] | None = None
-) -> list[Axes]:
+def training_curves(histories: dict[str, list], title: str = "", axes: Sequence[Axes] | None = None) -> list[Axes]:
     """Training logs by run, in four Axes: nll of thoughts, of answers and tags, blurred share, format rewards."""
-    axes = _panels(axes, len(_CURVES), 13, 3)
-    for ax, (panel, unit, keys) in zip(axes, _CURVES, strict=True):
-        lines = []
-        for i, (run, history) in enumerate(histories.items()):
-            for style, (key, suffix) in zip(("-", "--"), keys.items(), strict=False):
-                points = np.reshape([(log["step"], log[key]) for log in history if key in log], (-1, 2)).T
-                every = 1 + points.shape[1] // 8  # of each run other points have a marker
-                look = {"ls": style, "markevery": (i * every // 4 % every, every), **_LINES[i % 30]}
-                lines += ax.plot(*points, label=_shown(run) + suffix, **look)
-        ax.set(title=panel, xlabel="step", ylabel=unit)
-        ax.legend(handles=lines)
-        if unit != "nats per token":
-            ax.set_ylim(-0.03, 1.03)
-    axes[0].figure.suptitle(_shown(title, 120), size=10)
+    with _panels(axes, len(_CURVES), 13, 3) as axes:
+        for ax, (label, keys) in zip(axes, _CURVES.items(), strict=True):
+            lines = []
+            for i, (run, history) in enumerate(histories.items()):
+                for style, (key, suffix) in zip(("-", "--"), keys.items(), strict=False):
+                    points = np.reshape([(log["step"], log[key]) for log in history if key in log], (-1, 2)).T
+                    every = 1 + points.shape[1] // 8  # each run has its markers at points of its own
+                    look = {"ls": style, "markevery": (i * every // 4 % every, every), **_LINES[i % 30]}
+                    lines += ax.plot(*points, label=_shown(run) + suffix, **look)
+            ax.set(xlabel="step", ylabel=label, ylim=None if "nats" in label else (-0.03, 1.03))
+            ax.legend(handles=lines, handlelength=3)
+        axes[0].figure.suptitle(_shown(title, 120), size=10)
     return axes
 
 
-@_styled
 def bars(summaries: dict[str, dict], metrics: Sequence[str], axes: Sequence[Axes] | None = None) -> list[Axes]:
     """Metrics of several models, each metric in Axes of its own, with their intervals and values."""
-    axes = _panels(axes, len(metrics), 1 + 2.5 * len(metrics), 3.2)
-    for ax, metric in zip(axes, metrics, strict=True):
-        for i, summary in enumerate(summaries.values()):
-            found = summary["metrics"][metric]
-            bar = ax.bar(i, found["value"], 0.75, yerr=_interval(found), ecolor=_INK, capsize=3, **_FILLS[i % 30])
-            ax.bar_label(bar, [f"{found['value']:.2f}"], size=8)
-        names = [_shown(name) for name in summaries]
-        ax.set_xticks(range(len(names)), names, rotation=25, ha="right", rotation_mode="anchor", parse_math=False)
-        ax.set(title=metric, ylabel=_UNITS.get(metric.split("@")[0], "share of samples"))
+    with _panels(axes, len(metrics), 1 + 2.5 * len(metrics), 3.2) as axes:
+        for ax, metric in zip(axes, metrics, strict=True):
+            for i, summary in enumerate(summaries.values()):
+                found = summary["metrics"][metric]
+                bar = ax.bar(i, found["value"], 0.75, yerr=_interval(found), ecolor=_INK, capsize=3, **_FILLS[i % 30])
+                ax.bar_label(bar, [f"{found['value']:.2f}"], size=8)
+            names = [_shown(name) for name in summaries]
+            ax.set_xticks(range(len(names)), names, rotation=25, ha="right", rotation_mode="anchor", parse_math=False)
+            ax.set(title=metric, ylabel=_UNITS.get(metric.split("@")[0], "share of samples"))
     return axes
 
 
-@_styled
 def ways(summaries: dict[str, dict], ax: Axes | None = None) -> Axes:
-    """The share of each way of thinking among the samples of several models."""
+    """The share of each way of thinking among the samples of several models; ValueError where none is known."""
     names = sorted({way for summary in summaries.values() for way in summary["ways"]})
     if not names:
         raise ValueError("no ways of thinking in the summaries: give evaluate a way_of")
-    (ax,) = _panels(ax, 1, 9, 1 + 0.4 * len(summaries), grid="x")
-    for row, summary in enumerate(summaries.values()):
-        shares = np.array([summary["ways"].get(name, 0) for name in names]) / summary["samples"]
-        for i, (share, left) in enumerate(zip(shares, shares.cumsum() - shares, strict=True)):
-            bar = ax.barh(row, share, 0.7, left, **_FILLS[i % 30])
-            card = {"fc": "white", "ec": "none", "pad": 1.5}
-            ax.bar_label(bar, [f"{share:.0%}" if share > 0.04 else ""], label_type="center", size=8, bbox=card)
-    ax.set_yticks(range(len(summaries)), [_shown(name) for name in summaries], parse_math=False)
-    ax.set(xlim=(0, 1), xlabel="share of samples", ylabel="model")
-    ax.invert_yaxis()
-    handles = [Patch(label=_shown(name), **_FILLS[i % 30]) for i, name in enumerate(names)]
-    ax.legend(handles=handles, ncols=5, loc="lower left", bbox_to_anchor=(0, 1))
+    with _panels(ax, 1, 9, 1 + 0.4 * len(summaries), "x") as (ax,):
+        for row, summary in enumerate(summaries.values()):
+            shares = np.array([summary["ways"].get(name, 0) for name in names]) / summary["samples"]
+            for i, (share, left) in enumerate(zip(shares, shares.cumsum() - shares, strict=True)):
+                bar, card = ax.barh(row, share, 0.7, left, **_FILLS[i % 30]), {"fc": "white", "ec": "none", "pad": 1.5}
+                ax.bar_label(bar, [f"{share:.0%}" if share > 0.04 else ""], label_type="center", size=8, bbox=card)
+        ax.set_yticks(range(len(summaries)), [_shown(name) for name in summaries], parse_math=False)
+        ax.set(xlim=(0, 1), xlabel="share of samples", ylabel="model")
+        ax.invert_yaxis()
+        ax.legend(handles=[Patch(label=_shown(name), **_FILLS[i % 30]) for i, name in enumerate(names)], **_ABOVE)
     return ax
 
 
-@_styled
 def tag_probabilities(
     tokens: Sequence[str], kinds: Sequence[int], score: dict, title: str = "", ax: Axes | None = None
 ) -> Axes:
     """The probability of each think tag along a completion, the tags of the data, and the expected reward."""
     start = int(np.argmax(np.asarray(kinds) != Kind.PROMPT))
-    (ax,) = _panels(ax, 1, 11, 2.8)
-    for i, (name, style) in enumerate({"<think>": "-", "</think>": "--"}.items()):
-        ax.plot(score["tags"][i][start:], style, label=f"p({name})", **_LINES[i])
-    for at in np.flatnonzero(np.asarray(kinds[start:]) == Kind.TAG):
-        ax.axvspan(at - 0.4, at + 0.4, color=KIND_COLORS[Kind.PROMPT], zorder=0)
-    texts = [_shown(token, 16, "monospace") for token in tokens[start:]]
-    ax.set_xticks(range(len(texts)), texts, rotation=90, family="monospace", size=7, parse_math=False)
-    ax.set(xlabel="token of the completion", ylabel="probability", ylim=(-0.03, 1.05))
-    ax.set_title(f"{_shown(title, 80)}  expected reward R = {score['expected_reward']:.3f}  (gray: tags of the data)")
-    ax.legend()
+    with _panels(ax, 1, 11, 2.8) as (ax,):
+        for i, (name, style) in enumerate((("<think>", "-"), ("</think>", "--"))):
+            ax.plot(score["tags"][i][start:], style, label=f"p({name})", **_LINES[i])
+        for at in np.flatnonzero(np.asarray(kinds[start:]) == Kind.TAG):
+            ax.axvspan(at - 0.4, at + 0.4, color=KIND_COLORS[Kind.PROMPT], zorder=0)
+        texts = [_shown(token, 16, "monospace") for token in tokens[start:]]
+        ax.set_xticks(range(len(texts)), texts, rotation=90, family="monospace", size=7, parse_math=False)
+        ax.set(xlabel="token of the completion (gray: a tag)", ylabel="probability", ylim=(-0.03, 1.05))
+        ax.set_title(f"{_shown(title, 80)}  expected reward R = {score['expected_reward']:.3f}", parse_math=False)
+        ax.legend(handlelength=3)
     return ax
 
 
-@_styled
 def trade_off(points: Sequence[dict], ax: Axes | None = None) -> Axes:
-    """Diversity against accuracy (filled) and compliance (open), with their intervals.
-
-    Args:
-        points: {"label": str, "metrics": as `evaluate` returns them} each.
-    """
-    (ax,) = _panels(ax, 1, 8, 4, grid="both")
-    marks = {"compliance": "white", "accuracy": None}
-    handles = [Line2D([], [], color=_INK, marker="o", ls="", mfc=fill, label=name) for name, fill in marks.items()]
-    for i, point in enumerate(points):
-        x, *ys = (point["metrics"][name] for name in ("unique thoughts", *marks))
-        look = {"ls": "", "elinewidth": 1, "capsize": 3, **_LINES[i % 30]}
-        for y, fill in zip(ys, marks.values(), strict=True):
-            ax.errorbar(x["value"], y["value"], _interval(y), _interval(x), mfc=fill, **look)
-        ax.annotate(i + 1, (x["value"], ys[1]["value"]), (5, -11), textcoords="offset points", weight="bold")
-        handles.append(Line2D([], [], ls="", label=f"{i + 1}  {_shown(point['label'])}", **_LINES[i % 30]))
-    ax.legend(handles=handles, loc="upper left", bbox_to_anchor=(1, 1))
-    ax.set(xlabel="unique thoughts, share of samples", ylabel="share of samples")
+    """Diversity against accuracy (filled) and compliance (open); `points`: {"label", "metrics" of `evaluate`} each."""
+    with _panels(ax, 1, 8, 4, "both") as (ax,):
+        marks = {"compliance": "white", "accuracy": None}
+        handles = [Line2D([], [], color=_INK, marker="o", ls="", mfc=fill, label=name) for name, fill in marks.items()]
+        for i, point in enumerate(points):
+            x, look = point["metrics"]["unique thoughts"], _LINES[i % 30]
+            for name, fill in marks.items():
+                y, ends = point["metrics"][name], {"ls": "", "elinewidth": 1, "capsize": 3, "mfc": fill}
+                ax.errorbar(x["value"], y["value"], _interval(y), _interval(x), **ends, **look)
+            ax.annotate(i + 1, (x["value"], y["value"]), (5, -11), textcoords="offset points", weight="bold")
+            handles.append(Line2D([], [], ls="", label=f"{i + 1}  {_shown(point['label'])}", **look))
+        ax.legend(handles=handles, loc="upper left", bbox_to_anchor=(1, 1))
+        ax.set(xlabel="unique thoughts, share of samples", ylabel="share of samples")
     return ax

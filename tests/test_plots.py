@@ -2,16 +2,19 @@
 
 import inspect
 import itertools
+import sys
 import warnings
 from collections import defaultdict
 
 import matplotlib
 import matplotlib.pyplot as plt
+import nbformat
 import numpy as np
 import pytest
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.text import Text
+from nbclient import NotebookClient
 from transformers import TrainerState
 
 from btsft_nb import Kind, LiveCurves, draws, evaluate, plots
@@ -41,14 +44,19 @@ NLL, SHARE = "nats per token", "share of samples"
 
 # the labels of the axes of each of its Axes ("" where ticks name categories), and a drawing of it
 PLOTS = {
-    "lengths": ([("tokens per example", "examples")], lambda **at: plots.lengths(EXAMPLES, **at)),
+    "lengths": ([("tokens", "share of examples\nup to that length")], lambda **at: plots.lengths(EXAMPLES, **at)),
     "kind_shares": ([("share of tokens", "kind")], lambda **at: plots.kind_shares(EXAMPLES, **at)),
     "blurred_thought": (
         [("tokens in reading order", "threshold,\nhow many blurred")],
         lambda **at: plots.blurred_thought(TOKENS, KINDS, DRAWS, THRESHOLDS, **at),
     ),
     "training_curves": (
-        [("step", NLL), ("step", NLL), ("step", "share of thought tokens"), ("step", "mean over sequences")],
+        [
+            ("step", f"nll of thoughts, {NLL}"),
+            ("step", f"nll, {NLL}"),
+            ("step", "blurred share of thought tokens"),
+            ("step", "format reward, mean over sequences"),
+        ],
         lambda **at: plots.training_curves({"a": LOGS, "b": LOGS[:1]}, "title", **at),
     ),
     "bars": (
@@ -57,7 +65,7 @@ PLOTS = {
     ),
     "ways": ([(SHARE, "model")], lambda **at: plots.ways(SUMMARIES, **at)),
     "tag_probabilities": (
-        [("token of the completion", "probability")],
+        [("token of the completion (gray: a tag)", "probability")],
         lambda **at: plots.tag_probabilities(TOKENS, KINDS, SCORE, "title", **at),
     ),
     "trade_off": ([("unique thoughts, " + SHARE, SHARE)], lambda **at: plots.trade_off(POINTS, **at)),
@@ -69,7 +77,7 @@ EDGES = {
     "many bars": lambda: plots.bars(SIX, ["accuracy"]),
     "no points yet": lambda: plots.trade_off([]),
     "no tokens": lambda: plots.blurred_thought([], [], np.array([]), [0.5]),
-    "one length": lambda: plots.lengths(EXAMPLES[:2]),
+    "one length": lambda: plots.lengths(EXAMPLES[:1]),
     "a long thought": lambda: plots.blurred_thought(TOKENS * 20, [*KINDS] * 20, np.tile(DRAWS, 20), [0.5]),
 }
 
@@ -138,6 +146,14 @@ def test_without_axes_one_figure_of_pyplot_is_made(name):
 def test_too_few_axes_are_refused(name):
     with pytest.raises(ValueError, match=r"2 Axes given, [34] wanted"):
         PLOTS[name][1](axes=Figure().subplots(1, 2))
+
+
+def test_each_cell_of_a_notebook_shows_its_figures():
+    """The first one loads a backend, whose settings the style must not take back."""
+    sources = [f"import sys; sys.path[:] = {sys.path!r}\nfrom btsft_nb import plots", *["plots.trade_off([]);"] * 2]
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in sources])
+    NotebookClient(notebook, timeout=120).execute()
+    assert [["image/png" in output.data for output in cell.outputs] for cell in notebook.cells[1:]] == [[True]] * 2
 
 
 def test_the_settings_of_the_user_stay():
@@ -209,12 +225,13 @@ def test_live_curves_leave_no_figure_open():
 # ---------------------------------------------------------------------------------------------- data
 
 
-def test_lengths_are_counted():
-    """Each example in the one bar whose token counts it is among."""
-    bars = plots.lengths(EXAMPLES).patches
+def test_lengths_add_up_to_all_examples():
+    """At each length the curve rises to the share of examples that are no longer."""
+    (curve,) = plots.lengths(EXAMPLES).lines
     sizes = [len(example["input_ids"]) for example in EXAMPLES]
-    found = [sum(bar.get_x() < size < bar.get_x() + bar.get_width() for size in sizes) for bar in bars]
-    assert [bar.get_height() for bar in bars] == found and sum(found) == len(EXAMPLES)
+    rises = {x: float(y) for x, y in curve.get_xydata()}
+    assert rises == {size: sum(other <= size for other in sizes) / len(sizes) for size in sizes}
+    assert curve.get_drawstyle() == "steps-post"
 
 
 def test_kind_shares_are_of_all_tokens():
