@@ -209,6 +209,8 @@ def test_what_has_no_glyph_is_shown_as_replaced():
     """Not left out; what has one stays."""
     ax = plots.blurred_thought(["a\u202eb", "思\x00", "é\n"], [2, 2, 2], np.ones(3), [0.5])
     assert words(ax.texts) == ["a\ufffdb", "\ufffd\ufffd", "é\u21b5"]
+    ax = plots.trade_off([POINTS[0] | {"label": "a\u202eb\u200b思\n"}])
+    assert words(ax.get_legend().texts)[-1] == "1  a\ufffdb\ufffd\ufffd\u21b5"
 
 
 def test_live_curves_leave_no_figure_open():
