@@ -1,5 +1,6 @@
 """What happens while a model trains: curves that grow in the notebook, tagged text followed, a stop between steps."""
 
+import io
 import signal
 import threading
 import time
@@ -9,6 +10,7 @@ from contextlib import contextmanager
 import torch
 from accelerate import Accelerator
 from IPython.display import Image, display
+from matplotlib.figure import Figure
 from transformers import PreTrainedTokenizerBase, TrainerCallback
 from transformers.trainer_utils import SaveStrategy
 
@@ -48,8 +50,10 @@ class LiveCurves(TrainerCallback):
         done = state.global_step - self._first_step
         left = f", {spent / done * (state.max_steps - state.global_step):.0f} s left" if done else ""
         title = f"{self.name}: step {state.global_step} of {state.max_steps}, {spent:.0f} s{left}"
-        picture = training_curves({**self.compare, self.name: state.log_history}, title)
-        return Image(picture._repr_png_(), alt=title)
+        figure, png = Figure((13, 3), dpi=100, layout="constrained"), io.BytesIO()  # pyplot would keep it open
+        training_curves({**self.compare, self.name: state.log_history}, title, figure.subplots(1, 4))
+        figure.savefig(png, facecolor="white")
+        return Image(png.getvalue(), alt=title)
 
 
 class TrackLogProbs(TrainerCallback):

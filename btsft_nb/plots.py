@@ -1,163 +1,201 @@
-"""Records -> matplotlib. Each function draws into a new figure and returns it; nothing depends on colour alone."""
+"""Records -> matplotlib. Each function draws into the Axes given, else into new ones of pyplot's, and returns them.
 
-import io
-from collections.abc import Sequence
-from itertools import cycle
+The card is white on any page, and nothing depends on colour alone.
+"""
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties, findfont, get_font
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 
 from .blur import Kind
 
-KIND_COLORS = {Kind.PROMPT: "#d9d9d9", Kind.TAG: "#e69f00", Kind.THINK: "#9ecbf0", Kind.ANSWER: "#a5d8a7"}
-_SERIES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#555555")
-_HATCHES = ("", "///", "...", "xx", "\\\\")
-_CENTRE = {"ha": "center", "va": "center"}
-_STYLES = ("-", "--")
+COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#555555")  # Okabe and Ito's, and gray
+KIND_COLORS = {Kind.PROMPT: "#e0e0e0", Kind.TAG: "#e69f00", Kind.THINK: "#a6d8f4", Kind.ANSWER: "#4dbb8c"}
+_INK, _FAINT = "#222222", "#666666"
+_EDGES = ({"ec": _FAINT, "ls": "--"}, {"ec": _INK, "lw": 1.6}, {"ec": "white"}, {"ec": _INK, "lw": 0.6})
+_BOXES = {kind: {"fc": KIND_COLORS[kind], **edge} for kind, edge in zip(Kind, _EDGES, strict=True)}
+_BLURRED = {"fc": "white", "ec": _FAINT, "ls": ":"}
+# of 5 colours x 6 hatches or markers: the first 30 series differ
+_FILLS = [{"fc": COLORS[i % 5], "hatch": ("", "//", "..", "xx", "\\\\", "--")[i % 6], "ec": "white"} for i in range(30)]
+_LINES = [{"color": COLORS[i % 5], "marker": "osD^vP"[i % 6]} for i in range(30)]
+_ABOVE = {"ncols": 5, "loc": "lower left", "bbox_to_anchor": (0, 1)}
+_UNITS = {"ways of thinking": "ways per prompt", "pass": "share of prompts"}
+_CURVES = {  # label of the axis: key in the logs, and what it adds to the run's name
+    "nll of thoughts, nats per token": {"nll_think": ""},
+    "nll, nats per token": {"nll_answer": ", answer", "nll_tag": ", tag"},
+    "blurred share of thought tokens": {"blurred_share": ""},
+    "format reward, mean over sequences": {"expected_reward": ", expected", "format_reward": ", argmax"},
+}
+_STYLE = {
+    "font.size": 9, "text.color": _INK, "text.parse_math": False, "lines.markersize": 5, "axes.titlesize": 10,
+    "axes.titlecolor": _INK, "axes.titlelocation": "left", "legend.frameon": False, "legend.fontsize": 8,
+}  # fmt: skip
 
 
-class Picture(Figure):
-    """A figure that a notebook shows without pyplot and its global state."""
+@contextmanager
+def _panels(given: Axes | Sequence[Axes] | None, n: int, width: float, height: float, grid: str = "y") -> Iterator:
+    """The n Axes given, or those of a new figure (inches), in the style. Raises ValueError for another number."""
+    if given is None:  # before the style ends, which would undo what a backend sets when it is loaded
+        given = plt.subplots(1, n, figsize=(width, height), dpi=100, layout="constrained")[1]
+    axes = list(np.ravel(given))
+    if len(axes) != n:
+        raise ValueError(f"{len(axes)} Axes given, {n} wanted")
+    with plt.rc_context(_STYLE):
+        for ax in axes:
+            ax.figure.set_facecolor("white")
+            ax.set(facecolor="white", axisbelow=True)
+            ax.spines[:].set_color(_FAINT)
+            ax.spines[["top", "right"]].set_visible(False)
+            ax.tick_params(color=_FAINT, labelcolor=_INK, labelsize=8)
+            plt.setp((ax.xaxis.label, ax.yaxis.label), color=_INK, size=9)
+            ax.grid(axis=grid, color="#dddddd", linewidth=0.6, linestyle="-")
+        yield axes
 
-    def _repr_png_(self) -> bytes:
-        buffer = io.BytesIO()
-        self.savefig(buffer, dpi=100)
-        return buffer.getvalue()
+
+def _interval(metric: dict) -> list[list[float]]:
+    return [[abs(metric["value"] - metric["low"])], [abs(metric["high"] - metric["value"])]]
 
 
-def _figure(rows: int, columns: int, width: float, height: float) -> tuple[Picture, np.ndarray]:
-    figure = Picture(figsize=(width, height), layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False)
-    for ax in axes.flat:
-        ax.spines[["top", "right"]].set_visible(False)
-    return figure, axes
+def _shown(text: str, limit: int = 40, family: str | None = None) -> str:
+    """One line that the font can draw: arrows for line ends and tabs, U+FFFD for what has no glyph or no ink."""
+    font, text = get_font(findfont(FontProperties(family))), text.replace("\n", "\u21b5").replace("\t", "\u21e5")
+    text = text if len(text) <= limit else text[: limit - 1] + "\u2026"
+    return "".join(c if c.isprintable() and font.get_char_index(ord(c)) else "\ufffd" for c in text) or " "
 
 
-def _fill(i: int) -> dict:
-    return {"color": _SERIES[i % 5], "hatch": _HATCHES[i % 5], "edgecolor": "white"}
+def lengths(examples: Sequence[dict], ax: Axes | None = None) -> Axes:
+    """How long the examples are: the share that a limit on the length would keep whole."""
+    with _panels(ax, 1, 5, 2.6, "both") as (ax,):
+        ax.ecdf([len(example["input_ids"]) for example in examples], color=COLORS[0])
+        ax.set(xlabel="tokens", ylabel="share of examples\nup to that length", ylim=(-0.03, 1.03))
+    return ax
 
 
-def lengths_and_kinds(examples: Sequence[dict]) -> Picture:
-    """How long the examples are, and what their tokens are."""
-    figure, ((left, right),) = _figure(1, 2, 9, 2.8)
-    left.hist([len(example["input_ids"]) for example in examples], bins=30, color=_SERIES[0])
-    left.set(xlabel="tokens", ylabel="examples", title="Length")
-    counts = np.bincount(np.concatenate([example["kinds"] for example in examples]), minlength=len(Kind))
-    shares = counts / counts.sum()
-    names = [kind.name.lower() for kind in Kind]
-    bars = right.barh(names, shares, color=[KIND_COLORS[kind] for kind in Kind], edgecolor="#333333")
-    right.bar_label(bars, [f"{share:.0%}" for share in shares], padding=3)
-    right.set(xlabel="share of tokens", title="Kind", xlim=(0, shares.max() * 1.15))
-    right.invert_yaxis()
-    return figure
+def kind_shares(examples: Sequence[dict], ax: Axes | None = None) -> Axes:
+    """What the tokens of the examples are."""
+    with _panels(ax, 1, 5, 2, "x") as (ax,):
+        counts = np.bincount(np.concatenate([example["kinds"] for example in examples]), minlength=len(Kind))
+        for kind, share in zip(Kind, counts / counts.sum(), strict=True):
+            ax.bar_label(ax.barh(kind.name.lower(), share, **_BOXES[kind]), [f"{share:.0%}"], padding=3)
+        ax.set(xlabel="share of tokens", ylabel="kind", xlim=(0, 1.12 * counts.max() / counts.sum()))
+        ax.invert_yaxis()
+    return ax
 
 
 def blurred_thought(
-    tokens: Sequence[str], kinds: Sequence[int], draws: np.ndarray, thresholds: Sequence[float]
-) -> Picture:
-    """The same tokens at several thresholds, one under the other; a blurred token is struck out.
-
-    Args:
-        tokens, kinds, draws: (T,) text, `Kind` and draw of each token, as `blur.draws` gives it.
-    """
-    figure, axes = _figure(len(thresholds), 1, 9, 0.2 + 0.75 * len(thresholds))
-    for ax, threshold in zip(axes[:, 0], thresholds, strict=True):
-        lines = _draw_tokens(ax, tokens, kinds, draws < threshold)
-        blurred, thought = int((draws < threshold).sum()), int(np.isfinite(draws).sum())
-        ax.set_title(f"threshold {threshold:g}: {blurred} of {thought} blurred", loc="left", size=9)
-    figure.set_size_inches(9, len(thresholds) * (0.3 + 0.24 * lines))
-    return figure
-
-
-def _draw_tokens(ax: Axes, tokens: Sequence[str], kinds: Sequence[int], blurred: np.ndarray, width: int = 104) -> int:
-    """Tokens as boxes of monospaced text, wrapped at `width` characters; returns the number of lines."""
-    x, line = 0, 0
-    for token, kind, is_blurred in zip(tokens, kinds, blurred, strict=True):
-        text = token.replace("\n", "\u21b5").replace("\t", "\u21e5") or " "
-        if x + len(text) > width:
-            x, line = 0, line + 1
-        box, ink = ("white", "#999999") if is_blurred else (KIND_COLORS[kind], "black")
-        ax.barh(line, len(text) - 0.08, 0.82, x, align="center", color=box, edgecolor="#999999")
-        ax.text(x + len(text) / 2, line, text, color=ink, family="monospace", size=8, parse_math=False, **_CENTRE)
-        if is_blurred:
-            ax.plot([x, x + len(text) - 0.1], [line, line], color="#777777", lw=1)
-        x += len(text)
-    ax.set(xlim=(0, width), ylim=(line + 0.5, -0.5))
-    ax.axis("off")
-    return line + 1
+    tokens: Sequence[str], kinds: Sequence[int], draws: np.ndarray, thresholds: Sequence[float], ax: Axes | None = None
+) -> Axes:
+    """(T,) tokens with their `Kind` and `blur.draws`, once for each threshold; a blurred token is struck out."""
+    new, texts = ax is None, [_shown(token, 24, "monospace") for token in tokens]
+    widths = np.array([len(text) for text in texts], dtype=int)  # in characters, as all that follows
+    with _panels(ax, 1, 9, 1) as (ax,):
+        start, room = widths.cumsum() - widths, 13 * ax.get_window_extent().width / ax.figure.dpi
+        line = np.unique(start // room, return_inverse=True)[1]
+        x, step, n = start - start[np.searchsorted(line, line)], line.max(initial=0) + 1.7, len(thresholds)
+        for row, threshold in enumerate(thresholds):
+            y, blurred = line + step * row, draws < threshold
+            for i, text in enumerate(texts):
+                ax.barh(y[i], widths[i] - 0.15, 0.84, x[i], **(_BLURRED if blurred[i] else _BOXES[kinds[i]]))
+                look = {"color": _FAINT if blurred[i] else "black", "family": "monospace", "size": 8}
+                ax.text(x[i] + widths[i] / 2, y[i], text, ha="center", va="center", **look)
+            ax.hlines(y[blurred], x[blurred], (x + widths)[blurred] - 0.15, color=_FAINT, linewidth=1)
+        labels = [f"{at:g}\n{(draws < at).sum()} of {np.isfinite(draws).sum()}" for at in thresholds]
+        ax.set_yticks(step * np.arange(n) + (step - 1.7) / 2, labels)
+        ax.set(xlabel="tokens in reading order", ylabel="threshold,\nhow many blurred", xticks=[], frame_on=False)
+        ax.set(xlim=(-0.2, (x + widths).max(initial=1)), ylim=(step * n - 1.1, -0.6))
+        ax.grid(False)
+        handles = [Patch(label=kind.name.lower(), **box) for kind, box in _BOXES.items() if kind in kinds]
+        ax.legend(handles=[*handles, Patch(label="blurred", **_BLURRED)], **_ABOVE)
+        if new:
+            ax.figure.set_size_inches(9, 0.7 + 0.22 * step * n)
+    return ax
 
 
-def training_curves(histories: dict[str, list[dict]], title: str = "") -> Picture:
-    """Training logs by run: nll of each kind, blurred share, and the expected and argmax format reward."""
-    panels = {
-        "nll of thought tokens": {"nll_think": ""},
-        "nll of answer and tag tokens": {"nll_answer": ", answer", "nll_tag": ", tag"},
-        "share of thought tokens blurred": {"blurred_share": ""},
-        "format reward": {"expected_reward": ", expected", "format_reward": ", argmax"},
-    }
-    figure, axes = _figure(1, 4, 13, 2.9)
-    for ax, (panel, keys) in zip(axes.flat, panels.items(), strict=True):
-        for color, (run, history) in zip(cycle(_SERIES), histories.items(), strict=False):
-            logs = [entry for entry in history if "nll_think" in entry or "blurred_share" in entry]
-            for style, (key, name) in zip(_STYLES, keys.items(), strict=False):
-                points = [(entry["step"], entry[key]) for entry in logs if key in entry]
-                ax.plot(*np.reshape(points, (-1, 2)).T, linestyle=style, color=color, label=run + name, marker=".")
-        ax.set_title(panel, size=10)
-        ax.set_xlabel("step")
-        ax.legend(fontsize=7)
-        if "reward" in panel or "share" in panel:
-            ax.set_ylim(-0.03, 1.03)
-    figure.suptitle(title, size=10)
-    return figure
+def training_curves(histories: dict[str, list], title: str = "", axes: Sequence[Axes] | None = None) -> list[Axes]:
+    """Training logs by run, in four Axes: nll of thoughts, of answers and tags, blurred share, format rewards."""
+    with _panels(axes, len(_CURVES), 13, 3) as axes:
+        for ax, (label, keys) in zip(axes, _CURVES.items(), strict=True):
+            lines = []
+            for i, (run, history) in enumerate(histories.items()):
+                for style, (key, suffix) in zip(("-", "--"), keys.items(), strict=False):
+                    points = np.reshape([(log["step"], log[key]) for log in history if key in log], (-1, 2)).T
+                    every = 1 + points.shape[1] // 8  # each run has its markers at points of its own
+                    look = {"ls": style, "markevery": (i * every // 4 % every, every), **_LINES[i % 30]}
+                    lines += ax.plot(*points, label=_shown(run) + suffix, **look)
+            ax.set(xlabel="step", ylabel=label, ylim=None if "nats" in label else (-0.03, 1.03))
+            ax.legend(handles=lines, handlelength=3)
+        axes[0].figure.suptitle(_shown(title, 120), size=10)
+    return axes
 
 
-def bars(summaries: dict[str, dict], metrics: Sequence[str]) -> Picture:
-    """Metrics of several models side by side, with their intervals and values."""
-    figure, axes = _figure(1, len(metrics), 1 + 2.6 * len(metrics), 3.2)
-    for ax, metric in zip(axes.flat, metrics, strict=True):
-        for i, summary in enumerate(summaries.values()):
-            value, low, high = (summary["metrics"][metric][key] for key in ("value", "low", "high"))
-            error = [[value - low], [high - value]]
-            ax.bar(i, value, 0.75, yerr=error, capsize=4, **_fill(i))
-            ax.text(i, high, f" {value:.2f}", ha="center", va="bottom", size=8)
-        ax.set_xticks(range(len(summaries)), summaries, rotation=25, ha="right", size=8)
-        ax.set_title(metric, size=10)
-        ax.margins(y=0.12)
-    return figure
+def bars(summaries: dict[str, dict], metrics: Sequence[str], axes: Sequence[Axes] | None = None) -> list[Axes]:
+    """Metrics of several models, each metric in Axes of its own, with their intervals and values."""
+    with _panels(axes, len(metrics), 1 + 2.5 * len(metrics), 3.2) as axes:
+        for ax, metric in zip(axes, metrics, strict=True):
+            for i, summary in enumerate(summaries.values()):
+                found = summary["metrics"][metric]
+                bar = ax.bar(i, found["value"], 0.75, yerr=_interval(found), ecolor=_INK, capsize=3, **_FILLS[i % 30])
+                ax.bar_label(bar, [f"{found['value']:.2f}"], size=8)
+            names = [_shown(name) for name in summaries]
+            ax.set_xticks(range(len(names)), names, rotation=25, ha="right", rotation_mode="anchor", parse_math=False)
+            ax.set(title=metric, ylabel=_UNITS.get(metric.split("@")[0], "share of samples"))
+    return axes
 
 
-def ways(summaries: dict[str, dict]) -> Picture:
-    """The share of each way of thinking among the samples of several models."""
+def ways(summaries: dict[str, dict], ax: Axes | None = None) -> Axes:
+    """The share of each way of thinking among the samples of several models; ValueError where none is known."""
     names = sorted({way for summary in summaries.values() for way in summary["ways"]})
-    figure, ((ax,),) = _figure(1, 1, 9, 0.8 + 0.45 * len(summaries))
-    for row, summary in enumerate(summaries.values()):
-        left, total = 0.0, sum(summary["ways"].values())
-        for i, name in enumerate(names):
-            share = summary["ways"].get(name, 0) / total
-            ax.barh(row, share, 0.7, left, label=name if row == 0 else None, alpha=0.75, **_fill(i))
-            if share > 0.04:
-                ax.text(left + share / 2, row, f"{share:.0%}", size=8, backgroundcolor="white", **_CENTRE)
-            left += share
-    ax.set_yticks(range(len(summaries)), summaries)
-    ax.invert_yaxis()
-    ax.set(xlim=(0, 1), xlabel="share of samples")
-    ax.legend(ncols=len(names), bbox_to_anchor=(0.5, 1), loc="lower center", fontsize=8, frameon=False)
-    return figure
+    if not names:
+        raise ValueError("no ways of thinking in the summaries: give evaluate a way_of")
+    with _panels(ax, 1, 9, 1 + 0.4 * len(summaries), "x") as (ax,):
+        for row, summary in enumerate(summaries.values()):
+            shares = np.array([summary["ways"].get(name, 0) for name in names]) / summary["samples"]
+            for i, (share, left) in enumerate(zip(shares, shares.cumsum() - shares, strict=True)):
+                bar, card = ax.barh(row, share, 0.7, left, **_FILLS[i % 30]), {"fc": "white", "ec": "none", "pad": 1.5}
+                ax.bar_label(bar, [f"{share:.0%}" if share > 0.04 else ""], label_type="center", size=8, bbox=card)
+        ax.set_yticks(range(len(summaries)), [_shown(name) for name in summaries], parse_math=False)
+        ax.set(xlim=(0, 1), xlabel="share of samples", ylabel="model")
+        ax.invert_yaxis()
+        ax.legend(handles=[Patch(label=_shown(name), **_FILLS[i % 30]) for i, name in enumerate(names)], **_ABOVE)
+    return ax
 
 
-def tag_probabilities(tokens: Sequence[str], kinds: Sequence[int], score: dict, title: str = "") -> Picture:
-    """The probability of each think tag along a sequence, where the data has them, and the expected reward."""
+def tag_probabilities(
+    tokens: Sequence[str], kinds: Sequence[int], score: dict, title: str = "", ax: Axes | None = None
+) -> Axes:
+    """The probability of each think tag along a completion, the tags of the data, and the expected reward."""
     start = int(np.argmax(np.asarray(kinds) != Kind.PROMPT))
-    figure, ((ax,),) = _figure(1, 1, 11, 2.6)
-    position = np.arange(len(tokens) - start)
-    for name, style, color, p in zip(("<think>", "</think>"), ("o-", "s--"), _SERIES, score["tags"], strict=False):
-        ax.plot(position, p[start:], style, ms=4, color=color, label=f"p({name})")
-    for at in np.flatnonzero(np.asarray(kinds[start:]) == Kind.TAG):
-        ax.axvline(at, color="#bbbbbb", lw=6, alpha=0.5, zorder=0)
-    labels = [token.replace("\n", "\u21b5") for token in tokens[start:]]
-    ax.set_xticks(position, labels, rotation=90, family="monospace", size=7, parse_math=False)
-    ax.set(ylim=(-0.03, 1.05), ylabel="probability")
-    ax.set_title(f"{title}  expected reward R = {score['expected_reward']:.3f}  (gray: tags of the data)", size=10)
-    ax.legend(fontsize=8)
-    return figure
+    with _panels(ax, 1, 11, 2.8) as (ax,):
+        for i, (name, style) in enumerate((("<think>", "-"), ("</think>", "--"))):
+            ax.plot(score["tags"][i][start:], style, label=f"p({name})", **_LINES[i])
+        for at in np.flatnonzero(np.asarray(kinds[start:]) == Kind.TAG):
+            ax.axvspan(at - 0.4, at + 0.4, color=KIND_COLORS[Kind.PROMPT], zorder=0)
+        texts = [_shown(token, 16, "monospace") for token in tokens[start:]]
+        ax.set_xticks(range(len(texts)), texts, rotation=90, family="monospace", size=7, parse_math=False)
+        ax.set(xlabel="token of the completion (gray: a tag)", ylabel="probability", ylim=(-0.03, 1.05))
+        ax.set_title(f"{_shown(title, 80)}  expected reward R = {score['expected_reward']:.3f}", parse_math=False)
+        ax.legend(handlelength=3)
+    return ax
+
+
+def trade_off(points: Sequence[dict], ax: Axes | None = None) -> Axes:
+    """Diversity against accuracy (filled) and compliance (open); `points`: {"label", "metrics" of `evaluate`} each."""
+    with _panels(ax, 1, 8, 4, "both") as (ax,):
+        marks = {"compliance": "white", "accuracy": None}
+        handles = [Line2D([], [], color=_INK, marker="o", ls="", mfc=fill, label=name) for name, fill in marks.items()]
+        for i, point in enumerate(points):
+            x, look = point["metrics"]["unique thoughts"], _LINES[i % 30]
+            for name, fill in marks.items():
+                y, ends = point["metrics"][name], {"ls": "", "elinewidth": 1, "capsize": 3, "mfc": fill}
+                ax.errorbar(x["value"], y["value"], _interval(y), _interval(x), **ends, **look)
+            ax.annotate(i + 1, (x["value"], y["value"]), (5, -11), textcoords="offset points", weight="bold")
+            handles.append(Line2D([], [], ls="", label=f"{i + 1}  {_shown(point['label'])}", **look))
+        ax.legend(handles=handles, loc="upper left", bbox_to_anchor=(1, 1))
+        ax.set(xlabel="unique thoughts, share of samples", ylabel="share of samples")
+    return ax

@@ -1,18 +1,14 @@
-"""The inspector's HTML, which hostile text must not break, and figures, which must draw without a warning."""
+"""The inspector's HTML, which hostile text must not break."""
 
 import copy
-import inspect
-import io
-import warnings
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from matplotlib.figure import Figure
 
-from btsft_nb import Kind, TokenInspector, draws, evaluate, example_key, plots, prepare, token_texts
+from btsft_nb import Kind, TokenInspector, draws, example_key, prepare, token_texts
 from btsft_nb.inspector import VIEWS
 
 PAYLOADS = [
@@ -155,88 +151,6 @@ def test_a_view_without_its_score_says_how_to_get_one(tiny_tokenizer, example, v
     """By the call."""
     with pytest.raises(ValueError, match=rf"view='{view}' needs score=.*score\("):
         TokenInspector(example, tiny_tokenizer, view=view)
-
-
-# ---------------------------------------------------------------------------------------------- plots
-
-LOGS = [
-    {"step": step, "nll_think": 1 / step, "nll_answer": 0.5, "nll_tag": 0.1, "blurred_share": 0.2,
-     "expected_reward": 0.3, "format_reward": 0.0}
-    for step in (5, 10)
-]  # fmt: skip
-SAMPLES = [
-    {"prompt": i, "text": f"<think>{i}</think>{i}", "prefilled": False, "finished": True} for i in range(4)
-]  # fmt: skip
-
-
-def saved(figure: Figure) -> bytes:
-    """The figure as PNG; a warning is an error."""
-    assert isinstance(figure, Figure)
-    buffer = io.BytesIO()
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        figure.savefig(buffer, format="png")
-    return buffer.getvalue()
-
-
-SUMMARIES = {
-    name: evaluate(SAMPLES, answers, lambda thought: "odd" if int(thought) % 2 else "even")
-    for name, answers in {"before": "0123", "after": "0103"}.items()
-}
-PLOTS = {
-    "lengths_and_kinds": lambda e, t, s: plots.lengths_and_kinds([e, e]),
-    "blurred_thought": lambda e, t, s: plots.blurred_thought(t, e["kinds"], draws(e["kinds"], 1, 0, 0), [0, 0.5, 1]),
-    "one threshold": lambda e, t, s: plots.blurred_thought(t, e["kinds"], draws(e["kinds"], 1, 0, 0), [0.2]),
-    "training_curves": lambda e, t, s: plots.training_curves({"a": LOGS, "b": LOGS[:1]}, "title"),
-    "no logs yet": lambda e, t, s: plots.training_curves({"just begun": []}),
-    "partial logs": lambda e, t, s: plots.training_curves({"a": [{"step": 1, "nll_think": 1.0}, {"step": 1}]}),
-    "bars": lambda e, t, s: plots.bars(SUMMARIES, ["accuracy", "pass@1"]),
-    "many bars": lambda e, t, s: plots.bars({str(i): SUMMARIES["after"] for i in range(7)}, ["accuracy"]),
-    "ways": lambda e, t, s: plots.ways(SUMMARIES),
-    "tag_probabilities": lambda e, t, s: plots.tag_probabilities(t, e["kinds"], s, "title"),
-}
-
-
-@pytest.mark.parametrize("draw", PLOTS.values(), ids=PLOTS)
-def test_each_plot_is_a_figure_that_saves_without_a_warning(tiny_tokenizer, example, score, draw):
-    """PNG, with something on it."""
-    png = saved(draw(example, token_texts(tiny_tokenizer, example["input_ids"]), score))
-    assert png.startswith(b"\x89PNG") and len(png) > 3000
-
-
-def test_no_plot_is_forgotten():
-    """Each public function of `plots` that is its own is drawn above."""
-    public = {name for name, f in vars(plots).items() if inspect.isfunction(f) and f.__module__ == plots.__name__}
-    assert {name for name in public if not name.startswith("_")} <= set(PLOTS)
-
-
-@pytest.mark.parametrize("token", ["$$", " $_$"])
-@pytest.mark.parametrize("plot", ["blurred_thought", "tag_probabilities"])
-def test_dollar_signs_in_tokens_are_text(score, plot, token):
-    """Mathematical traces are full of them."""
-    tokens, kinds = ["q", token, "a"], [Kind.PROMPT, Kind.THINK, Kind.ANSWER]
-    if plot == "blurred_thought":
-        saved(plots.blurred_thought(tokens, kinds, draws(kinds, 1, 0, 0), [0.5]))
-    else:
-        saved(plots.tag_probabilities(tokens, kinds, {**score, "tags": score["tags"][:, :3]}))
-
-
-def test_plots_show_what_they_are_given(example, score):
-    """Shares add up to all tokens, bars have the values, curves the points, blur the counts."""
-    shares = [bar.get_width() for bar in plots.lengths_and_kinds([example]).axes[1].patches]
-    assert shares == [example["kinds"].count(kind) / len(example["kinds"]) for kind in Kind]
-    (ax,) = plots.bars(SUMMARIES, ["accuracy"]).axes
-    assert [bar.get_height() for bar in ax.patches] == [1, 0.75]
-    curves = plots.training_curves({"a": LOGS}).axes
-    assert [line.get_ydata().tolist() for line in curves[0].lines] == [[log["nll_think"] for log in LOGS]]
-    assert len(curves[3].lines) == 2
-    u = draws(example["kinds"], 1, 0, 0)
-    tokens = [str(i) for i in range(len(u))]
-    title = plots.blurred_thought(tokens, example["kinds"], u, [0.5]).axes[0].get_title(loc="left")
-    assert f"{(u < 0.5).sum()} of {np.isfinite(u).sum()} blurred" in title
-    (ax,) = plots.tag_probabilities(tokens, example["kinds"], score).axes
-    start = example["kinds"].index(Kind.TAG)
-    np.testing.assert_allclose([line.get_ydata() for line in ax.lines[:2]], score["tags"][:, start:])
 
 
 def test_the_dials_redraw(tiny_tokenizer, example, score):

@@ -1,0 +1,434 @@
+"""Figures: what is drawn is what was given, with units, in Axes that the caller may bring, and read without colour."""
+
+import inspect
+import itertools
+import sys
+import warnings
+from collections import defaultdict
+
+import matplotlib
+import matplotlib.pyplot as plt
+import nbformat
+import numpy as np
+import pytest
+from matplotlib.colors import to_hex, to_rgb
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+from nbclient import NotebookClient
+from transformers import TrainerState
+
+from btsft_nb import Kind, LiveCurves, draws, evaluate, plots
+
+matplotlib.use("Agg")
+TOKENS = ["Sum", "?", "<think>", "Two", " and", " 1", "\n", " is", " 3", ".", "</think>", "It", " is", " $3$", "<end>"]
+KINDS = np.array([0, 0, 1, 2, 2, 2, 2, 2, 2, 2, 1, 3, 3, 3, 3])
+DRAWS = draws(KINDS, 1, 0, 0)
+THRESHOLDS = [0, 0.3, 1]
+EXAMPLES = [{"input_ids": [7] * n, "kinds": [0] * 3 + [1] * 2 + [2] * (n - 6) + [3]} for n in (9, 9, 10, 14, 90)]
+SCORE = {"tags": np.random.default_rng(0).uniform(0, 1, (2, len(TOKENS))), "expected_reward": 0.25}
+LOGS = [
+    {"step": step, "nll_think": 1 / step, "nll_answer": 0.5, "nll_tag": 0.1, "blurred_share": 0.2,
+     "expected_reward": 0.3, "format_reward": 0.0}
+    for step in (5, 10)
+]  # fmt: skip
+SAMPLES = [
+    {"prompt": i, "text": f"<think>{i}</think>{i}", "prefilled": False, "finished": True} for i in range(4)
+]  # fmt: skip
+SUMMARIES = {
+    name: evaluate(SAMPLES, answers, lambda thought: "odd" if int(thought) % 2 else "even")
+    for name, answers in {"before": "0123", "after": "0103"}.items()
+}
+SIX = {f"run {i}": SUMMARIES["after"] for i in range(6)}
+POINTS = [{"label": name, "metrics": summary["metrics"]} for name, summary in SUMMARIES.items()]
+NLL, SHARE = "nats per token", "share of samples"
+
+# the labels of the axes of each of its Axes ("" where ticks name categories), and a drawing of it
+PLOTS = {
+    "lengths": ([("tokens", "share of examples\nup to that length")], lambda **at: plots.lengths(EXAMPLES, **at)),
+    "kind_shares": ([("share of tokens", "kind")], lambda **at: plots.kind_shares(EXAMPLES, **at)),
+    "blurred_thought": (
+        [("tokens in reading order", "threshold,\nhow many blurred")],
+        lambda **at: plots.blurred_thought(TOKENS, KINDS, DRAWS, THRESHOLDS, **at),
+    ),
+    "training_curves": (
+        [
+            ("step", f"nll of thoughts, {NLL}"),
+            ("step", f"nll, {NLL}"),
+            ("step", "blurred share of thought tokens"),
+            ("step", "format reward, mean over sequences"),
+        ],
+        lambda **at: plots.training_curves({"a": LOGS, "b": LOGS[:1]}, "title", **at),
+    ),
+    "bars": (
+        [("", SHARE), ("", "share of prompts"), ("", "ways per prompt")],
+        lambda **at: plots.bars(SUMMARIES, ["accuracy", "pass@1", "ways of thinking"], **at),
+    ),
+    "ways": ([(SHARE, "model")], lambda **at: plots.ways(SUMMARIES, **at)),
+    "tag_probabilities": (
+        [("token of the completion (gray: a tag)", "probability")],
+        lambda **at: plots.tag_probabilities(TOKENS, KINDS, SCORE, "title", **at),
+    ),
+    "trade_off": ([("unique thoughts, " + SHARE, SHARE)], lambda **at: plots.trade_off(POINTS, **at)),
+}
+EDGES = {
+    "no logs yet": lambda: plots.training_curves({"just begun": []}),
+    "no runs": lambda: plots.training_curves({}),
+    "partial logs": lambda: plots.training_curves({"a": [{"step": 1, "nll_think": 1.0}, {"step": 1}]}),
+    "many bars": lambda: plots.bars(SIX, ["accuracy"]),
+    "no points yet": lambda: plots.trade_off([]),
+    "no tokens": lambda: plots.blurred_thought([], [], np.array([]), [0.5]),
+    "one length": lambda: plots.lengths(EXAMPLES[:1]),
+    "a long thought": lambda: plots.blurred_thought(TOKENS * 20, [*KINDS] * 20, np.tile(DRAWS, 20), [0.5]),
+}
+
+
+@pytest.fixture(autouse=True)
+def no_figure_stays_open():
+    yield
+    plt.close("all")
+
+
+def flat(axes) -> list[plt.Axes]:
+    return list(np.ravel(axes))
+
+
+def given_axes(name: str, style: str = "default") -> dict:
+    """The keyword and new Axes, made in a style that is not ours, for the plot of that name."""
+    with plt.style.context(style):
+        axes = Figure((13, 4)).subplots(1, len(PLOTS[name][0]))
+    return {"axes": axes} if isinstance(axes, np.ndarray) else {"ax": axes}
+
+
+def save(axes) -> Figure:
+    """Draws the figure and saves it; a warning is an error."""
+    figure = flat(axes)[0].figure
+    with warnings.catch_warnings(), open("/dev/null", "wb") as file:
+        warnings.simplefilter("error")
+        figure.savefig(file, format="png")
+    return figure
+
+
+def words(texts) -> list[str]:
+    return [text.get_text() for text in texts]
+
+
+# ---------------------------------------------------------------------------------------------- Axes, labels, warnings
+
+
+def test_no_plot_is_forgotten():
+    """Each public function of `plots` that is its own is drawn here."""
+    public = {name for name, f in vars(plots).items() if inspect.isfunction(f) and f.__module__ == plots.__name__}
+    assert {name for name in public if not name.startswith("_")} == set(PLOTS)
+
+
+@pytest.mark.parametrize("name", PLOTS)
+def test_given_axes_are_drawn_into_and_come_back(name):
+    """The last argument of each function; nothing is opened, and what else is on them stays."""
+    assert list(inspect.signature(getattr(plots, name)).parameters)[-1] in ("ax", "axes")
+    given = given_axes(name)
+    (axes,) = given.values()
+    before = flat(axes)[0].plot([0, 1], [0, 1])
+    drawn = PLOTS[name][1](**given)
+    assert isinstance(drawn, list) == ("axes" in given) and flat(drawn) == flat(axes)
+    assert before[0] in flat(axes)[0].lines and plt.get_fignums() == []
+    save(drawn)
+
+
+@pytest.mark.parametrize("name", PLOTS)
+def test_without_axes_one_figure_of_pyplot_is_made(name):
+    """So that a notebook shows it under the cell."""
+    axes = flat(PLOTS[name][1]())
+    assert plt.get_fignums() == [1] and plt.figure(1).axes == axes
+    save(axes)
+
+
+@pytest.mark.parametrize("name", ["training_curves", "bars"])
+def test_too_few_axes_are_refused(name):
+    with pytest.raises(ValueError, match=r"2 Axes given, [34] wanted"):
+        PLOTS[name][1](axes=Figure().subplots(1, 2))
+
+
+def test_each_cell_of_a_notebook_shows_its_figures():
+    """The first one loads a backend, whose settings the style must not take back."""
+    sources = [f"import sys; sys.path[:] = {sys.path!r}\nfrom btsft_nb import plots", *["plots.trade_off([]);"] * 2]
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in sources])
+    NotebookClient(notebook, timeout=120).execute()
+    assert [["image/png" in output.data for output in cell.outputs] for cell in notebook.cells[1:]] == [[True]] * 2
+
+
+def test_the_settings_of_the_user_stay():
+    with plt.style.context("dark_background"):
+        before = dict(plt.rcParams)
+        for _, draw in PLOTS.values():
+            draw()
+        assert dict(plt.rcParams) == before
+
+
+@pytest.mark.parametrize("name", PLOTS)
+def test_every_axis_says_what_it_measures_and_in_what(name):
+    """A label with the unit, or the names of categories at the ticks."""
+    labels, draw = PLOTS[name]
+    axes = flat(draw())
+    assert [(ax.get_xlabel(), ax.get_ylabel()) for ax in axes] == labels
+    for ax in axes:
+        for axis in (ax.xaxis, ax.yaxis):
+            assert axis.get_label_text() or set(words(axis.get_ticklabels())) == set(SUMMARIES)
+
+
+@pytest.mark.parametrize("draw", EDGES.values(), ids=EDGES)
+def test_little_or_much_is_drawn_without_a_warning(draw):
+    save(draw())
+
+
+def test_summaries_without_ways_are_refused():
+    with pytest.raises(ValueError, match="give evaluate a way_of"):
+        plots.ways({"a": SUMMARIES["after"] | {"ways": {}}})
+
+
+HOSTILE = [
+    "", " ", "$$", " $_$", r"$\frac{", "_", "\n\n", "\t", "\x00", "\x1b[31m", "\u202ertl\u202c", "\u200b", "\ud800",
+    "\ufeff", "\U000e0041", "思考", "\U0001f914", "e\u0301", "<b>", "x" * 5000, "\\", "%", "#", "{", "^", "العربية",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("texts", [HOSTILE[i::5] for i in range(5)], ids=range(5))
+def test_any_text_is_drawn_as_text(texts):
+    """As a token and as a name: no mathematics, no missing glyph, nothing that turns the line round or leaves it."""
+    tokens, kinds = ["q", *texts, "a"], [0] + [2] * len(texts) + [3]
+    save(plots.blurred_thought(tokens, kinds, np.full(len(tokens), 0.5), [0, 1]))
+    save(plots.tag_probabilities(tokens, kinds, SCORE | {"tags": np.zeros((2, len(tokens)))}, texts[0]))
+    save(plots.training_curves(dict.fromkeys(texts, LOGS), texts[1]))
+    summaries = dict.fromkeys(texts, SUMMARIES["after"] | {"ways": dict.fromkeys(texts, 1)})
+    save(plots.bars(summaries, ["accuracy"]))
+    save(plots.ways(summaries))
+    ax = plots.trade_off([{"label": text, "metrics": SUMMARIES["after"]["metrics"]} for text in texts])
+    assert save(ax).get_tightbbox().width < 9
+
+
+def test_what_has_no_glyph_is_shown_as_replaced():
+    """Not left out; what has one stays."""
+    ax = plots.blurred_thought(["a\u202eb", "思\x00", "é\n"], [2, 2, 2], np.ones(3), [0.5])
+    assert words(ax.texts) == ["a\ufffdb", "\ufffd\ufffd", "é\u21b5"]
+    ax = plots.trade_off([POINTS[0] | {"label": "a\u202eb\u200b思\n"}])
+    assert words(ax.get_legend().texts)[-1] == "1  a\ufffdb\ufffd\ufffd\u21b5"
+
+
+def test_live_curves_leave_no_figure_open():
+    """They draw every second for hours."""
+    curves = LiveCurves("run", {"before": LOGS})
+    state = TrainerState(global_step=5, max_steps=10, log_history=LOGS)
+    with plt.style.context("dark_background"):
+        curves.on_train_begin(None, state, None)
+        image = curves._picture(state)
+    assert image.data.startswith(b"\x89PNG") and image.alt.startswith("run: step 5 of 10")
+    assert plt.get_fignums() == []
+
+
+# ---------------------------------------------------------------------------------------------- data
+
+
+def test_lengths_add_up_to_all_examples():
+    """At each length the curve rises to the share of examples that are no longer."""
+    (curve,) = plots.lengths(EXAMPLES).lines
+    sizes = [len(example["input_ids"]) for example in EXAMPLES]
+    rises = {x: float(y) for x, y in curve.get_xydata()}
+    assert rises == {size: sum(other <= size for other in sizes) / len(sizes) for size in sizes}
+    assert curve.get_drawstyle() == "steps-post"
+
+
+def test_kind_shares_are_of_all_tokens():
+    ax = plots.kind_shares(EXAMPLES)
+    kinds = [kind for example in EXAMPLES for kind in example["kinds"]]
+    assert [bar.get_width() for bar in ax.patches] == [kinds.count(kind) / len(kinds) for kind in Kind]
+    assert words(ax.get_yticklabels()) == ["prompt", "tag", "think", "answer"]
+    assert words(ax.texts) == [f"{kinds.count(kind) / len(kinds):.0%}" for kind in Kind]
+
+
+@pytest.mark.parametrize("width", [2, 9])
+def test_blurred_tokens_are_struck_out(width):
+    """Every token at every threshold, in order; those below it, and only they, lose their colour under a line."""
+    ax = Figure((width, 4)).subplots()
+    plots.blurred_thought(TOKENS, KINDS, DRAWS, THRESHOLDS, ax)
+    assert words(ax.texts) == [token.replace("\n", "\u21b5") for token in TOKENS] * len(THRESHOLDS)
+    boxes = np.array([box.get_bbox().extents for box in ax.patches]).reshape(len(THRESHOLDS), len(TOKENS), 4)
+    order = boxes[..., :2][..., ::-1].reshape(-1, 2).tolist()
+    assert order == sorted(order) and (np.unique(boxes[0, :, 1]).size == 1) == (width == 9)
+    ends = boxes[:, :-1, 2][np.isclose(boxes[:, :-1, 1], boxes[:, 1:, 1])]
+    assert (ends < boxes[:, 1:, 0][np.isclose(boxes[:, :-1, 1], boxes[:, 1:, 1])]).all()
+    colours = np.array([to_hex(box.get_facecolor()) for box in ax.patches]).reshape(len(THRESHOLDS), -1)
+    below = np.array([draw < threshold for threshold in THRESHOLDS for draw in DRAWS])
+    colours = [to_hex(box.get_facecolor()) for box in ax.patches]
+    kinds = [plots.KIND_COLORS[kind] for kind in KINDS] * len(THRESHOLDS)
+    assert colours == np.where(below, "#ffffff", kinds).tolist()
+    struck = [segment for lines in ax.collections for segment in lines.get_segments()]
+    x0, y0, x1, y1 = boxes.reshape(-1, 4)[below].T
+    assert np.allclose(struck, np.stack([x0, (y0 + y1) / 2, x1, (y0 + y1) / 2], axis=1).reshape(-1, 2, 2))
+    assert words(ax.get_yticklabels()) == ["0\n0 of 7", f"0.3\n{(DRAWS < 0.3).sum()} of 7", "1\n7 of 7"]
+    assert 0 < (DRAWS < 0.3).sum() < 7
+
+
+def test_curves_have_the_points_of_the_logs():
+    """Of each run and key; where a log lacks one, the curve does without."""
+    logs = [*LOGS, {"step": 12, "nll_think": 3.0}, {"step": 13, "loss": 1.0}]
+    axes = plots.training_curves({"a": logs, "b": LOGS[:1]}, "how far")
+    keys = [["nll_think"], ["nll_answer", "nll_tag"], ["blurred_share"], ["expected_reward", "format_reward"]]
+    for ax, names in zip(axes, keys, strict=True):
+        drawn = [line.get_xydata().tolist() for line in ax.lines]
+        runs = itertools.product((logs, LOGS[:1]), names)
+        assert drawn == [[[log["step"], log[key]] for log in run if key in log] for run, key in runs]
+    assert words(axes[1].get_legend().texts) == ["a, answer", "a, tag", "b, answer", "b, tag"]
+    assert axes[0].figure.get_suptitle() == "how far"
+
+
+def test_bars_have_value_and_interval():
+    metrics = ["accuracy", "unique thoughts"]
+    for ax, metric in zip(plots.bars(SUMMARIES, metrics), metrics, strict=True):
+        found = [summary["metrics"][metric] for summary in SUMMARIES.values()]
+        assert [bar.get_height() for bar in ax.patches] == [one["value"] for one in found]
+        segments = [lines.get_segments()[0][:, 1].tolist() for lines in ax.collections]
+        assert np.allclose(segments, [[one["low"], one["high"]] for one in found])
+        assert words(ax.texts) == [f"{one['value']:.2f}" for one in found] and ax.get_title(loc="left") == metric
+        assert words(ax.get_xticklabels()) == list(SUMMARIES)
+
+
+def test_ways_stand_end_to_end():
+    """From 0 to 1, in the order of the legend."""
+    summaries = {"a": {"ways": {"x": 1, "z": 3}, "samples": 4}, "b": {"ways": {"y": 4}, "samples": 4}}
+    ax = plots.ways(summaries)
+    assert [(bar.get_x(), bar.get_width()) for bar in ax.patches] == [
+        (0, 0.25), (0.25, 0), (0.25, 0.75),
+        (0, 0), (0, 1), (1, 0),
+    ]  # fmt: skip
+    assert words(ax.get_legend().texts) == ["x", "y", "z"] and words(ax.get_yticklabels()) == ["a", "b"]
+    assert [text for text in words(ax.texts) if text] == ["25%", "75%", "100%"]
+
+
+def test_tag_probabilities_start_with_the_completion():
+    ax = plots.tag_probabilities(TOKENS, KINDS, SCORE, "title")
+    assert np.array_equal([line.get_ydata() for line in ax.lines], SCORE["tags"][:, 2:])
+    assert words(ax.get_xticklabels()) == [token.replace("\n", "\u21b5") for token in TOKENS[2:]]
+    assert [span.get_x() + span.get_width() / 2 for span in ax.patches] == [0, TOKENS.index("</think>") - 2]
+    assert "title" in ax.get_title(loc="left") and "0.250" in ax.get_title(loc="left")
+
+
+def test_trade_off_has_two_marks_for_each_point():
+    """Accuracy filled, compliance open, both above the share of unique thoughts, with intervals, and a number."""
+    ax = plots.trade_off(POINTS)
+    marks = [container.lines[0] for container in ax.containers]
+    wanted = []
+    for point in POINTS:
+        x, *ys = (point["metrics"][name] for name in ("unique thoughts", "compliance", "accuracy"))
+        wanted += [(x, y) for y in ys]
+    assert [mark.get_xydata().tolist()[0] for mark in marks] == [[x["value"], y["value"]] for x, y in wanted]
+    assert [mark.get_markerfacecolor() == "white" for mark in marks] == [True, False] * len(POINTS)
+    for container, metrics in zip(ax.containers, wanted, strict=True):
+        bars = [lines.get_segments()[0] for lines in container.lines[2]]
+        ends = [[metric["low"], metric["high"]] for metric in metrics]
+        assert np.allclose([bars[0][:, 0], bars[1][:, 1]], ends)
+    assert words(ax.texts) == ["1", "2"]
+    assert words(ax.get_legend().texts) == ["compliance", "accuracy", "1  before", "2  after"]
+
+
+# ---------------------------------------------------------------------------------------------- read by everyone
+
+# Machado, Oliveira and Fernandes 2009, "A physiologically-based model for simulation of color vision deficiency",
+# table 1, severity 1.0; on linear RGB
+SIGHT = {
+    "normal": np.eye(3),
+    "protanopia": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
+    "deuteranopia": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]],
+    "tritanopia": [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.303900]],
+}
+XYZ = np.array(
+    [[0.4124564, 0.3575761, 0.1804375], [0.2126729, 0.7151522, 0.0721750], [0.0193339, 0.1191920, 0.9503041]]
+)
+
+
+def linear(colour) -> np.ndarray:
+    """sRGB -> linear RGB."""
+    rgb = np.array(to_rgb(colour))
+    return np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+
+
+def lab(rgb: np.ndarray) -> np.ndarray:
+    """Linear RGB -> CIELAB under D65."""
+    t = XYZ @ rgb.clip(0, 1) / XYZ.sum(axis=1)
+    f = np.where(t > (6 / 29) ** 3, np.cbrt(t), t / (3 * (6 / 29) ** 2) + 4 / 29)
+    return np.array([116 * f[1] - 16, 500 * (f[0] - f[1]), 200 * (f[1] - f[2])])
+
+
+def contrast(ink, ground) -> float:
+    """WCAG 2: 1 to 21."""
+    dark, light = sorted(float(XYZ[1] @ linear(colour)) for colour in (ink, ground))
+    return (light + 0.05) / (dark + 0.05)
+
+
+def test_the_yardsticks():
+    """Black on white; the lightness of white; red and green that a protanope confuses."""
+    assert contrast("black", "white") == pytest.approx(21) and contrast("#767676", "white") == pytest.approx(
+        4.54, abs=0.01
+    )
+    assert lab(np.ones(3)) == pytest.approx([100, 0, 0], abs=1e-6)
+    assert lab(linear("red")) == pytest.approx([53.24, 80.09, 67.20], abs=0.01)
+    olive, brown = (lab(np.array(SIGHT["deuteranopia"]) @ linear(colour)) for colour in ("#6b8e00", "#a37000"))
+    assert np.linalg.norm(olive - brown) < 20 < np.linalg.norm(lab(linear("#6b8e00")) - lab(linear("#a37000")))
+
+
+@pytest.mark.parametrize("sight", SIGHT)
+@pytest.mark.parametrize("palette", [plots.COLORS, [*plots.KIND_COLORS.values(), "white"]], ids=["series", "kinds"])
+def test_colours_stay_apart_in_every_eye(palette, sight):
+    """By 10 or more in CIELAB (2 is just noticeable): none is mistaken for another on the same card."""
+    seen = {colour: lab(np.array(SIGHT[sight]) @ linear(colour)) for colour in palette}
+    for a, b in itertools.combinations(palette, 2):
+        assert np.linalg.norm(seen[a] - seen[b]) >= 10, f"{a} and {b}"
+
+
+def middle(text: Text) -> np.ndarray:
+    """In pixels of the figure."""
+    return text.get_window_extent().get_points().mean(axis=0)
+
+
+def ground(text: Text, figure: Figure) -> str:
+    """The colour that lies under the middle of a text."""
+    if text.get_bbox_patch():
+        return text.get_bbox_patch().get_facecolor()
+    patches = [figure.patch, *(patch for ax in figure.axes for patch in (ax.patch, *ax.patches))]
+    return [patch for patch in patches if patch.contains_point(middle(text))][-1].get_facecolor()
+
+
+@pytest.mark.parametrize("style", ["default", "dark_background", "given, dark_background"])
+@pytest.mark.parametrize("name", PLOTS)
+def test_all_text_has_contrast(name, style):
+    """4.5 or more, WCAG's AA, also where the user's own style or Axes are dark."""
+    *given, style = style.split(", ")
+    with plt.style.context(style):
+        figure = save(PLOTS[name][1](**(given_axes(name, style) if given else {})))
+        texts = [text for text in figure.findobj(Text) if text.get_visible() and text.get_text().strip()]
+        texts = [text for text in texts if figure.bbox.contains(*middle(text))]  # ticks beyond the limits lie outside
+        assert len(texts) > 5 and to_hex(figure.get_facecolor()) == "#ffffff"
+        for text in texts:
+            assert contrast(text.get_color(), ground(text, figure)) >= 4.5, text.get_text()
+
+
+SERIES = {
+    "training_curves": lambda: plots.training_curves({str(i): LOGS for i in range(6)}),
+    "bars": lambda: plots.bars(SIX, ["accuracy"]),
+    "ways": lambda: plots.ways({"a": {"ways": dict.fromkeys("abcdef", 1), "samples": 6}}),
+    "trade_off": lambda: plots.trade_off(POINTS * 3),
+} | {name: PLOTS[name][1] for name in ("kind_shares", "blurred_thought", "tag_probabilities")}
+
+
+@pytest.mark.parametrize("name", SERIES)
+def test_series_differ_in_more_than_colour(name):
+    """In marker, filling and dashes, or in hatch and outline."""
+    for ax in flat(SERIES[name]()):
+        colours = defaultdict(set)
+        for patch in ax.patches:
+            look = (patch.get_hatch(), patch.get_linestyle(), patch.get_linewidth(), to_hex(patch.get_edgecolor()))
+            colours[look].add(to_hex(patch.get_facecolor()))
+        assert all(len(found) == 1 for found in colours.values())
+        lines = [
+            line for line in ax.lines if line.get_marker() not in "|_" and line.get_linestyle() + line.get_marker()
+        ]
+        looks = [(line.get_linestyle(), line.get_marker(), line.get_markerfacecolor() == "white") for line in lines]
+        assert len(set(looks)) == len(looks) and len(looks) + len(colours) > 1
