@@ -82,7 +82,8 @@ def draws(
     u = np.full(len(kinds), np.inf)
     thought = np.flatnonzero(kinds == Kind.THINK)
     unit = np.arange(len(thought)) if units is None else units[thought]
-    generator = np.random.Generator(np.random.Philox(key=[(seed << 32) + epoch, key]))
+    keys = np.array([(seed << 32) + epoch, key], np.uint64)  # a list would become floats from seed 2**31 on
+    generator = np.random.Generator(np.random.Philox(key=keys))
     u[thought] = generator.random(unit.max(initial=-1) + 1)[unit]
     for tokens in thoughts(kinds):
         u[tokens[:keep_first]] = np.inf

@@ -1,0 +1,509 @@
+"""The inspector in a real browser: on a page without Python, in JupyterLab 4, Notebook 7 and marimo."""
+
+import copy
+import json
+import subprocess
+import sys
+
+import nbformat
+import numpy as np
+import pytest
+from browser import assert_quiet, open_notebook, screenshot
+from nbformat.v4 import new_code_cell, new_notebook, new_output
+from payloads import PAYLOADS
+
+import btsft_nb as bt
+from btsft_nb import BTSFTConfig, BTSFTTrainer, TokenInspector, prepare
+from btsft_nb.inspector import VIEWS
+
+WORDS = ["so", "12", "Let's", "check:", "wait\u2026", "no!", "7x8=56.", "\u65e5\u672c\u3002", "(e.g.", "two)"]
+WORDS += ["\U0001f389", "and\n\nthen", "\u00e9t\u00e9?"]
+TURN = """([view, threshold, epoch, unit, beta]) => {
+  const root = document.querySelector("[data-lm-suppress-shortcuts]").shadowRoot
+  const put = (name, value, event) => {
+    const input = root.querySelector(`[aria-label=${name}]`)
+    input.value = value
+    input.dispatchEvent(new Event(event))
+  }
+  put("view", view, "change"), put("threshold", threshold, "input"), put("epoch", epoch, "input")
+  put("unit", unit, "change"), put("beta", beta, "input")
+  dispatchEvent(new Event("beforeprint")) // lays out all tokens
+  return [...root.querySelectorAll(".t")].map(t => [t.classList.contains("blurred"), t.dataset.n, t.textContent])
+}"""
+
+
+def rows(n: int) -> list[dict]:
+    """Talks with thoughts of words, sentences, line breaks and characters of several tokens."""
+    rng, made = np.random.default_rng(0), []
+    for i in range(n):
+        thought, answer = (" ".join(rng.choice(WORDS, rng.integers(1, size))) for size in (60, 9))
+        talk = [
+            {"role": "user", "content": f"q{i}?"},
+            {"role": "assistant", "content": f"<think>{thought}</think>\n\n{answer}"},
+        ]
+        made.append({"id": f"row {i}", "messages": talk})
+    return made
+
+
+def scored(example: dict, seed: int = 0) -> dict:
+    """Of the shape that `score` gives, with numbers that the page has to show."""
+    rng, n = np.random.default_rng(seed), len(example["input_ids"])
+    log_probs = np.log(rng.uniform(0.001, 1, n))
+    log_probs[0] = 0
+    return {
+        "log_probs": log_probs,
+        "tags": rng.uniform(0, 1, (2, n)),
+        "expected_reward": 0.25,
+        "format_pull": rng.uniform(0, 0.2, n),
+        "rank": rng.integers(1, 99, n),
+        "top_ids": rng.integers(0, 300, (n, 5)),
+        "top_log_probs": np.log(rng.uniform(0.01, 0.2, (n, 5))),
+        "kl": rng.uniform(0, 3, n),
+    }
+
+
+@pytest.fixture
+def show(page, tmp_path):
+    """`show(inspector)` opens its page, once the script is through."""
+
+    def opened(inspector: TokenInspector):
+        inspector.to_html(tmp_path / "page.html")
+        page.goto(f"file://{tmp_path / 'page.html'}")
+        page.locator(".t").first.wait_for()
+        return page
+
+    return opened
+
+
+@pytest.fixture(scope="module")
+def examples(tiny_tokenizer):
+    return prepare(rows(6), tiny_tokenizer)
+
+
+@pytest.fixture(scope="module")
+def scores(examples) -> list[dict]:
+    return [scored(example, i) for i, example in enumerate(examples)]
+
+
+# ---------------------------------------------------------------------------------------------- the dials
+
+
+@pytest.mark.parametrize("name", ["tiny_tokenizer", "qwen3"])
+def test_the_browser_blurs_what_the_trainer_blurs(request, show, tmp_path, name):
+    """Rows, thresholds, epochs, units, seeds and kept tokens at random: the sets are equal without exception."""
+    tokenizer, rng = request.getfixturevalue(name), np.random.default_rng(1)
+    examples, seen = prepare(rows(12), tokenizer), 0
+    model, _ = bt.load_model("tiny")
+    model.resize_token_embeddings(len(tokenizer))
+    for number in range(12):
+        seed, keep_first = int(rng.integers(0, 2**32)), int(rng.integers(0, 4))
+        config = BTSFTConfig(str(tmp_path / "run"), seed=42, keep_first=keep_first, use_cpu=True)
+        trainer = BTSFTTrainer(model.train(), config, examples, processing_class=tokenizer)
+        trainer.args.seed = seed  # transformers takes a smaller one at its start
+        inspector = TokenInspector(
+            examples[number], tokenizer, seed=seed, keep_first=keep_first, score=scored(examples[number])
+        )
+        page = show(inspector)
+        for _ in range(8):
+            threshold, epoch = round(float(rng.uniform()), 2), int(rng.integers(0, 1000))
+            unit = ("token", "word", "sentence", "thought")[rng.integers(4)]
+            trainer.args.threshold, trainer.args.unit, trainer.state.epoch = threshold, unit, epoch
+            batch = trainer._prepare_inputs(trainer.data_collator([examples[number]]))
+            tokens = page.evaluate(TURN, ["kind", threshold, epoch, unit, 0.5])
+            assert [blurred for blurred, *_ in tokens] == batch["blurred"][0].tolist(), (number, threshold, epoch, unit)
+            seen += batch["blurred"].sum().item()
+    assert seen > 500
+    assert_quiet(page)
+
+
+@pytest.mark.parametrize("view", [view for view in VIEWS if view != "kind"])
+def test_the_browser_shows_python_s_numbers(show, examples, scores, tiny_tokenizer, view):
+    """Every token of every view, at two settings of the dials."""
+    one, two = examples[0], scores[0]
+    inspector = TokenInspector(one, tiny_tokenizer, score=two, compare=scored(one, 9), view=view, keep_first=1)
+    page = show(inspector)
+    for threshold, epoch, unit, beta in ((0.5, 0, "token", 0.5), (0.8, 3, "word", 1.7)):
+        inspector.threshold, inspector.epoch, inspector.unit, inspector.beta = threshold, epoch, unit, beta
+        said = [number for _, number, _ in page.evaluate(TURN, [view, threshold, epoch, unit, beta])]
+        values = inspector.values()
+        for i, text in enumerate(said):
+            value = values[..., i] * (1000 if view == "gradient" else 1)
+            if text == "\u22480":
+                assert np.abs(value).max() < 0.05
+            elif text == "":
+                assert not np.isfinite(value)
+            else:
+                shown = [float(part) for part in text.split("+")]
+                np.testing.assert_allclose(
+                    shown, np.atleast_1d(value), rtol=0.06, atol=0.051 if view == "gradient" else 1e-9
+                )
+    assert_quiet(page)
+
+
+def test_beta_moves_the_format_s_part_alone(show, examples, scores, tiny_tokenizer):
+    """Twice beta is twice the format's share of the gradient, and the nll's stays."""
+    page = show(TokenInspector(examples[0], tiny_tokenizer, score=scores[0]))
+    parts = [
+        np.array([[float(part) for part in number.split("+")] for _, number, _ in tokens if "+" in number])
+        for tokens in (page.evaluate(TURN, ["gradient", 0, 0, "token", beta]) for beta in (0.8, 1.6))
+    ]
+    np.testing.assert_array_equal(parts[0][:, 0], parts[1][:, 0])
+    np.testing.assert_allclose(2 * parts[0][:, 1], parts[1][:, 1], atol=0.11)
+    assert parts[0][:, 1].max() > 50
+    legend = page.locator(".legend").inner_text()
+    assert "expected reward R 0.25" in legend and "= 1.2" in legend
+
+
+# ---------------------------------------------------------------------------------------------- hands
+
+
+def active(page) -> str:
+    """The token that the card speaks of."""
+    return page.locator(".card dd").first.inner_text()
+
+
+def test_the_keyboard_walks_pins_and_selects(show, examples, scores, tiny_tokenizer):
+    """Arrows, Home, End, Enter, Escape, Shift; the card has all that is known of the token."""
+    inspector = TokenInspector(examples[1], tiny_tokenizer, score=scores[1])
+    page, last = show(inspector), len(inspector.tokens) - 1
+    page.locator(".text").focus()
+    page.keyboard.press("ArrowRight")
+    assert active(page).startswith("0: ")
+    for key, at in (("ArrowRight", 1), ("End", last), ("ArrowRight", last), ("ArrowLeft", last - 1), ("Home", 0)):
+        page.keyboard.press(key)
+        assert active(page).startswith(f"{at}: "), key
+    page.keyboard.press("ArrowDown")
+    line = int(active(page).split(":")[0])
+    assert line > 1
+    page.keyboard.press("ArrowUp")
+    assert int(active(page).split(":")[0]) < line
+    page.keyboard.press("End")
+    page.keyboard.press("ArrowLeft")
+    page.keyboard.press("Enter")
+    assert page.locator(".card.pinned").count() == 1
+    page.locator(".t").nth(5).hover()
+    card, score = page.locator(".card").inner_text(), scores[1]
+    assert active(page).startswith(f"{last - 1}: "), "a pinned card stays"
+    for word in ("id", "kind", "weight", "nll", "probability", "rank", "KL", "gradient", "model says"):
+        assert word in card
+    assert str(inspector.data["ids"][last - 1]) in card and f"\n{score['rank'][last - 1]}\n" in card
+    page.keyboard.press("Escape")
+    page.locator(".t").nth(6).hover()
+    assert active(page).startswith("6: ") and page.locator(".card.pinned").count() == 0
+    page.locator(".text").focus()
+    for _ in range(3):
+        page.keyboard.press("Shift+ArrowRight")
+    assert page.locator(".picked").count() == 4
+    assert_quiet(page)
+
+
+def test_a_set_is_stepped_through_and_searched(show, examples, tiny_tokenizer):
+    """Next, previous, round the end; a text that several tokens make up is found in whichever example has it."""
+    page = show(TokenInspector(examples, tiny_tokenizer))
+    title = page.locator("h3")
+    assert title.inner_text() == "row 0"
+    page.get_by_role("button", name="next example").click()
+    assert title.inner_text() == "row 1"
+    for _ in range(2):
+        page.get_by_role("button", name="previous example").click()
+    assert title.inner_text() == "row 5" and "6 of 6" in page.locator("body").inner_text()
+    page.get_by_label("find").fill("Q3?")
+    page.get_by_label("find").press("Enter")
+    assert title.inner_text() == "row 3" and active(page).split(": ")[1].startswith("q")
+    page.get_by_label("find").fill("no such thing")
+    page.get_by_label("find").press("Enter")
+    assert title.inner_text() == "row 3"
+    assert_quiet(page)
+
+
+def test_what_is_seen_is_told_without_colour(show, examples, scores, tiny_tokenizer):
+    """Kinds by their lines, blur by a stroke, values by bars and numbers; the legend counts."""
+    page = show(TokenInspector(examples[0], tiny_tokenizer, score=scores[0], threshold=0.5))
+    kinds, lines = np.array(examples[0]["kinds"]), []
+    for i in range(len(kinds)):
+        style = page.locator(".t").nth(i).evaluate("t => [getComputedStyle(t).borderBottomStyle, t.textContent]")
+        lines.append(style[0])
+    assert [len({line for line, kind in zip(lines, kinds, strict=True) if kind == k}) for k in range(4)] == [1] * 4
+    assert len(set(lines)) == 4
+    struck = "t => getComputedStyle(t.firstChild).textDecorationLine"
+    for token in page.locator(".t").all():
+        blurred = "blurred" in token.get_attribute("class")
+        assert (token.evaluate(struck) == "line-through") == blurred
+    legend = page.locator(".legend").inner_text()
+    for kind, name in enumerate(("prompt", "tag", "think", "answer")):
+        assert f"{name} {(kinds == kind).sum()}" in legend
+    page.get_by_label("view").select_option("loss")
+    bars = [token.evaluate("t => t.style.boxShadow") for token in page.locator(".t").all()]
+    assert len(set(bars)) > 3
+
+
+def test_the_strip_has_the_tags_where_the_data_has_them(show, examples, scores, tiny_tokenizer):
+    """A mark for each tag, bars for each token as high as the probability."""
+    page, example = show(TokenInspector(examples[0], tiny_tokenizer, score=scores[0])), examples[0]
+    marks = page.locator(".strip rect[fill]").evaluate_all("rs => rs.map(r => Number(r.getAttribute('x')))")
+    first = next(i for i, kind in enumerate(example["kinds"]) if kind)
+    span = len(example["kinds"]) - first
+    wanted = [800 * (i - first) / span for i, kind in enumerate(example["kinds"]) if kind == 1]
+    np.testing.assert_allclose(marks, wanted)
+    heights = page.locator(".strip rect[style*=fill\\:rgb]").evaluate_all(
+        "rs => rs.map(r => Number(r.getAttribute('height')))"
+    )
+    opening = 50 * scores[0]["tags"][0][first:]
+    np.testing.assert_allclose(heights, opening[opening >= 0.5], atol=1e-3)
+
+
+# ---------------------------------------------------------------------------------------------- size
+
+
+def test_long_sequences_are_laid_out_as_they_come_into_sight(show, tiny_tokenizer):
+    """Of 20,000 tokens a page holds some thousand at first; the end, and a text in it, are reached all the same."""
+    rng, n = np.random.default_rng(0), 20_000
+    ids = rng.integers(5, 300, n).tolist()
+    kinds = [0] * 50 + [1] + [2] * (n - 100) + [1] + [3] * 48
+    example = {
+        "id": "long",
+        "input_ids": ids,
+        "kinds": kinds,
+        "weights": [float(kind > 0) for kind in kinds],
+        "tags": [],
+    }
+    inspector = TokenInspector(example, tiny_tokenizer, score=scored(example), threshold=0.3)
+    page = show(inspector)
+    assert page.locator(".t").count() < 3000
+    times = page.evaluate("""async () => {
+      const root = document.querySelector("[data-lm-suppress-shortcuts]").shadowRoot, times = []
+      for (let k = 1; k < 20; k++) {
+        await new Promise(done => setTimeout(done, 50))
+        const slider = root.querySelector("[aria-label=threshold]"), start = performance.now()
+        slider.value = k / 20
+        slider.dispatchEvent(new Event("input"))
+        root.querySelector(".text").scrollHeight
+        times.push(performance.now() - start)
+      }
+      return times
+    }""")
+    print(f"20,000 tokens: a repaint takes {np.median(times):.1f} ms")
+    inspector.threshold = 0.95
+    assert f"{inspector.blurred.sum()} of {n - 100}" in page.locator(".legend").inner_text()
+    page.locator(".text").focus()
+    page.keyboard.press("End")
+    assert active(page).startswith(f"{n - 1}: ")
+    assert page.locator(".t.on").evaluate("t => t._i") == n - 1
+    page.wait_for_timeout(200)
+    assert page.locator(".t.on").evaluate(
+        "t => { const b = t.getBoundingClientRect(); return b.top > 0 && b.bottom < 900 }"
+    )
+    assert_quiet(page)
+
+
+@pytest.mark.parametrize(("width", "zoom"), [(320, 1), (1280, 2)])
+def test_narrow_cells_and_zoom_lose_nothing(show, examples, scores, tiny_tokenizer, width, zoom):
+    """Nothing stands out of the page to the right, and every control can be reached."""
+    page = show(TokenInspector(examples, tiny_tokenizer, score=scores))
+    page.set_viewport_size({"width": width // zoom, "height": 700})
+    page.wait_for_timeout(100)
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    for name in ("view", "threshold", "epoch", "unit", "beta", "find", "next example"):
+        box = page.get_by_label(name).bounding_box()
+        assert box["x"] >= 0 and box["x"] + box["width"] <= width // zoom, name
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_page_in_light_and_dark(show, page, examples, scores, tiny_tokenizer, scheme):
+    """Text stands out from what is behind it by a contrast of 4.5 or more, and controls fit."""
+    page.emulate_media(color_scheme=scheme)
+    show(TokenInspector(examples, tiny_tokenizer, score=scores, threshold=0.4, view="loss"))
+    page.wait_for_timeout(100)
+    assert page.locator("[data-lm-suppress-shortcuts]").evaluate("e => e.style.colorScheme") == scheme
+    ink, paper = {"light": (0, 255), "dark": (255, 18)}[scheme]
+    colors = page.locator(".t").evaluate_all("ts => ts.map(t => getComputedStyle(t).backgroundColor)")
+    for color in set(colors):
+        red, green, blue, alpha = (
+            [float(x) for x in color[5:-1].split(",")] if color.startswith("rgba") else (0, 0, 0, 1)
+        )
+        behind = [paper + alpha * (c - paper) for c in (red, green, blue)] if color.startswith("rgba") else [paper] * 3
+        assert contrast([ink] * 3, behind) >= 4.5, color
+    screenshot(page, f"inspector-{scheme}")
+
+
+def contrast(one: list[float], other: list[float]) -> float:
+    """Of WCAG 2."""
+    light = [
+        np.dot([0.2126, 0.7152, 0.0722], [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in color])
+        for color in (np.array(one) / 255, np.array(other) / 255)
+    ]
+    return (max(light) + 0.05) / (min(light) + 0.05)
+
+
+# ---------------------------------------------------------------------------------------------- hostile text
+
+
+def hostile(tokenizer, payloads: list[str]) -> tuple[dict, object]:
+    """An example whose tokens are the payloads, and the tokenizer that has them."""
+    tokenizer = copy.deepcopy(tokenizer)
+    own = [text for text in payloads if text.strip()]
+    tokenizer.add_tokens(own)
+    ids = [5, *tokenizer.convert_tokens_to_ids(own)]
+    kinds = [0, *[2] * len(own)]
+    return {
+        "id": " ".join(own),
+        "input_ids": ids,
+        "kinds": kinds,
+        "weights": [0.0, *[1.0] * len(own)],
+        "tags": [],
+    }, tokenizer
+
+
+@pytest.fixture(scope="module")
+def armed(tiny_tokenizer) -> TokenInspector:
+    """All payloads as tokens, as alternatives, and as the title."""
+    example, tokenizer = hostile(tiny_tokenizer, list(PAYLOADS.values()))
+    score = scored(example)
+    score["top_ids"] = np.random.default_rng(0).choice(example["input_ids"], score["top_ids"].shape)
+    return TokenInspector(example, tokenizer, score=score, threshold=0.5)
+
+
+def test_hostile_text_on_a_page(show, armed):
+    """Nothing runs, nothing is fetched, and each token's text is the text given; every card is opened."""
+    page = show(armed)
+    seen = [text for *_, text in page.evaluate(TURN, ["loss", 0.3, 1, "word", 1.0])]
+    assert seen == armed.data["texts"] and page.locator("h3").inner_text().split() == armed.data["id"].split()
+    page.locator(".text").focus()
+    for i in range(len(seen)):
+        page.keyboard.press("ArrowRight")
+        assert page.locator(".card dd").first.text_content() == f"{i}: {armed.data['texts'][i]}"
+    assert_quiet(page)
+
+
+@pytest.mark.parametrize("script", [True, False])
+def test_hostile_text_through_nbconvert(page, tmp_path, armed, script):
+    """The notebook as a page: nothing runs and nothing is asked for but what nbconvert's own template asks for."""
+    data, _ = armed._repr_mimebundle_()
+    html = data["text/html"] if script else armed._static()
+    asked = []
+    for name, outputs in (("bare", []), ("armed", [new_output("display_data", {"text/html": html})])):
+        nbformat.write(new_notebook(cells=[new_code_cell("1", outputs=outputs)]), tmp_path / f"{name}.ipynb")
+        subprocess.run(
+            [sys.executable, "-m", "nbconvert", "--to", "html", name + ".ipynb"],
+            cwd=tmp_path,
+            check=True,
+            capture_output=True,
+        )
+        before = len(page.heard.strays)
+        page.goto(f"file://{tmp_path / name}.html")
+        page.wait_for_timeout(500)
+        asked.append(set(page.heard.strays[before:]))
+    assert asked[0] == asked[1]
+    assert not page.heard.dialogs and page.evaluate("window.PWNED") is None
+    assert (page.locator(".t").count() > 0) == script
+    text = page.locator("body").text_content()
+    assert all(part in text for part in armed.data["texts"][1:40])
+
+
+def test_hostile_text_in_an_untrusted_notebook(page, lab, armed):
+    """JupyterLab strips the script; the static view stands, and its text is the text given."""
+    data, _ = armed._repr_mimebundle_()
+    cell = new_code_cell("1", outputs=[new_output("display_data", {"text/html": data["text/html"]})])
+    open_notebook(page, lab, [cell], run=False, trusted=False)
+    page.locator(".jp-OutputArea-output bdi").first.wait_for()
+    assert page.locator(".t").count() == 0
+    seen = page.locator(".jp-OutputArea-output bdi").all_text_contents()
+    assert seen == [text or "\xa0" for text in armed.data["texts"]]
+    assert_quiet(page)
+    screenshot(page, "inspector-untrusted")
+
+
+# ---------------------------------------------------------------------------------------------- front ends
+
+CELLS = [
+    """
+import json
+import btsft_nb as bt
+tokenizer = bt.load_tokenizer("tiny")
+examples = bt.prepare(list(bt.load_rows("tiny/teacher"))[:8], tokenizer)
+inspector = bt.TokenInspector(examples, tokenizer, threshold=0.2, editable=True)
+def note(change):
+    names = ("threshold", "epoch", "unit", "view", "index", "selection", "edits", "found")
+    state = {name: getattr(inspector, name) for name in names} | {"weights": inspector.example["weights"]}
+    open("state.json", "w").write(json.dumps(state))
+inspector.observe(note, names=["threshold", "epoch", "unit", "view", "index", "selection", "edits", "found"])
+""",
+    "inspector",
+]
+
+
+def told(lab, name: str, wanted, page):
+    """What the kernel came to know, as soon as it is as wanted."""
+    for _ in range(60):
+        page.wait_for_timeout(100)
+        path = lab.work / "state.json"
+        state = json.loads(path.read_text() or "{}") if path.exists() else {}
+        if state.get(name) == wanted:
+            return state
+    pytest.fail(f"{name} is {state.get(name)!r}, not {wanted!r}")
+
+
+@pytest.mark.parametrize(("app", "theme"), [("lab", "light"), ("lab", "dark"), ("notebook", "light")])
+def test_hands_on_in_a_notebook(page, lab, app, theme):
+    """Slider, epoch, unit, keys, edit, undo, next, search: the kernel follows, and no key reaches the notebook."""
+    (lab.work / "state.json").unlink(missing_ok=True)
+    open_notebook(page, lab, CELLS, app=app, theme=theme)
+    page.locator(".t").first.wait_for()
+    cells = page.locator(".jp-Notebook .jp-Cell").count()
+    slider = page.get_by_label("threshold")
+    slider.fill("0.7")
+    told(lab, "threshold", 0.7, page)
+    page.get_by_label("epoch").fill("3")
+    told(lab, "epoch", 3, page)
+    page.get_by_label("unit").select_option("word")
+    told(lab, "unit", "word", page)
+    page.locator(".text").focus()
+    for key in ("End", "ArrowLeft", "ArrowLeft", "Shift+ArrowLeft", "Shift+ArrowLeft", "b", "a", "d", "d", "x"):
+        page.keyboard.press(key)
+    n = page.locator(".t").count()
+    told(lab, "selection", [n - 5, n - 2], page)
+    page.get_by_label("weight of the selection").fill("0.5")
+    page.get_by_role("button", name="Set").click()
+    state = told(lab, "edits", [[0, n - 5, n - 2, 0.5]], page)
+    assert state["weights"][n - 6 :] == [1.0, 0.5, 0.5, 0.5, 1.0, 1.0]
+    page.get_by_label("view").select_option("weight")
+    told(lab, "view", "weight", page)
+    assert page.locator(".t").nth(n - 4).get_attribute("data-n") == "0.5"
+    page.get_by_role("button", name="Undo").click()
+    assert told(lab, "edits", [], page)["weights"][n - 4] == 1.0
+    page.get_by_role("button", name="next example").click()
+    told(lab, "index", 1, page)
+    page.get_by_label("find").fill("no such")
+    page.get_by_label("find").press("Enter")
+    told(lab, "found", {"query": "no such", "examples": []}, page)
+    assert page.locator(".jp-Notebook .jp-Cell").count() == cells, "a key reached the notebook"
+    screenshot(page, f"inspector-{app}-{theme}")
+    assert page.locator("[data-lm-suppress-shortcuts]").evaluate("e => e.style.colorScheme") == theme
+    assert_quiet(page)
+
+
+def test_python_moves_what_is_shown(page, lab):
+    """A trait that is set in a cell is seen at once."""
+    later = "inspector.index, inspector.threshold, inspector.view = 2, 1.0, 'weight'"
+    open_notebook(page, lab, [*CELLS, later])
+    page.get_by_text("3 of 8").wait_for()
+    assert page.get_by_label("threshold").input_value() == "1" and page.get_by_label("view").input_value() == "weight"
+    thought = page.locator(".t.blurred").count()
+    assert f"blurred {thought} of {thought} thought" in page.locator(".legend").inner_text()
+
+
+def test_in_marimo(page, open_marimo):
+    """The same object as a cell's last expression."""
+    build = (
+        'import btsft_nb as bt\ntokenizer = bt.load_tokenizer("tiny")\n'
+        'examples = bt.prepare(list(bt.load_rows("tiny/teacher"))[:3], tokenizer)\n'
+        "bt.TokenInspector(examples, tokenizer, threshold=0.5)"
+    )
+    open_marimo(page, [build])
+    page.locator(".t").first.wait_for(timeout=60_000)
+    before = page.locator(".t.blurred").count()
+    page.get_by_label("threshold").fill("1")
+    page.wait_for_function("document.querySelector('marimo-anywidget, [data-lm-suppress-shortcuts]') !== null")
+    page.wait_for_timeout(300)
+    assert page.locator(".t.blurred").count() > before > 0
+    screenshot(page, "inspector-marimo")
