@@ -53,7 +53,7 @@ class LiveCurves(TrainerCallback):
         figure, png = Figure((13, 3), dpi=100, layout="constrained"), io.BytesIO()  # pyplot would keep it open
         training_curves({**self.compare, self.name: state.log_history}, title, figure.subplots(1, 4))
         figure.savefig(png, facecolor="white")
-        return Image(png.getvalue(), alt=title)
+        return Image(png.getvalue(), metadata={"alt": title})
 
 
 class TrackLogProbs(TrainerCallback):

@@ -250,8 +250,10 @@ class Inspector {
     this.listen("view", () => this.refresh());
     this.listen("selection", () => this.paint());
     this.listen("found", () => this.seek(this.way, this.way > 0 ? -1 : Infinity));
-    this.printing = () => this.chunks.forEach((chunk) => this.fill(chunk));
+    this.printing = () => this.chunks.forEach((chunk) => this.come(chunk));
+    this.printed = () => this.watch();
     addEventListener("beforeprint", this.printing);
+    addEventListener("afterprint", this.printed);
     this.load();
   }
 
@@ -265,6 +267,7 @@ class Inspector {
   stop() {
     for (const [name, handler] of this.handlers) this.model.off(`change:${name}`, handler);
     removeEventListener("beforeprint", this.printing);
+    removeEventListener("afterprint", this.printed);
     this.observer.disconnect();
     clearTimeout(this.saving);
   }
@@ -373,11 +376,11 @@ class Inspector {
     this.numbers.checked = this.data.kinds.length <= 250;
     Object.assign(this, { at: -1, pinned: false, anchor: -1 });
     this.chunks = this.split();
-    this.observer.disconnect();
+    this.state = null;
     this.visible.clear();
     this.text.replaceChildren(...this.chunks);
-    this.chunks.slice(0, 4).forEach((chunk) => this.fill(chunk)); // the rest as it comes into sight
-    this.chunks.forEach((chunk) => this.observer.observe(chunk));
+    this.chunks.slice(0, 4).forEach((chunk) => this.come(chunk)); // the rest as it comes into sight
+    this.watch();
     this.text.scrollTop = 0;
     this.card.replaceChildren("Point at a token, or walk with the arrow keys; Enter pins this card.");
     this.draw();
@@ -409,16 +412,25 @@ class Inspector {
       chunk.append(token, text.includes("↵") ? make("br") : "");
     }
     chunk.style.removeProperty("--guess");
-    this.visible.add(chunk);
     if (this.state) this.paintChunk(chunk, this.scale());
   }
 
+  /** A chunk comes into sight, and is painted anew from now on. */
+  come(chunk) {
+    this.visible.add(chunk);
+    if (!chunk.childNodes.length) this.fill(chunk);
+    else this.paintChunk(chunk, this.scale());
+  }
+
+  watch() {
+    this.observer.disconnect();
+    this.chunks.forEach((chunk) => this.observer.observe(chunk));
+  }
+
   sight(entries) {
-    for (const { target, isIntersecting } of entries) {
-      if (!isIntersecting) this.visible.delete(target);
-      else if (target.childNodes.length) this.visible.add(target), this.paintChunk(target, this.scale());
-      else this.fill(target);
-    }
+    for (const { target, isIntersecting } of entries)
+      if (isIntersecting) this.come(target);
+      else this.visible.delete(target);
   }
 
   draw() {

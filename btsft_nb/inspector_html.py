@@ -18,7 +18,10 @@ _PLUS, _MINUS = "0,114,178", "213,94,0"  # Okabe and Ito's blue and vermilion
 _KIND_RGB = {Kind.PROMPT: "128,128,128", Kind.TAG: "230,159,0", Kind.THINK: "86,180,233", Kind.ANSWER: "0,158,115"}
 _KIND_LINE = {Kind.PROMPT: "none", Kind.TAG: "double 3px", Kind.THINK: "dotted 2px", Kind.ANSWER: "solid 2px"}
 _BOX = "display:inline-block;text-align:center;vertical-align:top;padding:0 2px;margin:1px 0;white-space:pre-wrap"
-_FRAME = "font-family:monospace;font-size:13px;line-height:1.5;overflow-wrap:anywhere"
+_FRAME = (
+    "display:block;font-family:monospace;font-size:13px;line-height:1.5;overflow-wrap:anywhere;white-space:normal;"
+    "background:transparent;color:inherit;padding:0"
+)
 
 
 def static_view(
@@ -43,7 +46,8 @@ def static_view(
         for kind in Kind
     )
     lines = "<br>".join([f"<b>{escape(data['id'], quote=True)}</b>", legend, *(escape(n, quote=True) for n in notes)])
-    return f'<div style="{_FRAME}">{lines}</div><div style="{_FRAME}">{tokens}</div>'
+    # MathJax, which would typeset what stands between two dollars, leaves <code> alone
+    return f'<code style="{_FRAME}">{lines}</code><code style="{_FRAME}">{tokens}</code>'
 
 
 def with_script(static: str, state: dict) -> str:

@@ -17,7 +17,7 @@ from btsft_nb import Kind, TokenInspector, draws, example_key, prepare, to_row, 
 from btsft_nb.inspector import VIEWS
 from btsft_nb.inspector_data import shown
 
-ALLOWED_TAGS = {"div", "span", "b", "s", "br", "small", "bdi"}
+ALLOWED_TAGS = {"code", "span", "b", "s", "br", "small", "bdi"}
 
 
 class Page(HTMLParser):
