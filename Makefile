@@ -2,7 +2,7 @@
 # make test    install, run the tests and all notebooks; tests in a browser want Debian's chromium and skip without it.
 #              BTSFT_COLAB_VENV=folder keeps the environment with Colab's versions, which takes two minutes to make
 # make lint    ruff
-# make notebooks   run the notebooks and store their outputs in place
+# make notebooks   run the notebooks and store their outputs in place, and the README's pictures (needs chromium)
 # make colab   write the repository's address (pyproject.toml) into badges and install cells
 # make bench   install the peers, measure against them, and kill runs: over half an hour on two cores
 # make lock    write constraints.txt anew from the newest versions
@@ -28,6 +28,7 @@ lint: $(INSTALLED)
 
 notebooks: $(INSTALLED)
 	$(BIN)/python tools/notebooks.py refresh
+	$(BIN)/python tools/notebooks.py pictures
 
 colab: $(INSTALLED)
 	$(BIN)/python tools/notebooks.py stamp

@@ -104,8 +104,8 @@ function value(view, state, i) {
     case "blur": return Number.isFinite(state.u[i]) ? state.u[i] : null;
     case "loss": return -weight * data.log_probs[i];
     case "probability": return i ? Math.exp(data.log_probs[i]) : null;
-    case "kl": return data.kl[i];
-    case "change": return data.change[i];
+    case "kl":
+    case "change": return data.kinds[i] === PROMPT ? null : data[view][i];
     case "gradient": return [
       (Math.abs(weight) * (1 - Math.exp(data.log_probs[i]))) / state.supervised, state.beta * data.pull[i]];
     default: return null;
@@ -177,13 +177,14 @@ const under = (element) => element.closest?.(".t")?._i ?? -1;
 const STYLE = `
 :host { display: block; color: inherit; font: 13px/1.4 system-ui, sans-serif; }
 * { box-sizing: border-box; }
+[hidden] { display: none !important; }
 .bar { display: flex; flex-wrap: wrap; gap: 4px 14px; align-items: center; margin: 2px 0; }
 .bar label { display: inline-flex; gap: 5px; align-items: center; white-space: nowrap; }
 .bar output { min-width: 2.6em; font-variant-numeric: tabular-nums; }
 input[type=range] { width: 110px; accent-color: #0072b2; }
 input[type=number] { width: 4.6em; }
 input, select, button { font: inherit; }
-h3 { font-size: inherit; margin: 0; overflow-wrap: anywhere; unicode-bidi: isolate; }
+h3 { font-size: inherit; margin: 0; max-height: 4.2em; overflow: auto; overflow-wrap: anywhere; unicode-bidi: isolate; }
 .legend { display: flex; flex-wrap: wrap; gap: 2px 12px; margin: 4px 0; }
 .legend span { white-space: pre-wrap; }
 .legend b { font-weight: normal; display: inline-block; line-height: 1.2; padding: 0 4px; }
@@ -499,7 +500,7 @@ class Inspector {
     } else {
       notes.push(swatch(`border-bottom:solid 4px rgb(${PLUS});background:rgba(${PLUS},.5)`, short(top)));
       notes.push(swatch(`border-bottom:solid 2px rgb(${PLUS});background:rgba(${PLUS},.25)`, short(top / 2)));
-      if (["weight", "loss", "change"].includes(view))
+      if ([...this.data.kinds.keys()].some((i) => value(view, state, i) < 0))
         notes.push(swatch(`border-top:solid 4px rgb(${MINUS});background:rgba(${MINUS},.5)`, short(-top)));
     }
     notes.push(make("span", {}, make("s", {}, "blurred"), ` ${state.count} of ${state.thought} thought tokens`));
@@ -527,7 +528,7 @@ class Inspector {
     const picture = svg("svg", { viewBox: "0 0 800 54", preserveAspectRatio: "none", role: "img",
       "aria-label": `probability of the think tags along ${span} tokens` },
       ...marks, ...bars(data.open, 0.08, `fill:rgb(${PLUS})`),
-      ...bars(data.close, 0.52, `fill:none;stroke:rgb(${MINUS});stroke-width:2`));
+      ...bars(data.close, 0.52, `fill:none;stroke:rgb(${MINUS});stroke-width:${bins < 150 ? 2 : 1}`));
     const note = `probability, 0 to 1, of <think> (filled) and </think> (outlined) along the ${span} tokens of the ` +
       `completion; shaded: where the data has a tag`;
     this.strip.replaceChildren(note, picture);
@@ -551,7 +552,7 @@ class Inspector {
       if (data.kl) rows.push(["KL", `${short(data.kl[i])} nats`]);
       if (data.change) rows.push(["change", `${short(data.change[i])} nats`]);
       const [nll, format] = value("gradient", state, i).map((part) => short(1000 * part));
-      rows.push(["gradient", `nll ${nll} + format ${format}, in ‰`]);
+      rows.push(["gradient", `nll ${nll}, format ${format} ‰`]);
       rows.push(["p(tags)", `${short(data.open[i])}, ${short(data.close[i])}`]);
       data.top[i].forEach((id, k) => rows.push([k ? "" : "model says", `${short(data.top_probs[i][k])}  ${data.names[id]}`]));
     }
@@ -665,7 +666,7 @@ export function mount(key, state) {
   for (const el of document.querySelectorAll(`[data-btsft="${key}"]`)) {
     el.removeAttribute("data-btsft");
     el.replaceChildren();
-    const listeners = {}, traits = { ...state, data: state.examples[state.index], edits: [], selection: [] };
+    const listeners = {}, traits = { ...state, data: state.examples[state.index], selection: [] };
     const tell = (name) => (listeners[`change:${name}`] || []).forEach((listener) => listener());
     const model = {
       get: (name) => traits[name],

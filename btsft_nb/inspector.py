@@ -13,7 +13,7 @@ import numpy as np
 import traitlets
 from transformers import PreTrainedTokenizerBase
 
-from .blur import UNITS, draws, example_key
+from .blur import UNITS, Kind, draws, example_key
 from .inspector_data import browser_data, shown, token_texts
 from .inspector_html import page, static_view, with_script
 
@@ -181,11 +181,10 @@ class TokenInspector(anywidget.AnyWidget):
         if self.view == "weight":
             return weights
         score = self._scores[self.index]
-        if self.view == "kl":
-            return np.asarray(score["kl"])
         log_probs = np.asarray(score["log_probs"])
-        if self.view == "change":
-            return log_probs - self._others[self.index]["log_probs"]
+        if self.view in ("kl", "change"):
+            moved = score["kl"] if self.view == "kl" else log_probs - self._others[self.index]["log_probs"]
+            return np.where(np.array(self.data["kinds"]) == Kind.PROMPT, np.nan, moved)
         if self.view == "probability":
             return np.where(np.arange(len(weights)) > 0, np.exp(log_probs), np.nan)
         if self.view == "loss":
@@ -207,18 +206,24 @@ class TokenInspector(anywidget.AnyWidget):
     def _repr_mimebundle_(self, **kwargs) -> tuple[dict, dict]:
         """The widget, and the same view for where none can run, with as many examples as `_IN_A_CELL` allows."""
         data, metadata = super()._repr_mimebundle_(**kwargs)
-        sizes = [len(self._examples[i]["input_ids"]) for i in range(self.index, min(self.index + 50, self.count))]
-        held = int(np.searchsorted(np.cumsum(sizes), _IN_A_CELL, side="right"))
+        held, rest = range(min(self.count, 50)), range(self.index, min(self.count, self.index + 50))
+        if self.count > 50 or self._tokens(held).sum() > _IN_A_CELL:
+            held = rest[: np.searchsorted(self._tokens(rest).cumsum(), _IN_A_CELL, side="right")]
         html = self._static(_IN_A_CELL)
         if held:
-            html = with_script(html, self._state(range(self.index, self.index + held), 0))
+            html = with_script(html, self._state(held, held.index(self.index)))
         return {**data, "text/plain": repr(self), "text/html": html}, metadata
+
+    def _tokens(self, examples: Sequence[int]) -> np.ndarray:
+        return np.array([len(self._examples[i]["input_ids"]) for i in examples])
 
     def _state(self, examples: Sequence[int], index: int) -> dict:
         held = [self._data(i) | {"index": at} for at, i in enumerate(examples)]
         names = ("count", "view", "threshold", "beta", "epoch", "unit", "seed", "keep_first")
         traits = {name: getattr(self, name) for name in names}
-        return traits | {"examples": held, "held": len(held), "index": index, "editable": False}
+        edits = [[examples.index(edit[0]), *edit[1:]] for edit in self.edits if edit[0] in examples]
+        traits |= {"edits": edits, "editable": False}
+        return traits | {"examples": held, "held": len(held), "index": index}
 
     def _static(self, limit: int | None = None) -> str:
         thought = int(np.isfinite(self.draws).sum())

@@ -121,8 +121,10 @@ def test_values_of_each_view(looked, example, scores):
     np.testing.assert_allclose(values["probability"][1:], p[1:])
     np.testing.assert_allclose(values["loss"], -weights * np.log(p), atol=1e-6)
     np.testing.assert_allclose(values["gradient"], [weights * (1 - p) / n, 2 * after["format_pull"]], atol=1e-9)
-    np.testing.assert_allclose(values["change"], after["log_probs"] - before["log_probs"])
-    assert np.array_equal(values["kl"], after["kl"]) and (after["kl"][1:] > 0).all()
+    prompt = np.array(example["kinds"]) == Kind.PROMPT
+    np.testing.assert_allclose(values["change"][~prompt], (after["log_probs"] - before["log_probs"])[~prompt])
+    assert np.array_equal(values["kl"][~prompt], after["kl"][~prompt]) and (after["kl"][1:] > 0).all()
+    assert np.isnan(values["kl"][prompt]).all() and np.isnan(values["change"][prompt]).all()
     assert np.array_equal(np.isfinite(values["blur"]), np.array(example["kinds"]) == Kind.THINK)
 
 
@@ -305,6 +307,14 @@ def test_a_cell_holds_what_fits_and_says_what_does_not(tiny_tokenizer, example):
     assert "<script" not in html and f"the first 4,000 of {n:,} tokens; to_html(path) writes a page with all" in html
     static, _ = split(inspector.to_html())
     assert static.count("<small>") == n
+
+
+def test_a_page_has_the_edits(tiny_tokenizer, example):
+    """Those of the examples that it holds, as they are numbered there."""
+    many = [{**example, "id": f"n{i}"} for i in range(300)]
+    inspector = TokenInspector(many, tiny_tokenizer, index=100)
+    inspector.edits = [[3, 5, 6, 2.0], [101, 7, 8, -1.0]]
+    assert '"edits":[[1,7,8,-1.0]]' in inspector._repr_mimebundle_()[0]["text/html"]
 
 
 def test_a_page_is_written(tmp_path, looked):

@@ -65,6 +65,7 @@ def test_committed_executed_and_clean(notebook):
     outputs = [output for cell in code for output in cell.outputs]
     assert outputs and not [o for o in outputs if o.output_type == "error" or o.get("name") == "stderr"]
     assert "widgets" not in notebook.metadata
+    assert not [o for o in outputs if {"text/html", tool.WIDGET} <= set(o.get("data", {}))], "run make notebooks"
     text = nbformat.writes(notebook)
     assert not re.search(r"/(work|root|home|tmp)/|\.venv", text)
 

@@ -1,8 +1,8 @@
 """Run, refresh and stamp the notebooks.
 
 python tools/notebooks.py demo     run them in order, keep executed copies and figures, print the table of 03
-python tools/notebooks.py refresh  run them and store the outputs in place, without widget state; write the
-                                       README's pictures (cells tagged picture-NAME) to docs
+python tools/notebooks.py refresh  run them and store the outputs in place, without widget state
+python tools/notebooks.py pictures write the README's pictures, what cells tagged picture-NAME show, to docs
 python tools/notebooks.py stamp    write the repository's address (pyproject.toml) into badges and install cells
 """
 
@@ -17,11 +17,13 @@ from pathlib import Path
 
 import nbformat
 from nbclient import NotebookClient
+from playwright.sync_api import sync_playwright
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = ROOT / "notebooks"
 DEMO = ROOT / "demo"  # where notebooks run, so that the results of a user who works in notebooks/ stay as they are
 RUNS = DEMO / "runs"
+WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
 def execute(path: Path) -> nbformat.NotebookNode:
@@ -34,19 +36,25 @@ def execute(path: Path) -> nbformat.NotebookNode:
 
 
 def strip(notebook: nbformat.NotebookNode) -> None:
-    """Remove widget state, time stamps and whatever else differs from run to run or shows this machine."""
+    """Remove widget state, time stamps and whatever else differs from run to run or shows this machine.
+
+    A widget without its state shows nothing; one that also has HTML keeps that alone.
+    """
     notebook.metadata.pop("widgets", None)
     notebook.metadata["language_info"] = {"name": "python"}
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)
         if cell.cell_type == "code":
             cell.outputs = [output for output in cell.outputs if not is_noise(output)]
+            for data in (output.get("data", {}) for output in cell.outputs):
+                if "text/html" in data:
+                    data.pop(WIDGET, None)
 
 
 def is_noise(output: dict) -> bool:
     """Warnings, and progress bars, which are widgets and show nothing once their state is gone."""
     data = output.get("data", {})
-    progress = any("widget-view" in kind for kind in data) and "it/s]" in "".join(data.get("text/plain", ""))
+    progress = WIDGET in data and "it/s]" in "".join(data.get("text/plain", ""))
     return output.get("name") == "stderr" or progress
 
 
@@ -90,11 +98,34 @@ def refresh() -> None:
         notebook = execute(path)
         strip(notebook)
         nbformat.write(notebook, path)
-        for cell in notebook.cells:
-            for tag in cell.metadata.get("tags", []):
-                if tag.startswith("picture-"):
-                    picture = next(o.data["image/png"] for o in cell.outputs if "image/png" in o.get("data", {}))
-                    (ROOT / "docs" / f"{tag.removeprefix('picture-')}.png").write_bytes(base64.b64decode(picture))
+
+
+def pictures() -> None:
+    """Figures as they are, views as a browser shows them on a light and on a dark page."""
+    for path in sorted(NOTEBOOKS.glob("*.ipynb")):
+        for cell in nbformat.read(path, as_version=4).cells:
+            for name in (tag.removeprefix("picture-") for tag in cell.metadata.get("tags", []) if "picture-" in tag):
+                shown = {kind: data for output in cell.outputs for kind, data in output.get("data", {}).items()}
+                if "image/png" in shown:
+                    (ROOT / "docs" / f"{name}.png").write_bytes(base64.b64decode(shown["image/png"]))
+                else:
+                    photograph(shown["text/html"], name)
+
+
+def photograph(html: str, name: str) -> None:
+    """The inspector, its card open at the first thought token, to docs/NAME-light.png and docs/NAME-dark.png."""
+    from btsft_nb.inspector_html import page as whole_page
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+        for scheme in ("light", "dark"):
+            page = browser.new_page(
+                viewport={"width": 1000, "height": 470}, device_scale_factor=1.5, color_scheme=scheme
+            )
+            page.set_content(whole_page(html, name))
+            page.locator('.t:has-text("<think>") + .t').hover()
+            page.screenshot(path=ROOT / "docs" / f"{name}-{scheme}.png", full_page=True)
+        browser.close()
 
 
 def stamped(text: str) -> str:
@@ -112,7 +143,7 @@ def stamp() -> None:
 
 
 if __name__ == "__main__":
-    commands = {"demo": demo, "refresh": refresh, "stamp": stamp}
+    commands = {"demo": demo, "refresh": refresh, "pictures": pictures, "stamp": stamp}
     if len(sys.argv) != 2 or sys.argv[1] not in commands:
         sys.exit(__doc__)
     commands[sys.argv[1]]()
