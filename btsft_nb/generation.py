@@ -150,16 +150,9 @@ def score(
             r = format_log_prob(z.log_softmax(0), opened.to(z.device), lengths.to(z.device)).exp()
             pull[:, c.start : c.end] = torch.autograd.grad(r.sum(), z)[0][:, 0].cpu()
             reward *= r.item()
-        tags = log_tags[:2, 0].exp().float().cpu().numpy()
-        tags[:, 0] = 0
-        scores.append(
-            {
-                **{name: value.cpu().numpy() for name, value in found.items()},
-                "tags": tags,
-                "expected_reward": reward,
-                "format_pull": (pull.abs().sum(0) / 2).numpy().astype(np.float32),
-            }
-        )
+        found |= {"tags": log_tags[:2, 0].exp().float(), "format_pull": pull.abs().sum(0).float() / 2}
+        found["tags"][:, 0] = 0
+        scores.append({name: value.cpu().numpy() for name, value in found.items()} | {"expected_reward": reward})
     model.train(was_training)
     return scores
 

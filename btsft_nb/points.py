@@ -29,7 +29,9 @@ def to_html(history: list[dict]) -> str:
         dials = ["-" if point[name] is None else escape(str(point[name]), quote=True) for name in rows[0][1:5]]
         numbers = ["{value:.2f} [{low:.2f}, {high:.2f}]".format(**point["metrics"][name]) for name in MEASURES]
         texts = [f"{s['question']} {s['text']} ({'right' if s['correct'] else 'wrong'})" for s in point["samples"]]
-        lines = "".join(f"<p style='white-space:pre-wrap'>{escape(text, quote=True)}</p>" for text in texts)
+        lines = "".join(
+            f"<code style='display:block;white-space:pre-wrap'>{escape(text, quote=True)}</code>" for text in texts
+        )
         rows.append([str(i), *dials, *numbers, f"<details><summary>{len(texts)}</summary>{lines}</details>"])
     body = "".join(f"<tr>{''.join(f'<td style={_CELL!r}>{cell}</td>' for cell in row)}</tr>" for row in rows)
     return f"<table style='border-collapse:collapse;color:inherit'>{body}</table>"

@@ -101,6 +101,13 @@ def test_seed_epoch_and_example_each_change_the_draw():
     assert len(u) == 5 * 3 * 5
 
 
+def test_large_seeds_are_not_rounded():
+    """From 2**31 on the key is beyond the whole numbers that floats tell apart."""
+    kinds = np.full(50, Kind.THINK)
+    made = [draws(kinds, 1, seed, epoch) for seed in (2**31 - 1, 2**31, 2**32 - 1) for epoch in range(3)]
+    assert len({tuple(u) for u in made}) == 9
+
+
 def test_keys_are_distinct_and_fit_a_tensor():
     """63 bits, so that int64 holds them."""
     keys = {example_key(f"tiny/pretrain/{i}") for i in range(20_000)}

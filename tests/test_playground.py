@@ -196,7 +196,7 @@ def test_both_views_stand_side_by_side(made):
     data, _ = bt.Playground(history)._repr_mimebundle_()
     assert data["application/vnd.jupyter.widget-view+json"]["model_id"]
     page = Page(data["text/html"])
-    assert page.tags == {"table", "tr", "td", "details", "summary", "p"} and page.attributes == {"style"}
+    assert page.tags == {"table", "tr", "td", "details", "summary", "code"} and page.attributes == {"style"}
     assert all(page.words.count(text) >= 2 for text in HOSTILE)
     for point in history:
         assert "{value:.2f} [{low:.2f}, {high:.2f}]".format(**point["metrics"]["unique thoughts"]) in page.words

@@ -1,17 +1,17 @@
 """The playground's page in a real browser, on a model that only remembers: what is drawn, pressed, shown and sent."""
 
 import json
-import shutil
 from pathlib import Path
 
 import pytest
+from browser import assert_quiet, open_notebook, screenshot
+from payloads import PAYLOADS
 
 import btsft_nb
 
-CHROMIUM = shutil.which("chromium")
 SCRIPT = (Path(btsft_nb.__file__).parent / "playground.js").read_text(encoding="utf-8")
 MODEL = """
-const state = STATE, listeners = {};
+const state = JSON.parse(STATE), listeners = {};
 window.sent = [], window.saved = {}, window.dirty = {};
 window.emit = (name) => (listeners["change:" + name] || []).forEach((listener) => listener());
 window.put = (name, value) => { state[name] = value; emit(name); };
@@ -29,11 +29,6 @@ window.clean = module.default.render({ model, el: document.querySelector("main")
 window.ready = true;
 """
 DIALS = {"threshold": 0.5, "beta": 0.5, "anchor": 1.0, "data": "tiny/teacher"}
-HOSTILE = [
-    "<script>alert(1)</script>", '"><img src=http://evil.example/x onerror=alert(1)>',
-    "<think>\ud7ff\u2028`${alert(1)}`", "<iframe src=javascript:alert(1)>", "url(http://evil.example/y)",
-    "\u202egnp.exe & &lt;b&gt;", "</style></svg><svg onload=alert(1)>",
-]  # fmt: skip
 
 
 def point(number: int, text: str = "<think>Count: 1, 2.</think>\n\nThe answer is 2.", **changes) -> dict:
@@ -53,42 +48,23 @@ def point(number: int, text: str = "<think>Count: 1, 2.</think>\n\nThe answer is
     return {**dials, "seconds": 7.5, "metrics": metrics, "ways": {"count": 2}, "samples": samples, **changes}
 
 
-@pytest.fixture(scope="module")
-def browser():
-    if CHROMIUM is None:
-        pytest.skip("no chromium on this machine")
-    playwright = pytest.importorskip("playwright.sync_api", reason="no playwright to drive chromium with")
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
-
-
 @pytest.fixture
-def opened(browser):
+def opened(page):
     """Opens a page on a history; afterwards nothing may have been asked for, alerted or complained of."""
-    pages, seen = [], []
 
     def open_page(history: list[dict], *, colors: str = "background:#fff;color:#111", width: int = 900, **state):
-        page = browser.new_page(viewport={"width": width, "height": 1000})
-        page.on(
-            "request",
-            lambda request: request.url.startswith(("data:text/javascript", "about:")) or seen.append(request.url),
-        )
-        page.on("dialog", lambda dialog: (seen.append(dialog.message), dialog.dismiss()))
-        page.on("console", lambda message: seen.append(message.text))
-        page.on("pageerror", lambda error: seen.append(str(error)))
         state = {**DIALS, "running": False, "progress": 0, "status": "", "history": history, **state}
-        script = MODEL.replace("STATE", json.dumps(state)).replace("SCRIPT", json.dumps(SCRIPT)).replace("</", "<\\/")
+        script = MODEL
+        for name, content in (("STATE", json.dumps(state)), ("SCRIPT", SCRIPT)):
+            script = script.replace(name, json.dumps(content).replace("<", "\\u003c"))
+        page.goto("about:blank")
+        page.set_viewport_size({"width": width, "height": 1000})
         page.set_content(f'<body style="{colors}"><main></main><script type="module">{script}</script>')
         page.wait_for_function("window.ready")
-        pages.append(page)
         return page
 
     yield open_page
-    for page in pages:
-        page.close()
-    assert seen == []
+    assert_quiet(page)
 
 
 def inside(page, axis: str) -> list[float]:
@@ -176,12 +152,12 @@ def test_dials_and_buttons_reach_the_model(opened):
 
 def test_hostile_text_stays_text(opened):
     """As data, question, text, problem, way and status: shown as given; the fixture sees that nothing came of it."""
-    for text in HOSTILE:
+    for text in filter(str.strip, PAYLOADS.values()):
         sample = {"question": text, "text": f"<think>{text}</think>{text}", "correct": False, "problem": text}
         page = opened([point(0), point(1, data=text, ways={text: 3}, samples=[sample])], status=text)
         page.get_by_role("button", name="Point 1").focus()
         shown = page.locator("section").nth(1).evaluate("card => card.textContent")
-        assert shown.count(text) == 6
+        assert shown.count(text) == 6 - ("</think>" in text)  # a thought ends there
         assert page.get_by_role("status").evaluate("node => node.textContent") == text
         assert page.locator("section script, section img, section iframe, section svg").count() == 0
 
@@ -196,3 +172,21 @@ def test_controls_follow_the_page(opened, colors, scheme):
     assert host.evaluate("host => getComputedStyle(host.shadowRoot.querySelector('svg text')).fill") == host.evaluate(
         "host => getComputedStyle(host).color"
     )
+
+
+CELLS = ["import btsft_nb as bt", "playground = bt.Playground(prompts=4, samples=2)\nplayground", "playground"]
+
+
+def test_the_button_trains_in_a_notebook(page, lab):
+    """In JupyterLab: a run is cancelled and adds nothing; the next one adds its point, and both views show it."""
+    open_notebook(page, lab, CELLS, theme="dark")
+    one, other = (page.locator(".jp-OutputArea-output:has(select)").nth(i) for i in range(2))
+    one.get_by_role("button", name="Run").click()
+    one.get_by_role("button", name="Cancel").click()
+    one.get_by_text("Cancelled: no point was added.").wait_for(timeout=60_000)
+    assert one.locator("svg .point").count() == 0
+    one.get_by_role("button", name="Run").click()
+    other.get_by_text("Point 1 took").wait_for(timeout=90_000)
+    assert one.locator("svg .point").count() == other.locator("svg .point").count() == 2
+    screenshot(page, "playground-lab-dark")
+    assert_quiet(page)
