@@ -2,14 +2,13 @@
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from peft import PeftModel
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from .collator import Collator
 from .formats import to_prompt
-from .losses import find_completions, format_log_prob, kl_divergence, tag_log_probs
+from .losses import expected_format_reward, find_completions, kl_divergence, tag_log_probs
 from .messages import THINK_TAGS, RowError
 from .render import Renderer
 from .tokens import tag_ids
@@ -144,12 +143,10 @@ def score(
                 found["kl"] = kl_divergence(_reference(model, ref_model, batch), logits)[0]
             log_tags = tag_log_probs(logits, ids)
         reward, pull = 1.0, torch.zeros(3, log_tags.shape[-1], dtype=log_tags.dtype)
-        for c in find_completions(batch, ids):
-            z = log_tags[:, :, c.start : c.end].clone().requires_grad_()
-            lengths, opened = torch.tensor([c.end - c.start]), torch.tensor([c.opened])
-            r = format_log_prob(z.log_softmax(0), opened.to(z.device), lengths.to(z.device)).exp()
-            pull[:, c.start : c.end] = torch.autograd.grad(r.sum(), z)[0][:, 0].cpu()
-            reward *= r.item()
+        if completions := find_completions(batch, ids):
+            z = log_tags.clone().requires_grad_()
+            r = expected_format_reward(z.log_softmax(0), completions, 1)
+            reward, pull = r.item(), torch.autograd.grad(r.sum(), z)[0][:, 0]
         found |= {"tags": log_tags[:2, 0].exp().float(), "format_pull": pull.abs().sum(0).float() / 2}
         found["tags"][:, 0] = 0
         scores.append({name: value.cpu().numpy() for name, value in found.items()} | {"expected_reward": reward})

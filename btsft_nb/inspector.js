@@ -89,7 +89,7 @@ function derive(model, data, u) {
   let supervised = 0, thought = 0, count = 0;
   for (let i = 0; i < n; i++) {
     supervised += weights[i] !== 0;
-    thought += data.kinds[i] === THINK;
+    thought += Number.isFinite(u[i]);
     count += blurred[i];
   }
   return { data, u, weights, blurred, supervised: Math.max(supervised, 1), thought, count, beta: model.get("beta") };
@@ -135,7 +135,7 @@ function label(view, state, i) {
 /** How a token looks: its tint, and lines above and below that say the same without colour. */
 function look(view, state, i, top) {
   const kind = state.data.kinds[i], x = value(view, state, i);
-  const faint = kind === PROMPT || state.blurred[i] ? "opacity:.6;" : "";
+  const faint = kind === PROMPT || state.blurred[i] ? "opacity:.75;" : "";
   if (view === "kind") {
     const line = KIND_LINE[kind] && `border-bottom:${KIND_LINE[kind]} rgb(${KIND_RGB[kind]});`;
     return `${faint}${line}background:rgba(${KIND_RGB[kind]},${kind === PROMPT ? 0.12 : 0.3})`;
@@ -158,7 +158,7 @@ function make(tag, attributes = {}, ...children) {
   for (const [name, content] of Object.entries(attributes)) {
     if (name === "class") node.className = content;
     else if (typeof content === "function") node.addEventListener(name, content);
-    else if (content !== null) node.setAttribute(name, content);
+    else node.setAttribute(name, content);
   }
   node.append(...children);
   return node;
@@ -192,12 +192,12 @@ h3 { font-size: inherit; margin: 0; max-height: 4.2em; overflow: auto; overflow-
 .text { flex: 6 1 320px; min-width: 0; max-height: 460px; overflow: auto; position: relative; padding: 6px;
   font: 13px/2 ui-monospace, Menlo, Consolas, "DejaVu Sans Mono", monospace; border: 1px solid rgba(128,128,128,.6); }
 .text.numbers { line-height: 1.3; }
-.text:focus-visible, .strip:focus-visible { outline: 2px solid #0072b2; }
+.text:focus-visible { outline: 2px solid #0072b2; }
 .chunk { min-height: var(--guess, 0); }
 .t { white-space: pre-wrap; overflow-wrap: anywhere; user-select: none; unicode-bidi: isolate; cursor: default; padding: 2px 0;
   border-left: 1px solid rgba(128,128,128,.35); }
 .numbers .t { display: inline-block; text-align: center; margin: 1px 0 5px; padding: 0 2px; max-width: 100%; }
-.numbers .t::after { content: attr(data-n) "\\a0"; display: block; font-size: 9px; opacity: .85; }
+.numbers .t::after { content: attr(data-n) "\\a0"; display: block; font-size: 9px; }
 .blurred > * { text-decoration: line-through 1.5px; }
 .picked { outline: 2px solid rgb(204,121,167); }
 .on { outline: 2px solid currentColor; outline-offset: 1px; }
@@ -246,11 +246,15 @@ class Inspector {
       root: this.text, rootMargin: "200px",
     });
     this.listen("data", () => this.load());
-    this.listen("epoch unit", () => this.draw());
+    this.listen("epoch unit seed keep_first", () => this.draw());
     this.listen("threshold beta edits", () => this.refresh());
     this.listen("view", () => this.refresh());
     this.listen("selection", () => this.paint());
-    this.listen("found", () => this.seek(this.way, this.way > 0 ? -1 : Infinity));
+    this.listen("found", () => {
+      const way = this.asked;
+      this.asked = 0; // another view's question is not ours
+      if (way) this.seek(way, way > 0 ? -1 : Infinity);
+    });
     this.printing = () => this.chunks.forEach((chunk) => this.come(chunk));
     this.printed = () => this.watch();
     addEventListener("beforeprint", this.printing);
@@ -270,22 +274,29 @@ class Inspector {
     removeEventListener("beforeprint", this.printing);
     removeEventListener("afterprint", this.printed);
     this.observer.disconnect();
-    clearTimeout(this.saving);
+    if (this.saving) this.save();
   }
 
   set(name, content) {
     this.model.set(name, content);
     clearTimeout(this.saving); // a slider sends what it came to, not every step of the way
-    this.saving = setTimeout(() => this.model.save_changes(), 60);
+    this.saving = setTimeout(() => this.save(), 60);
+  }
+
+  save() {
+    clearTimeout(this.saving);
+    this.saving = 0;
+    this.model.save_changes();
   }
 
   // -------------------------------------------------------------- controls
 
-  dial(name, max) {
+  dial(name, most) {
     const read = (event) => this.set(name, Number(event.target.value));
-    const input = make("input", { type: "range", min: 0, max, step: 0.01, "aria-label": name, input: read });
+    const input = make("input", { type: "range", min: 0, max: most, step: 0.01, "aria-label": name, input: read });
     const shown = make("output");
     this.controls[name] = () => {
+      input.max = Math.max(most, this.model.get(name));
       input.value = this.model.get(name);
       shown.value = this.model.get(name).toFixed(2);
     };
@@ -318,7 +329,7 @@ class Inspector {
     const step = (by) => () => this.set("index", (this.model.get("index") + by + this.count) % this.count);
     this.turn = make("span", {}, button("‹", "previous example", step(-1)), " ", this.place, " ",
       button("›", "next example", step(1)));
-    this.beta = this.dial("beta", Math.max(2, this.model.get("beta")));
+    this.beta = this.dial("beta", 2);
     this.legend = make("div", { class: "legend" });
     return make("div", {},
       make("div", { class: "bar" }, this.title, this.turn, this.query),
@@ -337,7 +348,10 @@ class Inspector {
       if (stop > start && weight.value !== "" && Math.abs(w) <= 1e6)
         this.set("edits", [...this.model.get("edits"), [this.data.index, start, stop, w]]);
     };
-    const undo = () => this.set("edits", this.model.get("edits").slice(0, -1));
+    const undo = () => {
+      const edits = this.model.get("edits"), last = edits.findLastIndex(([index]) => index === this.data.index);
+      this.set("edits", edits.filter((_, at) => at !== last));
+    };
     this.picked = make("span", { "aria-live": "polite" });
     return make("div", { class: "bar" }, this.picked, make("label", {}, "weight", weight),
       make("button", { type: "button", click: apply }, "Set"), make("button", { type: "button", click: undo }, "Undo"));
@@ -375,7 +389,7 @@ class Inspector {
     this.turn.hidden = all < 2;
     this.beta.hidden = !this.data.log_probs;
     this.numbers.checked = this.data.kinds.length <= 250;
-    Object.assign(this, { at: -1, pinned: false, anchor: -1 });
+    Object.assign(this, { at: -1, pinned: false, anchor: -1, held: null });
     this.chunks = this.split();
     this.state = null;
     this.visible.clear();
@@ -474,7 +488,10 @@ class Inspector {
       if (i === undefined) continue;
       const name = `t${state.blurred[i] ? " blurred" : ""}${i >= start && i < stop ? " picked" : ""}${i === this.at ? " on" : ""}`;
       const style = look(view, state, i, top), number = numbers ? label(view, state, i) : "";
-      if (token._name !== name) token.className = token._name = name;
+      if (token._name !== name) {
+        token.className = token._name = name;
+        token.setAttribute("aria-selected", i >= start && i < stop);
+      }
       if (token._style !== style) token.style.cssText = token._style = style;
       if (token._number !== number) token.dataset.n = token._number = number;
     }
@@ -575,8 +592,7 @@ class Inspector {
     const i = under(event.target);
     if (i < 0 || event.button) return;
     if (event.shiftKey && this.at >= 0) return this.select(this.at, i);
-    this.anchor = i;
-    this.pinned = true;
+    Object.assign(this, { anchor: i, pinned: true, held: null });
     this.set("selection", []);
     this.show(i);
     addEventListener("pointerup", () => { this.anchor = -1; }, { once: true });
@@ -597,7 +613,7 @@ class Inspector {
     const moves = { ArrowRight: from + (this.at >= 0), ArrowLeft: from - 1, Home: 0, End: last,
       ArrowDown: event.key === "ArrowDown" && this.line(from, 1), ArrowUp: event.key === "ArrowUp" && this.line(from, -1) };
     if (event.key === "Enter") this.pinned = this.at >= 0 && !this.pinned;
-    else if (event.key === "Escape") this.pinned = false, this.set("selection", []);
+    else if (event.key === "Escape") this.pinned = false, this.held = null, this.set("selection", []);
     else if (!(event.key in moves)) return;
     event.preventDefault();
     if (event.key in moves) {
@@ -635,13 +651,13 @@ class Inspector {
   /** The next or previous place of the query: in this example, then in the others that have it. */
   find(way) {
     if (!this.query.value) return;
-    this.way = way;
-    if (this.model.get("query") === this.query.value) this.seek(way, this.at);
-    else this.set("query", this.query.value); // `found` comes back, and then it is sought
+    if (this.model.get("found").query === this.query.value) return this.seek(way, this.at);
+    this.asked = way;
+    this.set("query", this.query.value); // `found` comes back, and then it is sought
   }
 
   seek(way, from) {
-    const query = this.model.get("query").toLowerCase(), { texts, index } = this.data;
+    const query = this.model.get("found").query.toLowerCase(), { texts, index } = this.data;
     const text = texts.join("").toLowerCase(), hits = []; // the tokens in which the query begins
     for (let at = text.indexOf(query), i = -1, end = 0; at >= 0; at = text.indexOf(query, at + 1)) {
       while (end <= at) end += texts[++i].toLowerCase().length;
@@ -652,9 +668,9 @@ class Inspector {
     const { examples } = this.model.get("found");
     const other = way > 0 ? (examples.find((i) => i > index) ?? examples[0])
       : (examples.findLast((i) => i < index) ?? examples.at(-1));
-    if (other === index) return this.go(hits.at(way > 0 ? 0 : -1));
-    if (other === undefined) return;
-    this.after = () => this.seek(way, way > 0 ? -1 : Infinity);
+    if (other === undefined) return this.card.replaceChildren(`not found: ${this.query.value}`);
+    if (other === index) return void (hits.length && this.go(hits.at(way > 0 ? 0 : -1)));
+    this.after = () => this.data.texts.join("").toLowerCase().includes(query) && this.seek(way, way > 0 ? -1 : Infinity);
     this.set("index", other);
   }
 }
@@ -666,7 +682,7 @@ export function mount(key, state) {
   for (const el of document.querySelectorAll(`[data-btsft="${key}"]`)) {
     el.removeAttribute("data-btsft");
     el.replaceChildren();
-    const listeners = {}, traits = { ...state, data: state.examples[state.index], selection: [] };
+    const listeners = {}, traits = { ...state, found: {}, data: state.examples[state.index], selection: [] };
     const tell = (name) => (listeners[`change:${name}`] || []).forEach((listener) => listener());
     const model = {
       get: (name) => traits[name],
@@ -675,10 +691,10 @@ export function mount(key, state) {
       save_changes: () => {},
       set(name, content) {
         traits[name] = content;
-        if (name === "index") traits.data = state.examples[content];
+        if (name === "index") Object.assign(traits, { data: state.examples[content], selection: [] });
         if (name === "query") {
           const has = (example) => example.texts.join("").toLowerCase().includes(content.toLowerCase());
-          traits.found = { examples: state.examples.flatMap((example, i) => (has(example) ? [i] : [])) };
+          traits.found = { query: content, examples: state.examples.flatMap((example, i) => (has(example) ? [i] : [])) };
         }
         tell(name);
         if (name === "index") tell("data");

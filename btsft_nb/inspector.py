@@ -17,14 +17,13 @@ from .blur import UNITS, Kind, draws, example_key
 from .inspector_data import browser_data, shown, token_texts
 from .inspector_html import page, static_view, with_script
 
-VIEWS = ("kind", "weight", "blur", "loss", "probability", "kl", "change", "gradient")
 _NEEDS = {"loss": "score", "probability": "score", "gradient": "score", "kl": "kl", "change": "compare"}
 _HOW = {
     "score": "score=btsft_nb.score(model, tokenizer, examples)",
     "kl": "score=btsft_nb.score(model, tokenizer, examples, kl=True)",
     "compare": "score=... of one model and compare=... of the other",
 }
-_UNDER = {
+VIEWS = {  # and what stands under each token
     "kind": "its kind",
     "weight": "its weight in the loss",
     "blur": "its draw; below the threshold it is blurred",
@@ -48,16 +47,18 @@ class TokenInspector(anywidget.AnyWidget):
         compare: what `score` returns for another model; for the view change.
         view: one of kind, weight, blur (the draws), loss (weight times nll, as it enters the sum), probability, kl (to
             the reference), change (log-probability, minus that of `compare`) and gradient: half the summed absolute
-            gradient by the logits, |weight| (1 - p) / N of the nll, and beta times that of the format.
-        threshold, beta, epoch, unit, keep_first, seed: as in training, so that the same tokens are blurred.
+            gradient by the logits, |weight| (1 - p) / N of the nll, and beta times that of the format. Loss and
+            gradient are those of `negative="nll"`.
+        threshold, beta, epoch, unit, keep_first, seed: as in training, so that the same tokens are blurred; with
+            `resample="never"` epoch 0 stands for all.
         editable: whether the weight of selected tokens can be set. Prompt and end of turn keep theirs.
 
     The traits `threshold`, `beta`, `epoch`, `unit`, `view`, `index` (which example), `selection` ([start, stop] in
     tokens, or empty) and `edits` (a list of [index, start, stop, weight]) follow what is done in the browser, and can
     be set and observed. `example` has the edited weights; `to_row` makes a data row of it.
 
-    Raises ValueError for an unknown view or unit, one that lacks its score, and scores that do not fit the examples;
-    TraitError for a dial out of its range.
+    Raises ValueError for an unknown view, one that lacks its score, scores that do not fit the examples, and edits that
+    do not; TraitError for a dial out of its range.
     """
 
     _esm = Path(__file__).with_name("inspector.js")
@@ -68,9 +69,9 @@ class TokenInspector(anywidget.AnyWidget):
     index = traitlets.Int(0, min=0).tag(sync=True)
     view = traitlets.Unicode("kind").tag(sync=True)
     threshold = traitlets.Float(0.2, min=0, max=1).tag(sync=True)
-    beta = traitlets.Float(0.05, min=0).tag(sync=True)
+    beta = traitlets.Float(0.05, min=0, max=1e6).tag(sync=True)
     epoch = traitlets.Int(0, min=0, max=2**32 - 1).tag(sync=True)
-    unit = traitlets.Unicode("token").tag(sync=True)
+    unit = traitlets.Enum(UNITS, "token").tag(sync=True)
     seed = traitlets.Int(42, min=0, max=2**32 - 1).tag(sync=True)
     keep_first = traitlets.Int(0, min=0).tag(sync=True)
     editable = traitlets.Bool(False).tag(sync=True)
@@ -96,11 +97,10 @@ class TokenInspector(anywidget.AnyWidget):
         editable: bool = False,
         index: int = 0,
     ):
-        single = isinstance(examples, dict)
-        self._examples, self._tokenizer = [examples] if single else examples, tokenizer
+        self._examples, self._tokenizer = [examples] if isinstance(examples, dict) else examples, tokenizer
         if not len(self._examples):
             raise ValueError("no example to show")
-        self._scores, self._others = ([given] if single and given else given for given in (score, compare))
+        self._scores, self._others = ([given] if isinstance(given, dict) else given for given in (score, compare))
         _check_scores("score", self._scores, self._examples)
         _check_scores("compare", self._others, self._examples)
         dials = dict(threshold=threshold, beta=beta, epoch=epoch, unit=unit, keep_first=keep_first, seed=seed)
@@ -119,11 +119,14 @@ class TokenInspector(anywidget.AnyWidget):
             raise ValueError(f"view={view!r} needs {_HOW[need]}")
         return view
 
-    @traitlets.validate("unit")
-    def _known_unit(self, proposal: dict) -> str:
-        if proposal["value"] not in UNITS:
-            raise ValueError(f"unit={proposal['value']!r}: one of {', '.join(UNITS)} wanted")
-        return proposal["value"]
+    @traitlets.validate("edits")
+    def _known_edits(self, proposal: dict) -> list[list]:
+        edits = [[*map(int, edit[:3]), float(edit[3])] for edit in proposal["value"]]
+        for index, start, stop, weight in edits:
+            if not (0 <= index < self.count and 0 <= start <= stop and abs(weight) <= 1e6):
+                wanted = f"[index below {self.count}, start, stop, weight within 1e6 of 0] wanted"
+                raise ValueError(f"edits: {wanted}, got {[index, start, stop, weight]}")
+        return edits
 
     @traitlets.validate("index")
     def _known_index(self, proposal: dict) -> int:
@@ -139,7 +142,7 @@ class TokenInspector(anywidget.AnyWidget):
     def _search(self, change: dict) -> None:
         wanted, found = self.query.lower(), []
         for i, example in enumerate(self._examples):
-            texts, _ = shown(self._tokenizer, example["input_ids"])
+            texts, _ = shown(self._tokenizer, np.asarray(example["input_ids"]).tolist())
             if wanted in "".join(texts).lower():
                 found.append(i)
         self.found = {"query": self.query, "examples": found}
@@ -150,21 +153,20 @@ class TokenInspector(anywidget.AnyWidget):
         example, fixed = self._examples[self.index], self.data["fixed"]
         weights = list(example["weights"])
         for index, start, stop, weight in self.edits:
-            for i in range(start, stop if index == self.index else start):
+            for i in range(start, min(stop, len(weights)) if index == self.index else start):
                 weights[i] = weights[i] if fixed[i] else float(weight)
         return {**example, "weights": weights}
 
     @property
     def tokens(self) -> list[str]:
         """The text of each token of the example that is shown."""
-        return token_texts(self._tokenizer, self.example["input_ids"])
+        return token_texts(self._tokenizer, self.data["ids"])
 
     @property
     def draws(self) -> np.ndarray:
         """(T,) the draw of each token, as the trainer makes it; infinity for what is never blurred."""
         units = None if self.unit == "token" else np.array(self.data["units"][self.unit])
-        key = example_key(self.example["id"])
-        return draws(self.data["kinds"], key, self.seed, self.epoch, self.keep_first, units)
+        return draws(self.data["kinds"], example_key(self.data["id"]), self.seed, self.epoch, self.keep_first, units)
 
     @property
     def blurred(self) -> np.ndarray:
@@ -200,7 +202,7 @@ class TokenInspector(anywidget.AnyWidget):
         """
         html = with_script(self._static(), self._state(range(len(self._examples)), self.index))
         if path is not None:
-            Path(path).write_text(page(html, str(self.example["id"])), encoding="utf-8")
+            Path(path).write_text(page(html, self.data["id"]), encoding="utf-8")
         return html
 
     def _repr_mimebundle_(self, **kwargs) -> tuple[dict, dict]:
@@ -226,11 +228,9 @@ class TokenInspector(anywidget.AnyWidget):
         return traits | {"examples": held, "held": len(held), "index": index}
 
     def _static(self, limit: int | None = None) -> str:
-        thought = int(np.isfinite(self.draws).sum())
         notes = [
-            f"example {self.index + 1} of {self.count}; under each token: {_UNDER[self.view]}",
-            f"threshold {self.threshold:.2f}, epoch {self.epoch}, unit {self.unit}: {self.blurred.sum()} of {thought} "
-            "thought tokens blurred (struck out)",
+            f"example {self.index + 1} of {self.count}; under each token: {VIEWS[self.view]}",
+            f"threshold {self.threshold:.2f}, epoch {self.epoch}, unit {self.unit}: {self._share} (struck out)",
         ]
         if self._scores:
             reward = self._scores[self.index]["expected_reward"]
@@ -242,20 +242,20 @@ class TokenInspector(anywidget.AnyWidget):
         score, other = (scores and scores[index] for scores in (self._scores, self._others))
         return browser_data(self._examples[index], self._tokenizer, index, score, other)
 
+    @property
+    def _share(self) -> str:
+        return f"{self.blurred.sum()} of {np.isfinite(self.draws).sum()} thought tokens blurred"
+
     def __repr__(self) -> str:
-        thought = int(np.isfinite(self.draws).sum())
-        return (
-            f"TokenInspector({str(self.example['id'])!r}: {len(self.data['ids'])} tokens, {self.blurred.sum()} of "
-            f"{thought} thought tokens blurred at threshold {self.threshold:.2f})"
-        )
+        tokens = len(self.data["ids"])
+        return f"TokenInspector({self.data['id']!r}: {tokens} tokens, {self._share} at threshold {self.threshold:.2f})"
 
 
 def _check_scores(name: str, scores: Sequence[dict] | None, examples: Sequence[dict]) -> None:
     if scores is None:
         return
-    if isinstance(scores, dict) or len(scores) != len(examples):
-        given = "one" if isinstance(scores, dict) else len(scores)
-        raise ValueError(f"{name}: one for each of the {len(examples)} examples wanted, got {given}")
+    if len(scores) != len(examples):
+        raise ValueError(f"{name}: one for each of the {len(examples)} examples wanted, got {len(scores)}")
     for i, score in enumerate(scores):
         given, wanted = len(score["log_probs"]), len(examples[i]["input_ids"])
         if given != wanted:

@@ -8,24 +8,25 @@ from transformers import PreTrainedTokenizerBase
 from .blur import UNITS, Kind, example_key, unit_ids
 
 _MARKS = {ord("\n"): "\u21b5", ord("\t"): "\u21e5", 0x7F: "\u2421"}
-_UNSEEN = [
-    *range(0x80, 0xA0),
-    0xAD,
-    0x61C,
-    *range(0x200B, 0x2010),
-    *range(0x2028, 0x202F),
-    *range(0x2060, 0x2070),
-    0xFEFF,
-]
+_UNSEEN = [*range(0x80, 0xA0), *range(0x200B, 0x2010), *range(0x2028, 0x202F), *range(0x2060, 0x2070)]
+_UNSEEN += [0xAD, 0x34F, 0x61C, 0x115F, 0x1160, 0x17B4, 0x17B5, 0x180E, 0x3164, 0xFEFF, 0xFFA0]
+_UNSEEN += [*range(0xFFF9, 0xFFFC), *range(0xE0000, 0xE0080)]
 _SEEN = (
     {code: chr(0x2400 + code) for code in range(32)} | {code: f"\u27e8U+{code:04X}\u27e9" for code in _UNSEEN} | _MARKS
 )
 
 
+def _decoded(tokenizer: PreTrainedTokenizerBase, pieces: list[list[int]]) -> list[str]:
+    """Each run of tokens as text, behind another token: some tokenizers take the first space of a text away."""
+    lead = tokenizer.encode("a", add_special_tokens=False)[-1:]
+    cut, options = len(tokenizer.decode(lead)), {"clean_up_tokenization_spaces": False}
+    return [text[cut:] for text in tokenizer.batch_decode([[*lead, *piece] for piece in pieces], **options)]
+
+
 def token_texts(tokenizer: PreTrainedTokenizerBase, input_ids: Sequence[int]) -> list[str]:
     """The text of each token on its own."""
     known = dict.fromkeys(input_ids)
-    known = dict(zip(known, tokenizer.batch_decode([[token] for token in known]), strict=True))
+    known = dict(zip(known, _decoded(tokenizer, [[token] for token in known]), strict=True))
     return [known[token] for token in input_ids]
 
 
@@ -38,7 +39,8 @@ def shown(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> tuple[list[
     while i < len(ids):
         stop = i + 1
         if "\ufffd" in texts[i]:  # bytes of a character whose others follow
-            whole = ((end, tokenizer.decode(ids[i:end])) for end in range(i + 2, min(i + 5, len(ids) + 1)))
+            ends = range(i + 2, min(i + 5, len(ids) + 1))
+            whole = zip(ends, _decoded(tokenizer, [ids[i:end] for end in ends]), strict=False)  # [] decodes to [""]
             stop, text = next(((end, text) for end, text in whole if "\ufffd" not in text), (stop, texts[i]))
             texts[i:stop] = [text, *["\u2025"] * (stop - i - 1)]
             joined += range(i + 1, stop)
@@ -54,14 +56,16 @@ def browser_data(
     Args:
         index: of the example in its set. score, other: what `score` returned for it, of one model and another.
     """
-    ids, kinds, key = example["input_ids"], example["kinds"], example_key(example["id"])
+    ids, kinds = (np.asarray(example[name]).tolist() for name in ("input_ids", "kinds"))
+    key = example_key(example["id"])
     (texts, joined), raw = shown(tokenizer, ids), token_texts(tokenizer, ids)
-    special, fixed = set(tokenizer.all_special_ids), [kind == Kind.PROMPT for kind in kinds]
+    special = {token for token, added in tokenizer.added_tokens_decoder.items() if added.special}
+    fixed = [i == 0 or kind == Kind.PROMPT for i, kind in enumerate(kinds)]  # nothing predicts the first token
     for i in reversed(range(len(ids))):  # the end of turn
         fixed[i] |= ids[i] in special and kinds[i] == Kind.ANSWER and (i + 1 == len(ids) or fixed[i + 1])
     data = {
         **{"id": str(example["id"]), "index": index, "number": index + 1, "key": [key >> 32, key & 0xFFFFFFFF]},
-        **{"texts": texts, "joined": joined, "ids": list(ids), "kinds": list(kinds), "fixed": fixed},
+        **{"texts": texts, "joined": joined, "ids": ids, "kinds": kinds, "fixed": fixed},
         "weights": [float(weight) for weight in example["weights"]],
         "units": {unit: unit_ids(kinds, raw, unit).tolist() for unit in UNITS[1:]},
     }
@@ -75,7 +79,8 @@ def browser_data(
 def _score_data(score: dict, tokenizer: PreTrainedTokenizerBase) -> dict:
     top = np.asarray(score["top_ids"])
     known = np.unique(top).tolist()
-    names = [text.translate(_SEEN) for text in token_texts(tokenizer, known)]
+    named = zip(known, token_texts(tokenizer, known), strict=True)
+    names = [text.translate(_SEEN) or f"\u27e8{token}\u27e9" for token, text in named]  # rows beyond the tokenizer
     data = {
         **{"log_probs": _rounded(score["log_probs"]), "rank": np.asarray(score["rank"]).tolist()},
         **{"open": _rounded(score["tags"][0]), "close": _rounded(score["tags"][1])},
@@ -87,4 +92,5 @@ def _score_data(score: dict, tokenizer: PreTrainedTokenizerBase) -> dict:
 
 
 def _rounded(values: np.ndarray) -> list:
-    return (np.round(np.asarray(values, dtype=float), 6) + 0.0).tolist()  # no -0
+    finite = np.nan_to_num(np.asarray(values, dtype=float), nan=0, neginf=-999, posinf=999)  # JSON has no others
+    return (np.round(finite, 6) + 0.0).tolist()  # no -0

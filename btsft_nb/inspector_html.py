@@ -73,7 +73,7 @@ def _kind_style(kind: Kind) -> str:
 
 
 def _bar(side: str, part: float, top: float, rgb: str) -> str:
-    return f"border-{side}:solid {max(int(np.ceil(4 * abs(part) / top - 0.05)), 0)}px rgb({rgb});"
+    return f"border-{side}:solid {int(np.ceil(4 * abs(part) / top - 0.05))}px rgb({rgb});"
 
 
 def _style(kind: Kind, view: str, value: np.ndarray, top: float) -> str:
@@ -100,7 +100,7 @@ def _token(data: dict, i: int, view: str, value: np.ndarray, blurred: bool, top:
         under = _brief(value)
     inner = escape(text, quote=True) or "&nbsp;"
     inner = f"<s>{inner}</s>" if blurred else inner
-    faint = ";opacity:0.6" if blurred or kind == Kind.PROMPT else ""
+    faint = ";opacity:0.75" if blurred or kind == Kind.PROMPT else ""
     hint = escape(f"{i}: {kind.name.lower()}{', blurred' * bool(blurred)}, {view} {under}", quote=True)
     style = f"{_BOX};{_style(kind, view, value, top)}{faint}"
     token = f'<span style="{style}" title="{hint}"><bdi>{inner}</bdi><br><small>{under}</small></span>'

@@ -78,7 +78,8 @@ def tag_log_probs(logits: Tensor, tag_ids: tuple[int, int]) -> Tensor:
 def kl_divergence(ref_logits: Tensor, logits: Tensor) -> Tensor:
     """KL(p_ref || p) at each position: (B, T, V) twice -> (B, T) float32, 0 at position 0."""
     ref, new = (x[:, :-1].float().log_softmax(-1) for x in (ref_logits, logits))
-    return F.pad((ref.exp() * (ref - new)).sum(-1), (1, 0))
+    terms = (ref.exp() * (ref - new)).masked_fill(ref == -torch.inf, 0)  # a masked token adds nothing
+    return F.pad(terms.sum(-1), (1, 0))
 
 
 def find_completions(batch: dict[str, Tensor], tag_ids: tuple[int, int]) -> list[Completion]:

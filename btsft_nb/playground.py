@@ -157,7 +157,7 @@ class Playground(anywidget.AnyWidget):
         return {"seconds": time.monotonic() - start, **measured, "samples": kept}
 
     def _repr_mimebundle_(self, **kwargs) -> tuple[dict, dict]:
-        data, metadata = super()._repr_mimebundle_(**kwargs) or ({}, {})
+        data, metadata = super()._repr_mimebundle_(**kwargs)
         return data | {"text/html": to_html(self.history)}, metadata
 
 

@@ -158,6 +158,22 @@ def test_characters_of_several_tokens_are_shown_whole(tiny_tokenizer):
     assert shown(tiny_tokenizer, ids[1:3])[0] == ["\ufffd", "\ufffd"]
 
 
+def test_spaces_are_shown_where_a_decoder_takes_the_first_away(shared):
+    """SentencePiece tokenizers, token by token; words and sentences are found by the same texts."""
+    tokenizer = bt.load_tokenizer(shared / "tokenizers" / "phi-3-mini")
+    bt.add_tags(tokenizer)
+    ids = tokenizer.encode("So the quick fox. Don't 7", add_special_tokens=False)
+    assert "".join(token_texts(tokenizer, ids)).strip() == "So the quick fox. Don't 7"
+    row = {
+        "messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "<think>b c d</think>\n\ne"}]
+    }
+    (example,) = prepare([row], tokenizer)
+    inspector = TokenInspector(example, tokenizer, unit="word")
+    u = inspector.draws[np.isfinite(inspector.draws)]
+    assert len(set(u)) == 3
+    assert inspector.data["fixed"][-1], "the end of turn, which is special but in no list of specials"
+
+
 # ---------------------------------------------------------------------------------------------- what it refuses
 
 
@@ -166,7 +182,7 @@ def test_an_unknown_view_or_unit_lists_the_known_ones(tiny_tokenizer, example):
     with pytest.raises(ValueError, match=r"view='los': one of kind, weight, blur, loss, .*gradient wanted"):
         TokenInspector(example, tiny_tokenizer, view="los")
     inspector = TokenInspector(example, tiny_tokenizer)
-    with pytest.raises(ValueError, match="unit='line': one of token, word, sentence, thought wanted"):
+    with pytest.raises(TraitError, match=r"unit.*token.*word.*sentence.*thought.*line"):
         inspector.unit = "line"
 
 
@@ -202,12 +218,31 @@ def test_scores_of_other_examples_are_refused(tiny_tokenizer, example, scores):
         TokenInspector([], tiny_tokenizer)
 
 
+def test_edits_that_do_not_fit_are_refused(tiny_tokenizer, example):
+    """By what was given; NumPy's numbers are as good as Python's."""
+    inspector = TokenInspector(example, tiny_tokenizer, editable=True)
+    for edit in ([1, 0, 2, 1.0], [0, 3, 2, 1.0], [0, -1, 2, 1.0], [0, 1, 2, float("nan")]):
+        with pytest.raises(ValueError, match=r"edits: .*wanted, got"):
+            inspector.edits = [edit]
+    inspector.edits = [[0, np.int64(20), np.int64(10_000), np.float32(0.5)]]
+    assert inspector.example["weights"][20] == 0.5 and "edits" in inspector.to_html()
+
+
+@pytest.mark.parametrize("kind", ["numpy", "torch", None])
+def test_a_data_set_in_any_format(tiny_tokenizer, kind):
+    """What `prepare` returns may have been told to give arrays or tensors."""
+    examples = prepare(list(bt.load_rows("tiny/teacher"))[:3], tiny_tokenizer)
+    plain = TokenInspector(examples, tiny_tokenizer).to_html()
+    assert TokenInspector(examples.with_format(kind), tiny_tokenizer).to_html() == plain
+
+
 # ---------------------------------------------------------------------------------------------- edits
 
 
 def test_edits_set_weights_but_not_those_of_prompt_and_end_of_turn(tiny_tokenizer, example):
     """The later edit wins; taking the last away undoes it; the example that was given stays as it was."""
-    inspector, before = TokenInspector(example, tiny_tokenizer, threshold=0.0, editable=True), list(example["weights"])
+    two, before = [example, {**example, "id": "other"}], list(example["weights"])
+    inspector = TokenInspector(two, tiny_tokenizer, threshold=0.0, editable=True)
     n = len(before)
     inspector.edits = [[0, 0, n, 0.5], [0, n - 3, n, -2.0], [1, 0, n, 9.0]]
     weights = inspector.example["weights"]
@@ -396,6 +431,33 @@ def test_rank_and_alternatives_are_those_of_the_logits(tiny_tokenizer, example, 
     assert np.abs(score["kl"]).max() < 1e-6
     with pytest.raises(ValueError, match="kl=True needs a reference"):
         bt.score(model, tiny_tokenizer, [example], kl=True)
+
+
+def test_the_pull_is_that_of_the_whole_reward(tiny_tokenizer):
+    """R of two turns is a product: the pull on one has the other as a factor. Against numbers, by small steps."""
+    import torch
+
+    from btsft_nb.losses import expected_format_reward, find_completions, tag_log_probs
+
+    talk = ["a", "<think>b</think>\n\nc", "d", "<think>e f</think>\n\ng"]
+    row = {"messages": [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(talk)]}
+    (example,) = prepare([row], tiny_tokenizer)
+    model, _ = bt.load_model("tiny")
+    score, ids = bt.score(model, tiny_tokenizer, [example])[0], bt.tag_ids(tiny_tokenizer)
+    batch = bt.Collator(0)([example])
+    completions = find_completions(batch, ids)
+    assert len(completions) == 2
+    with torch.no_grad():
+        z = tag_log_probs(model(batch["input_ids"]).logits, ids)
+    at, step, slopes = completions[1].start, 1e-4, []
+    for k in range(3):
+        moved = [z.clone() for _ in range(2)]
+        moved[0][k, 0, at] += step
+        moved[1][k, 0, at] -= step
+        up, down = (expected_format_reward(one.log_softmax(0), completions, 1).item() for one in moved)
+        slopes.append((up - down) / (2 * step))
+    assert score["format_pull"][at] == pytest.approx(sum(map(abs, slopes)) / 2, rel=1e-3)
+    assert score["expected_reward"] == pytest.approx(expected_format_reward(z, completions, 1).item(), rel=1e-6)
 
 
 def test_kl_to_the_model_without_adapters(scores, example):

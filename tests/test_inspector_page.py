@@ -200,6 +200,24 @@ def test_the_keyboard_walks_pins_and_selects(show, examples, scores, tiny_tokeni
     assert_quiet(page)
 
 
+def test_the_pointer_selects_by_dragging(show, examples, tiny_tokenizer):
+    """From token to token, either way; characters of several tokens stay whole; a click selects nothing."""
+    inspector = TokenInspector(examples[1], tiny_tokenizer)
+    page, (first, *_) = show(inspector), inspector.data["joined"]
+    for start, stop, wanted in ((3, 6, range(3, 7)), (6, 3, range(3, 7)), (first, first + 8, None)):
+        one, other = (page.locator(".t").nth(i).bounding_box() for i in (start, stop))
+        page.mouse.move(one["x"] + 2, one["y"] + 4)
+        page.mouse.down()
+        page.mouse.move(other["x"] + 2, other["y"] + 4, steps=6)
+        page.mouse.up()
+        picked = page.locator(".t.picked").evaluate_all("ts => ts.map(t => t._i)")
+        assert picked == list(wanted) if wanted else picked[0] not in inspector.data["joined"]
+        assert len(picked) == page.locator(".t[aria-selected=true]").count()
+    page.locator(".t").nth(4).click()
+    assert page.locator(".t.picked").count() == 0 and page.locator(".card.pinned").count() == 1
+    assert_quiet(page)
+
+
 def test_a_set_is_stepped_through_and_searched(show, examples, tiny_tokenizer):
     """Next, previous, round the end; a text that several tokens make up is found in whichever example has it."""
     page = show(TokenInspector(examples, tiny_tokenizer))
@@ -215,7 +233,7 @@ def test_a_set_is_stepped_through_and_searched(show, examples, tiny_tokenizer):
     assert title.inner_text() == "row 3" and active(page).split(": ")[1].startswith("q")
     page.get_by_label("find").fill("no such thing")
     page.get_by_label("find").press("Enter")
-    assert title.inner_text() == "row 3"
+    assert title.inner_text() == "row 3" and "not found: no such thing" in page.locator(".card").inner_text()
     assert_quiet(page)
 
 
@@ -319,13 +337,15 @@ def test_a_page_in_light_and_dark(show, page, examples, scores, tiny_tokenizer, 
     page.wait_for_timeout(100)
     assert page.locator("[data-lm-suppress-shortcuts]").evaluate("e => e.style.colorScheme") == scheme
     ink, paper = {"light": (0, 255), "dark": (255, 18)}[scheme]
+    faint = page.locator(".t").evaluate_all("ts => ts.map(t => Number(getComputedStyle(t).opacity))")
+    assert min(faint) == 0.75
     colors = page.locator(".t").evaluate_all("ts => ts.map(t => getComputedStyle(t).backgroundColor)")
-    for color in set(colors):
-        red, green, blue, alpha = (
-            [float(x) for x in color[5:-1].split(",")] if color.startswith("rgba") else (0, 0, 0, 1)
-        )
-        behind = [paper + alpha * (c - paper) for c in (red, green, blue)] if color.startswith("rgba") else [paper] * 3
-        assert contrast([ink] * 3, behind) >= 4.5, color
+    for color, opacity in set(zip(colors, faint, strict=True)):
+        tint = [float(x) for x in color[color.index("(") + 1 : -1].split(",")]
+        alpha = tint[3] if len(tint) > 3 else 1
+        behind = [paper + opacity * alpha * (c - paper) for c in tint[:3]]
+        letters = [c + opacity * (ink - c) for c in behind]
+        assert contrast(letters, behind) >= 4.5, (color, opacity)
     screenshot(page, f"inspector-{scheme}")
 
 
