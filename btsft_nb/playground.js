@@ -134,7 +134,7 @@ function sampleNode({ text, correct, problem }) {
   const word = correct ? "right" : "wrong";
   const parts = [h("b", {}, word), problem === null ? "" : `, format: ${problem}`];
   if (cut) parts.push(h("small", {}, " thought "), h("bdi", { class: "thought" }, text.slice(0, cut)));
-  if (cut < text.length) parts.push(h("small", {}, " answer "), h("bdi", {}, text.slice(cut).trim()));
+  if (cut < text.length) parts.push(h("small", {}, " answer "), h("bdi", {}, text.slice(cut).replace(/^\n\n/, "")));
   return h("div", { class: `sample ${word}` }, ...parts);
 }
 

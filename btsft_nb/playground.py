@@ -14,7 +14,7 @@ import anywidget
 import numpy as np
 import torch
 from datasets import Dataset
-from peft import LoraConfig, PeftModel
+from peft import PeftModel
 from traitlets import Any, Bool, Float, Unicode, validate
 from transformers import PreTrainedTokenizerBase, PrinterCallback, TrainerCallback
 from transformers.utils import logging
@@ -32,7 +32,7 @@ from .rows import load_rows
 from .trainer import BTSFTTrainer
 
 DATA = ("tiny/teacher", "tiny/messy")
-# fewer and longer steps than in the notebooks, and no 4 bits: the same picture in ten seconds
+# fewer and longer steps than in the notebooks: the same picture in ten seconds
 _TRAINING = tiny.TRAINING | {"max_steps": 40, "learning_rate": 1.5e-3, "optim": "adamw_torch"}
 
 
@@ -120,12 +120,12 @@ class Playground(anywidget.AnyWidget):
         """The new point, and before it the model as it was, where the history lacks that."""
         if data not in DATA:
             raise ValueError(f"data={data!r}: {' or '.join(map(repr, DATA))} wanted")
-        points, lora = [], LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
+        points = []
         with tempfile.TemporaryDirectory(prefix="btsft_") as folder:
             config = BTSFTConfig(folder, **dials, seed=self._seed, disable_tqdm=True, **_TRAINING)
             self._tell(0, "Loading the model.")
             start = time.monotonic()
-            model, tokenizer = load_model("tiny", lora=lora, seed=self._seed)
+            model, tokenizer = load_model("tiny", qlora=True, seed=self._seed)
             if not any(point["data"] is None for point in self.history):
                 self._tell(0.02, "Measuring the model before fine-tuning.")
                 points.append(dict.fromkeys([*dials, "data"]) | self._measured(model, tokenizer, start))

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import pickle
 import subprocess
 import sys
 
@@ -435,6 +436,22 @@ def test_hostile_text_in_an_untrusted_notebook(page, lab, armed):
     assert seen == [text or "\xa0" for text in armed.data["texts"]]
     assert_quiet(page)
     screenshot(page, "inspector-untrusted")
+
+
+def test_hostile_text_in_a_living_widget(page, lab, armed, tmp_path):
+    """The same in a kernel's hands, in a notebook that is trusted: every card is opened, every view is seen."""
+    (lab.work / "armed.pkl").write_bytes(pickle.dumps((armed.example, armed._tokenizer, armed._scores)))
+    load = "import pickle\nimport btsft_nb as bt\nexample, tokenizer, score = pickle.load(open('armed.pkl', 'rb'))"
+    open_notebook(page, lab, [load, "bt.TokenInspector([example], tokenizer, score=score, editable=True)"])
+    page.locator(".t").first.wait_for()
+    for view in ("loss", "probability", "gradient", "kind"):
+        page.get_by_label("view", exact=True).select_option(view)
+    page.locator(".text").focus()
+    for i in range(len(armed.data["texts"])):
+        page.keyboard.press("ArrowRight")
+        assert page.locator(".card dd").first.text_content() == f"{i}: {armed.data['texts'][i]}"
+    assert page.locator(".t").all_text_contents() == armed.data["texts"]
+    assert_quiet(page)
 
 
 # ---------------------------------------------------------------------------------------------- front ends

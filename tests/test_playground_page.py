@@ -190,3 +190,12 @@ def test_the_button_trains_in_a_notebook(page, lab):
     assert one.locator("svg .point").count() == other.locator("svg .point").count() == 2
     screenshot(page, "playground-lab-dark")
     assert_quiet(page)
+
+
+def test_the_button_trains_in_marimo(page, open_marimo):
+    """Whose pages hear no plain thread."""
+    open_marimo(page, ["import btsft_nb as bt\nbt.Playground(prompts=4, samples=2)"])
+    page.get_by_role("button", name="Run").click(timeout=60_000)
+    page.get_by_text("Point 1 took").wait_for(timeout=90_000)
+    assert page.locator("svg .point").count() == 2
+    screenshot(page, "playground-marimo")
