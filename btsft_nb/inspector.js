@@ -274,6 +274,7 @@ class Inspector {
     removeEventListener("beforeprint", this.printing);
     removeEventListener("afterprint", this.printed);
     this.observer.disconnect();
+    clearTimeout(this.ahead);
     if (this.saving) this.save();
   }
 
@@ -392,6 +393,7 @@ class Inspector {
     Object.assign(this, { at: -1, pinned: false, anchor: -1, held: null });
     this.chunks = this.split();
     this.state = null;
+    this.known = new Map(); // draws of this example
     this.visible.clear();
     this.text.replaceChildren(...this.chunks);
     this.chunks.slice(0, 4).forEach((chunk) => this.come(chunk)); // the rest as it comes into sight
@@ -449,9 +451,18 @@ class Inspector {
   }
 
   draw() {
-    this.u = draws(this.data, this.model.get("seed"), this.model.get("epoch"), this.model.get("keep_first"),
-      this.model.get("unit"));
+    const epoch = this.model.get("epoch");
+    this.u = this.drawn(epoch);
     this.refresh();
+    clearTimeout(this.ahead); // a step further or back shall not wait for its draws
+    this.ahead = setTimeout(() => [epoch + 1, epoch - 1].forEach((next) => next >= 0 && this.drawn(next)), 20);
+  }
+
+  drawn(epoch) {
+    const [seed, keep, unit] = ["seed", "keep_first", "unit"].map((name) => this.model.get(name));
+    const key = [seed, keep, unit, epoch].join();
+    if (!this.known.has(key)) this.known.set(key, draws(this.data, seed, epoch, keep, unit));
+    return this.known.get(key);
   }
 
   refresh() {
