@@ -475,7 +475,7 @@ inspector.observe(note, names=["threshold", "epoch", "unit", "view", "index", "s
 
 def told(lab, name: str, wanted, page):
     """What the kernel came to know, as soon as it is as wanted."""
-    for _ in range(60):
+    for _ in range(300):
         page.wait_for_timeout(100)
         path = lab.work / "state.json"
         state = json.loads(path.read_text() or "{}") if path.exists() else {}
@@ -544,7 +544,7 @@ def test_in_marimo(page, open_marimo):
         "bt.TokenInspector(examples, tokenizer, threshold=0.5)"
     )
     open_marimo(page, [build])
-    page.locator(".t").first.wait_for(timeout=60_000)
+    page.locator(".t").first.wait_for(timeout=120_000)
     before = page.locator(".t.blurred").count()
     page.get_by_label("threshold").fill("1")
     page.wait_for_function("document.querySelector('marimo-anywidget, [data-lm-suppress-shortcuts]') !== null")

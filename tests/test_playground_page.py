@@ -183,10 +183,10 @@ def test_the_button_trains_in_a_notebook(page, lab):
     one, other = (page.locator(".jp-OutputArea-output:has(select)").nth(i) for i in range(2))
     one.get_by_role("button", name="Run").click()
     one.get_by_role("button", name="Cancel").click()
-    one.get_by_text("Cancelled: no point was added.").wait_for(timeout=60_000)
+    one.get_by_text("Cancelled: no point was added.").wait_for(timeout=120_000)
     assert one.locator("svg .point").count() == 0
     one.get_by_role("button", name="Run").click()
-    other.get_by_text("Point 1 took").wait_for(timeout=90_000)
+    other.get_by_text("Point 1 took").wait_for(timeout=300_000)
     assert one.locator("svg .point").count() == other.locator("svg .point").count() == 2
     screenshot(page, "playground-lab-dark")
     assert_quiet(page)
@@ -195,7 +195,7 @@ def test_the_button_trains_in_a_notebook(page, lab):
 def test_the_button_trains_in_marimo(page, open_marimo):
     """Whose pages hear no plain thread."""
     open_marimo(page, ["import btsft_nb as bt\nbt.Playground(prompts=4, samples=2)"])
-    page.get_by_role("button", name="Run").click(timeout=60_000)
-    page.get_by_text("Point 1 took").wait_for(timeout=90_000)
+    page.get_by_role("button", name="Run").click(timeout=120_000)
+    page.get_by_text("Point 1 took").wait_for(timeout=300_000)
     assert page.locator("svg .point").count() == 2
     screenshot(page, "playground-marimo")
