@@ -99,7 +99,7 @@ class TokenInspector(anywidget.AnyWidget):
     ):
         self._examples, self._tokenizer = [examples] if isinstance(examples, dict) else examples, tokenizer
         if not len(self._examples):
-            raise ValueError("no example to show")
+            raise ValueError("no example to show: give a row of what prepare returns, or several")
         self._scores, self._others = ([given] if isinstance(given, dict) else given for given in (score, compare))
         _check_scores("score", self._scores, self._examples)
         _check_scores("compare", self._others, self._examples)

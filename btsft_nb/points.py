@@ -5,19 +5,14 @@ from math import isfinite
 
 MEASURES = ("unique thoughts", "accuracy", "compliance")
 _NUMBER, _METRIC = int | float, dict.fromkeys(("value", "low", "high"), int | float)
-_POINT = dict.fromkeys(("threshold", "beta", "anchor"), _NUMBER | None) | {
+_HISTORY = [dict.fromkeys(("threshold", "beta", "anchor"), _NUMBER | None) | {
     "data": str | None,
     "seconds": _NUMBER,
     "metrics": dict.fromkeys((*MEASURES, ...), _METRIC),
     "ways": {...: int},
     "samples": [{"question": str, "text": str, "correct": bool, "problem": str | None}],
-}
+}]  # fmt: skip
 _CELL = "text-align:left;vertical-align:top;padding:2px 8px;border:1px solid rgba(128,128,128,0.4)"
-
-
-def check(history: object) -> None:
-    """Raises ValueError, by point and key, for the first thing that is not as `Playground` makes it."""
-    _check(history, [_POINT], "history")
 
 
 def to_html(history: list[dict]) -> str:
@@ -37,17 +32,20 @@ def to_html(history: list[dict]) -> str:
     return f"<table style='border-collapse:collapse;color:inherit'>{body}</table>"
 
 
-def _check(value: object, shape: object, where: str) -> None:
-    """Raises ValueError for the first part of a value that is not of its shape; the key `...` stands for all others."""
+def check(value: object, shape: object = _HISTORY, where: str = "history") -> None:
+    """Raises ValueError, by point and key, for the first thing that is not of its shape: as `Playground` makes it.
+
+    In a shape the key `...` stands for all others.
+    """
     kind = type(shape) if isinstance(shape, (dict, list)) else shape
     odd = (isinstance(value, bool) and kind is not bool) or (isinstance(value, float) and not isfinite(value))
     if odd or not isinstance(value, kind):
         raise ValueError(f"{where} is {value!r:.60}: {getattr(kind, '__name__', kind)} wanted")
     if kind is list:
         for i, item in enumerate(value):
-            _check(item, shape[0], f"{where}[{i}]")
+            check(item, shape[0], f"{where}[{i}]")
     elif kind is dict:
         for key in (key for key in {**shape, **(value if ... in shape else {})} if key is not ...):
             if key not in value:
                 raise ValueError(f"{where} lacks {key!r}")
-            _check(value[key], shape.get(key, shape.get(...)), f"{where}[{key!r}]")
+            check(value[key], shape.get(key, shape.get(...)), f"{where}[{key!r}]")

@@ -65,8 +65,8 @@ def _contents(example: dict, draft: Draft, renderer: Renderer) -> list[list[dict
     said = []  # (weight, tag) of each character
     for i, number in enumerate(renderer.tokenize([Draft("", spans, [])])[0].weights):
         said += [(float(example["weights"][i]), tag_of.get(i))] * (int(number) - len(said))
-    opened = renderer.tags[0] if draft.spans[0].text.rstrip().endswith(renderer.tags[0]) else ""
-    contents = [[{"type": "text", "text": THINK_TAGS[0]}] * bool(opened) for _ in range(turn)]
+    opened = draft.spans[0].text.rstrip().endswith(renderer.tags[0])
+    contents = [[{"type": "text", "text": THINK_TAGS[0]}] * opened for _ in range(turn)]
     for (turn, weight, tag), run in groupby(zip(characters, said, strict=True), lambda pair: (pair[0][0], *pair[1])):
         text = "".join(character for (_, character), _ in run)
         contents[turn].append({"type": "text", "text": text, "weight": weight} | ({"tag": tag} if tag else {}))
@@ -84,7 +84,7 @@ def _check(row: dict, renderer: Renderer, ids: list[int], weights: list[float]) 
     """Raises ValueError, with the first token that differs, where the row does not make these ids and weights."""
     found = [made for made in renderer.examples(to_messages(row), row["id"]) if made.input_ids == ids]
     if not found:
-        raise ValueError(f"{row['id']}: cut at these weights, its text makes other tokens")
+        raise ValueError(f"{row['id']}: cut at these weights, its text makes other tokens: move an edge by one token")
     differ = (i for i, pair in enumerate(zip(found[0].weights, weights, strict=True)) if len(set(pair)) > 1)
     if (at := next(differ, None)) is not None:
         raise ValueError(
