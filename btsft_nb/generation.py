@@ -1,10 +1,23 @@
 """Sampling completions, and scoring the tokens of an example."""
 
+import json
 from collections.abc import Sequence
+from contextlib import nullcontext
+from hashlib import blake2b
+from pathlib import Path
+from typing import NamedTuple
 
+import numpy as np
 import torch
 from peft import PeftModel
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils.logging import tqdm
 
 from .collator import Collator
 from .formats import to_prompt
@@ -25,82 +38,185 @@ def sample(
     max_new_tokens: int = 256,
     batch_size: int = 64,
     seed: int = 0,
+    adapters: bool = True,
+    path: str | Path | None = None,
 ) -> list[dict]:
     """Samples `n` completions of each prompt from the model's own distribution (no top-k, no top-p).
+
+    Each token is drawn by a uniform number keyed by (seed, prompt, sample, position): what a completion says does not
+    depend on the batch that it is in, but for the rounding of logits, and no global random state is touched.
 
     Args:
         prompts: rows, whose conversation up to the last assistant turn is used, or user messages as text.
         temperature: 0 takes the most likely token each time.
         max_new_tokens: a completion longer than this is cut off, and says so.
-        batch_size: completions drawn at once. seed: of the draws; the global random state is left as it was.
+        batch_size: completions drawn at once, in order of the prompts' lengths.
+        adapters: False samples the model under its adapters.
+        path: a .jsonl file to which each batch is added when it is drawn. A call with the same model, prompts and
+            settings goes on where an earlier one was interrupted.
 
     Returns:
         A record for each completion, prompt by prompt: `prompt` (index), `sample` (index), `question` (the last turn),
         `text` (without the end of turn; its tags as `<think>` and `</think>`), `prefilled` (whether the prompt itself
         ends in an open think tag), `tokens` (how many, end of turn included) and `finished` (False: cut off).
+
+    Raises ValueError where the file holds other records than those of this call, RowError for a malformed prompt.
     """
-    renderer, encoded = Renderer(tokenizer), []
+    if not adapters and not isinstance(model, PeftModel):
+        raise ValueError("adapters=False: the model has no adapters to sample without")
+    renderer = Renderer(tokenizer)
+    how = [_fingerprint(model, adapters) if path else "", seed, temperature, max_new_tokens]
+    jobs = [
+        _Job(i, k, ids, question, blake2b(json.dumps([how, ids, i, k]).encode(), digest_size=12).hexdigest())
+        for i, (ids, question) in enumerate(_encoded(renderer, prompts))
+        for k in range(n)
+    ]
+    records = _read(Path(path), {job.key for job in jobs}) if path else {}
+    left = sorted((job for job in jobs if job.key not in records), key=lambda job: len(job.ids))
+    bar = tqdm(total=len(jobs), initial=len(records), desc="sampling", unit="completion")
+    was_training = model.training
+    model.eval()
+    try:
+        with bar, nullcontext() if adapters else model.disable_adapter():
+            for start in range(0, len(left), batch_size):
+                batch = left[start : start + batch_size]
+                completions = _generate(model, renderer, batch, seed, temperature, max_new_tokens)
+                new = {job.key: _record(renderer, job, ids) for job, ids in zip(batch, completions, strict=True)}
+                if path:
+                    _append(Path(path), new)
+                records |= new
+                bar.update(len(batch))
+    finally:
+        model.train(was_training)
+    return [records[job.key] for job in jobs]
+
+
+class _Job(NamedTuple):
+    """A completion to draw; `key` tells it from every other, in a file of records."""
+
+    prompt: int
+    sample: int
+    ids: list[int]
+    question: str
+    key: str
+
+
+class _Draw(LogitsProcessor):
+    """Leaves the token of each row that its draw picks: the first whose cumulative probability exceeds it.
+
+    Args:
+        draws: (B, max_new_tokens) float64 in [0, 1). start: the length of the prompts.
+    """
+
+    def __init__(self, draws: torch.Tensor, start: int, temperature: float):
+        self.draws, self.start, self.temperature = draws, start, temperature
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        cumulative = (scores.double() / self.temperature).softmax(-1).cumsum(-1)  # (B, V)
+        draw = self.draws[:, input_ids.shape[1] - self.start, None] * cumulative[:, -1:]
+        token = torch.searchsorted(cumulative, draw, right=True).clamp(max=scores.shape[1] - 1)
+        return torch.full_like(scores, -torch.inf).scatter(1, token, 0.0)
+
+
+def _encoded(renderer: Renderer, prompts: Sequence[dict | str]) -> list[tuple[list[int], str]]:
+    """The ids and the last turn of each prompt."""
+    encoded = []
     for i, prompt in enumerate(prompts):
         try:
             messages = to_prompt(prompt)
-            encoded.append((i, renderer.prompt_ids(messages), messages[-1].text))
+            encoded.append((renderer.prompt_ids(messages), messages[-1].text))
         except RowError as error:
             raise error.at(getattr(prompts, "source", "prompts"), i) from None
-    jobs = [(i, k, ids, question) for i, ids, question in encoded for k in range(n)]
-    jobs.sort(key=lambda job: len(job[2]))  # stable: prompts of a length together, so that little is padding
-    was_training, records = model.training, []
-    model.eval()
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        torch.manual_seed(seed)
-        for start in range(0, len(jobs), batch_size):
-            batch = jobs[start : start + batch_size]
-            completions = _generate(model, renderer, [job[2] for job in batch], temperature, max_new_tokens)
-            records += [_record(renderer, job, ids) for job, ids in zip(batch, completions, strict=True)]
-    model.train(was_training)
-    return sorted(records, key=lambda record: (record["prompt"], record["sample"]))
+    return encoded
+
+
+def _fingerprint(model: PreTrainedModel | PeftModel, adapters: bool) -> str:
+    """Tells a model from another, and from itself before some training: up to 1,000 numbers of each parameter."""
+    known = getattr(model, "peft_config", {})
+    off = set(known) - set(model.active_adapters if known and adapters else ())
+    digest = blake2b(digest_size=12)
+    for name, parameter in model.named_parameters():
+        if off.isdisjoint(name.split(".")):
+            values = parameter.detach().flatten()
+            digest.update(name.encode() + values[:: 1 + len(values) // 1000].float().cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _read(path: Path, keys: set[str]) -> dict[str, dict]:
+    """The records of a file by key; a last line that was not written to its end is cut off."""
+    if not path.exists():
+        return {}
+    whole = path.read_bytes()
+    end = whole.rfind(b"\n") + 1
+    if end < len(whole):
+        with path.open("rb+") as file:
+            file.truncate(end)
+    records = {}
+    for i, line in enumerate(whole[:end].decode().splitlines()):
+        try:
+            record = json.loads(line)
+            records[record.pop("key")] = record
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise ValueError(f"{path}, line {i + 1}: no record of `sample`: {line[:60]!r}") from None
+    if others := len(records.keys() - keys):
+        raise ValueError(
+            f"{path} holds {others} samples that this call would not draw: of another model, other prompts or "
+            "another n, seed, temperature or max_new_tokens; delete it, or name another file"
+        )
+    return records
+
+
+def _append(path: Path, records: dict[str, dict]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as file:
+        file.writelines(json.dumps(record | {"key": key}) + "\n" for key, record in records.items())
 
 
 def _generate(
     model: PreTrainedModel | PeftModel,
     renderer: Renderer,
-    prompts: list[list[int]],
+    jobs: list[_Job],
+    seed: int,
     temperature: float,
     max_new_tokens: int,
 ) -> list[list[int]]:
-    padded = renderer.tokenizer.pad({"input_ids": prompts}, padding_side="left", return_tensors="pt").to(model.device)
-    chance = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
+    ids = [job.ids for job in jobs]
+    padded = renderer.tokenizer.pad({"input_ids": ids}, padding_side="left", return_tensors="pt").to(model.device)
     config = GenerationConfig(
         max_new_tokens=max_new_tokens,
         eos_token_id=renderer.stop_ids,
         pad_token_id=renderer.tokenizer.pad_token_id,
-        **(chance if temperature > 0 else {"do_sample": False}),
+        do_sample=False,
     )
+    start, processors = padded["input_ids"].shape[1], LogitsProcessorList()
+    if temperature > 0:
+        keys = [np.array([seed, (job.prompt << 32) + job.sample], np.uint64) for job in jobs]
+        draws = np.stack([np.random.Generator(np.random.Philox(key=key)).random(max_new_tokens) for key in keys])
+        processors.append(_Draw(torch.from_numpy(draws).to(model.device), start, temperature))
     # in place of the model's own defaults, which fill what a passed one leaves open: a repetition penalty, say
     holders = [model, model.get_base_model()] if isinstance(model, PeftModel) else [model]
     before = [holder.generation_config for holder in holders]
     try:
         for holder in holders:
             holder.generation_config = config
-        output = model.generate(input_ids=padded["input_ids"], attention_mask=padded["attention_mask"])
+        output = model.generate(**padded, logits_processor=processors)
     finally:
         for holder, own in zip(holders, before, strict=True):
             holder.generation_config = own
-    return output[:, padded["input_ids"].shape[1] :].tolist()
+    return output[:, start:].tolist()
 
 
-def _record(renderer: Renderer, job: tuple[int, int, list[int], str], ids: list[int]) -> dict:
-    prompt, index, prompt_ids, question = job
+def _record(renderer: Renderer, job: _Job, ids: list[int]) -> dict:
     stop = next((at for at, token in enumerate(ids) if token in renderer.stop_ids), None)
-    prefilled = renderer.tokenizer.decode(prompt_ids).rstrip().endswith(renderer.tags[0])
     text = renderer.tokenizer.decode(ids[:stop])
     for own, tag in zip(renderer.tags, THINK_TAGS, strict=True):
         text = text.replace(own, tag)
     return {
-        "prompt": prompt,
-        "sample": index,
-        "question": question,
+        "prompt": job.prompt,
+        "sample": job.sample,
+        "question": job.question,
         "text": text,
-        "prefilled": prefilled,
+        "prefilled": renderer.tokenizer.decode(job.ids[-8:]).rstrip().endswith(renderer.tags[0]),
         "tokens": len(ids) if stop is None else stop + 1,
         "finished": stop is not None,
     }

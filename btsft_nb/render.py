@@ -9,6 +9,7 @@ already is cut at a marker instead.
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import accumulate, groupby, pairwise
 
 from transformers import PreTrainedTokenizerBase
@@ -81,7 +82,7 @@ class Renderer:
         self.template = Template(tokenizer, self._encoder.control, self.tags)
         self.end_of_turn = self.template.end_of_turn
 
-    @property
+    @cached_property
     def stop_ids(self) -> list[int]:
         """The ids that end a completion."""
         end = self._encoder.encode([self.end_of_turn], [[]])[0].ids[-1]

@@ -11,6 +11,7 @@ FOLDER = Path(__file__).parents[1] / "benchmarks"
 NAMES = {
     "head": ["time_vs_trl", "time_vs_naive", "memory_vs_naive", "product_fraction", "anchor_cost"],
     "step": ["tokens_per_s_vs_trl", "peak_memory_vs_trl"],
+    "generate": ["speed_vs_single", "speed_vs_generate"],
     "prepare": ["speed_vs_trl", "speed_vs_reference", "fraction_of_limit"],
     "kill": ["kills", "bit_equal", "during_save"],
 }
@@ -40,3 +41,8 @@ def test_preparations_are_measured(shared):
 def test_killed_runs_end_bit_equal():
     figures = last_line("kill")
     assert list(figures) == NAMES["kill"] and figures["bit_equal"] == figures["kills"] == 2
+
+
+def test_sampling_is_measured():
+    figures = last_line("generate")
+    assert list(figures) == NAMES["generate"] and all(value > 0 for value in figures.values())

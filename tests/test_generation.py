@@ -1,10 +1,14 @@
 """Sampling and scoring on the embedded model."""
 
 import copy
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
 import torch
+from batching_worker import adapted_model
 
 import btsft_nb as bt
 from btsft_nb.losses import expected_format_reward, find_completions, tag_log_probs
@@ -100,3 +104,130 @@ def test_samples_are_of_the_models_own_distribution(tiny):
     changed.generation_config.suppress_tokens = [bt.tag_ids(tokenizer)[0]]
     changed.generation_config.top_k = 1
     assert bt.sample(changed, tokenizer, problem, n=2) == plain
+
+
+# ------------------------------------------------------------------------------------------- draws and their file
+
+
+def test_draws_do_not_depend_on_the_batch(tiny):
+    """Prompts of unequal length, alone and together; more samples, or a longer limit, go on from the same ones."""
+    problems = bt.load_rows("tiny/test")[:6]
+    alone, some, together = (bt.sample(*tiny, problems, n=3, batch_size=size, seed=5) for size in (1, 4, 18))
+    assert alone == some == together
+    assert len({record["text"] for record in together}) > 6
+    more = bt.sample(*tiny, problems[:2], n=5, seed=5)
+    assert [r for r in more if r["sample"] < 3] == [r for r in together if r["prompt"] < 2]
+    short = bt.sample(*tiny, problems, n=3, max_new_tokens=9, seed=5)
+    assert all(whole["text"].startswith(part["text"]) for whole, part in zip(together, short, strict=True))
+    assert bt.sample(*tiny, problems, n=3, seed=6) != together
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.5, 2.0])
+def test_tokens_are_drawn_from_the_models_distribution(tiny, temperature):
+    """The first tokens of 4,000 samples: chi-square against softmax(logits / temperature), seven standard errors."""
+    model, tokenizer = tiny
+    noisy = copy.deepcopy(model)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        noisy.lm_head.weight.copy_(0.1 * torch.randn_like(noisy.lm_head.weight))
+    prompt = bt.Renderer(tokenizer).prompt_ids(bt.to_prompt("How many?"))
+    with torch.no_grad():
+        p = (noisy(torch.tensor([prompt])).logits[0, -1].double() / temperature).softmax(-1).numpy()
+    kept, ids = [], dict(zip((tokenizer.decode([i]) for i in range(len(p))), range(len(p)), strict=True))
+    for record in bt.sample(noisy, tokenizer, ["How many?"], n=4000, max_new_tokens=1, temperature=temperature,
+                            batch_size=1000):  # fmt: skip
+        kept.append(ids[record["text"]] if not record["finished"] else -1)
+    told = np.array([ids[tokenizer.decode([i])] == i for i in range(len(p))])  # not single bytes, which read alike
+    common = np.flatnonzero(told & (p * 4000 > 20))
+    counts = np.array([kept.count(i) for i in common])
+    wanted = p[common] * 4000
+    assert (
+        len(common) >= 5 and abs(((counts - wanted) ** 2 / wanted).sum() - len(common)) < 7 * (2 * len(common)) ** 0.5
+    )
+
+
+def test_global_random_states_and_the_mode_stay(tiny):
+    model, tokenizer = tiny
+    model.train()
+    torch.manual_seed(3), np.random.seed(3)
+    wanted = torch.rand(3), np.random.random(3)
+    torch.manual_seed(3), np.random.seed(3)
+    bt.sample(model, tokenizer, ["How many?"], n=2, max_new_tokens=4)
+    assert model.training
+    assert torch.equal(torch.rand(3), wanted[0]) and (np.random.random(3) == wanted[1]).all()
+    model.eval()
+
+
+def test_the_base_under_its_adapters():
+    """One loaded model gives both; a model without adapters refuses."""
+    adapted, tokenizer = adapted_model(noise=0.1)
+    base, _ = bt.load_model("tiny")
+    problems = bt.load_rows("tiny/test")[:4]
+    under, over = (bt.sample(adapted, tokenizer, problems, n=2, adapters=on) for on in (False, True))
+    assert under == bt.sample(base, tokenizer, problems, n=2) != over
+    with pytest.raises(ValueError, match="adapters=False: the model has no adapters"):
+        bt.sample(base, tokenizer, problems, adapters=False)
+
+
+KILLED = """
+import sys
+import btsft_nb as bt
+bt.sample(*bt.load_model("tiny"), bt.load_rows("tiny/test")[:40], n=4, batch_size=8, path=sys.argv[1])
+"""
+
+
+def test_a_killed_run_goes_on(tiny, tmp_path):
+    """What was drawn stays as it is, a torn line goes, and the end is that of a run left alone."""
+    path = tmp_path / "new" / "samples.jsonl"
+    worker = subprocess.Popen([sys.executable, "-c", KILLED, path])
+    while not (path.exists() and path.read_bytes().count(b"\n") >= 16):
+        assert worker.poll() is None
+        time.sleep(0.01)
+    worker.kill()
+    worker.wait()
+    drawn = path.read_bytes()
+    drawn = drawn[: drawn.rfind(b"\n") + 1]
+    assert 16 <= drawn.count(b"\n") < 160
+    path.write_bytes(drawn + b'{"prompt": 7, "sam')
+    problems = bt.load_rows("tiny/test")[:40]
+    records = bt.sample(*tiny, problems, n=4, batch_size=64, path=path)
+    assert records == bt.sample(*tiny, problems, n=4)
+    lines = path.read_bytes()
+    assert lines.startswith(drawn) and lines.count(b"\n") == 160
+    assert bt.sample(*tiny, problems, n=4, path=path) == records and path.read_bytes() == lines
+
+
+def test_a_file_of_other_samples_is_refused(tiny, tmp_path):
+    """Another seed, limit, temperature, set of prompts or model; what is there is not touched."""
+    model, tokenizer = tiny
+    path, problems = tmp_path / "samples.jsonl", bt.load_rows("tiny/test")[:2]
+    bt.sample(model, tokenizer, problems, n=2, path=path)
+    before = path.read_bytes()
+    changed = copy.deepcopy(model)
+    with torch.no_grad():
+        changed.model.layers[2].mlp.up_proj.weight.mul_(1.01)
+    other = [dict(seed=1), dict(temperature=0.5), dict(max_new_tokens=99), dict(prompts=problems[::-1]), dict(n=1)]
+    for settings in [*other, dict(model=changed)]:
+        call = dict(model=model, tokenizer=tokenizer, prompts=problems, n=2, path=path) | settings
+        with pytest.raises(ValueError, match="samples that this call would not draw"):
+            bt.sample(**call)
+    path.write_bytes(before + b"[]\n")
+    with pytest.raises(ValueError, match=r"samples.jsonl, line 5: no record of `sample`"):
+        bt.sample(model, tokenizer, problems, n=2, path=path)
+    assert path.read_bytes() == before + b"[]\n"
+    path.write_bytes(before)
+    more = bt.sample(model, tokenizer, problems, n=3, path=path)
+    assert path.read_bytes().startswith(before) and len(more) == 6
+
+
+def test_adapters_tell_models_apart_in_a_file(tmp_path):
+    """The base under adapters that changed is the same model; the adapted one is not."""
+    problems = bt.load_rows("tiny/test")[:2]
+    for on in (False, True):
+        path = tmp_path / f"{on}.jsonl"
+        bt.sample(*adapted_model(noise=0), problems, n=1, adapters=on, path=path)
+        if on:
+            with pytest.raises(ValueError, match="2 samples that this call would not draw"):
+                bt.sample(*adapted_model(noise=0.1), problems, n=1, adapters=on, path=path)
+        else:
+            bt.sample(*adapted_model(noise=0.1), problems, n=1, adapters=on, path=path)
