@@ -141,7 +141,7 @@ def bars(summaries: dict[str, dict], metrics: Sequence[str], axes: Sequence[Axes
             for i, summary in enumerate(summaries.values()):
                 found = summary["metrics"][metric]
                 bar = ax.bar(i, found["value"], 0.75, yerr=_interval(found), ecolor=_INK, capsize=3, **_FILLS[i % 30])
-                ax.bar_label(bar, [f"{found['value']:.2f}"], size=8)
+                ax.bar_label(bar, [f"{found['value']:.2f}"], size=8, padding=3)
             names = [_shown(name) for name in summaries]
             ax.set_xticks(range(len(names)), names, rotation=25, ha="right", rotation_mode="anchor", parse_math=False)
             ax.set(title=metric, ylabel=_UNITS.get(metric.split("@")[0], "share of samples"))
@@ -163,24 +163,6 @@ def ways(summaries: dict[str, dict], ax: Axes | None = None) -> Axes:
         ax.set(xlim=(0, 1), xlabel="share of samples", ylabel="model")
         ax.invert_yaxis()
         ax.legend(handles=[Patch(label=_shown(name), **_FILLS[i % 30]) for i, name in enumerate(names)], **_ABOVE)
-    return ax
-
-
-def tag_probabilities(
-    tokens: Sequence[str], kinds: Sequence[int], score: dict, title: str = "", ax: Axes | None = None
-) -> Axes:
-    """The probability of each think tag along a completion, the tags of the data, and the expected reward."""
-    start = int(np.argmax(np.asarray(kinds) != Kind.PROMPT))
-    with _panels(ax, 1, 11, 2.8) as (ax,):
-        for i, (name, style) in enumerate((("<think>", "-"), ("</think>", "--"))):
-            ax.plot(score["tags"][i][start:], style, label=f"p({name})", **_LINES[i])
-        for at in np.flatnonzero(np.asarray(kinds[start:]) == Kind.TAG):
-            ax.axvspan(at - 0.4, at + 0.4, color=KIND_COLORS[Kind.PROMPT], zorder=0)
-        texts = [_shown(token, 16, "monospace") for token in tokens[start:]]
-        ax.set_xticks(range(len(texts)), texts, rotation=90, family="monospace", size=7, parse_math=False)
-        ax.set(xlabel="token of the completion (gray: a tag)", ylabel="probability", ylim=(-0.03, 1.05))
-        ax.set_title(f"{_shown(title, 80)}  expected reward R = {score['expected_reward']:.3f}", parse_math=False)
-        ax.legend(handlelength=3)
     return ax
 
 

@@ -25,7 +25,6 @@ KINDS = np.array([0, 0, 1, 2, 2, 2, 2, 2, 2, 2, 1, 3, 3, 3, 3])
 DRAWS = draws(KINDS, 1, 0, 0)
 THRESHOLDS = [0, 0.3, 1]
 EXAMPLES = [{"input_ids": [7] * n, "kinds": [0] * 3 + [1] * 2 + [2] * (n - 6) + [3]} for n in (9, 9, 10, 14, 90)]
-SCORE = {"tags": np.random.default_rng(0).uniform(0, 1, (2, len(TOKENS))), "expected_reward": 0.25}
 LOGS = [
     {"step": step, "nll_think": 1 / step, "nll_answer": 0.5, "nll_tag": 0.1, "blurred_share": 0.2,
      "expected_reward": 0.3, "format_reward": 0.0}
@@ -64,10 +63,6 @@ PLOTS = {
         lambda **at: plots.bars(SUMMARIES, ["accuracy", "pass@1", "ways of thinking"], **at),
     ),
     "ways": ([(SHARE, "model")], lambda **at: plots.ways(SUMMARIES, **at)),
-    "tag_probabilities": (
-        [("token of the completion (gray: a tag)", "probability")],
-        lambda **at: plots.tag_probabilities(TOKENS, KINDS, SCORE, "title", **at),
-    ),
     "trade_off": ([("unique thoughts, " + SHARE, SHARE)], lambda **at: plots.trade_off(POINTS, **at)),
 }
 EDGES = {
@@ -196,7 +191,6 @@ def test_any_text_is_drawn_as_text(texts):
     """As a token and as a name: no mathematics, no missing glyph, nothing that turns the line round or leaves it."""
     tokens, kinds = ["q", *texts, "a"], [0] + [2] * len(texts) + [3]
     save(plots.blurred_thought(tokens, kinds, np.full(len(tokens), 0.5), [0, 1]))
-    save(plots.tag_probabilities(tokens, kinds, SCORE | {"tags": np.zeros((2, len(tokens)))}, texts[0]))
     save(plots.training_curves(dict.fromkeys(texts, LOGS), texts[1]))
     summaries = dict.fromkeys(texts, SUMMARIES["after"] | {"ways": dict.fromkeys(texts, 1)})
     save(plots.bars(summaries, ["accuracy"]))
@@ -303,14 +297,6 @@ def test_ways_stand_end_to_end():
     assert [text for text in words(ax.texts) if text] == ["25%", "75%", "100%"]
 
 
-def test_tag_probabilities_start_with_the_completion():
-    ax = plots.tag_probabilities(TOKENS, KINDS, SCORE, "title")
-    assert np.array_equal([line.get_ydata() for line in ax.lines], SCORE["tags"][:, 2:])
-    assert words(ax.get_xticklabels()) == [token.replace("\n", "\u21b5") for token in TOKENS[2:]]
-    assert [span.get_x() + span.get_width() / 2 for span in ax.patches] == [0, TOKENS.index("</think>") - 2]
-    assert "title" in ax.get_title(loc="left") and "0.250" in ax.get_title(loc="left")
-
-
 def test_trade_off_has_two_marks_for_each_point():
     """Accuracy filled, compliance open, both above the share of unique thoughts, with intervals, and a number."""
     ax = plots.trade_off(POINTS)
@@ -415,7 +401,7 @@ SERIES = {
     "bars": lambda: plots.bars(SIX, ["accuracy"]),
     "ways": lambda: plots.ways({"a": {"ways": dict.fromkeys("abcdef", 1), "samples": 6}}),
     "trade_off": lambda: plots.trade_off(POINTS * 3),
-} | {name: PLOTS[name][1] for name in ("kind_shares", "blurred_thought", "tag_probabilities")}
+} | {name: PLOTS[name][1] for name in ("kind_shares", "blurred_thought")}
 
 
 @pytest.mark.parametrize("name", SERIES)
