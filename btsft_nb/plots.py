@@ -10,7 +10,6 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.font_manager import FontProperties, findfont, get_font
-from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from .blur import Kind
@@ -60,6 +59,10 @@ def _panels(given: Axes | Sequence[Axes] | None, n: int, width: float, height: f
 
 def _interval(metric: dict) -> list[list[float]]:
     return [[abs(metric["value"] - metric["low"])], [abs(metric["high"] - metric["value"])]]
+
+
+def _unit(metric: str) -> str:
+    return _UNITS.get(metric.split("@")[0], "share of samples")
 
 
 def _shown(text: str, limit: int = 40, family: str | None = None) -> str:
@@ -144,7 +147,7 @@ def bars(summaries: dict[str, dict], metrics: Sequence[str], axes: Sequence[Axes
                 ax.bar_label(bar, [f"{found['value']:.2f}"], size=8, padding=3)
             names = [_shown(name) for name in summaries]
             ax.set_xticks(range(len(names)), names, rotation=25, ha="right", rotation_mode="anchor", parse_math=False)
-            ax.set(title=metric, ylabel=_UNITS.get(metric.split("@")[0], "share of samples"))
+            ax.set(title=metric, ylabel=_unit(metric))
     return axes
 
 
@@ -166,18 +169,31 @@ def ways(summaries: dict[str, dict], ax: Axes | None = None) -> Axes:
     return ax
 
 
-def trade_off(points: Sequence[dict], ax: Axes | None = None) -> Axes:
-    """Diversity against accuracy (filled) and compliance (open); `points`: {"label", "metrics" of `evaluate`} each."""
-    with _panels(ax, 1, 8, 4, "both") as (ax,):
-        marks = {"compliance": "white", "accuracy": None}
-        handles = [Line2D([], [], color=_INK, marker="o", ls="", mfc=fill, label=name) for name, fill in marks.items()]
-        for i, point in enumerate(points):
-            x, look = point["metrics"]["unique thoughts"], _LINES[i % 30]
-            for name, fill in marks.items():
-                y, ends = point["metrics"][name], {"ls": "", "elinewidth": 1, "capsize": 3, "mfc": fill}
-                ax.errorbar(x["value"], y["value"], _interval(y), _interval(x), **ends, **look)
-            ax.annotate(i + 1, (x["value"], y["value"]), (5, -11), textcoords="offset points", weight="bold")
-            handles.append(Line2D([], [], ls="", label=f"{i + 1}  {_shown(point['label'])}", **look))
-        ax.legend(handles=handles, loc="upper left", bbox_to_anchor=(1, 1))
-        ax.set(xlabel="unique thoughts, share of samples", ylabel="share of samples")
+def intervals(summaries: dict[str, dict], metrics: Sequence[str], axes: Sequence[Axes] | None = None) -> list[Axes]:
+    """Metrics of many models, a row each: value and interval, and a tick for each seed where `seeds` has them."""
+    with _panels(axes, len(metrics), 2 + 2.6 * len(metrics), 0.9 + 0.27 * len(summaries), "x") as axes:
+        for ax, metric in zip(axes, metrics, strict=True):
+            for row, summary in enumerate(summaries.values()):
+                found, seeds = summary["metrics"][metric], summary.get("seeds", {}).get(metric, [])
+                ax.plot(seeds, [row] * len(seeds), "|", color=COLORS[1], markersize=9)
+                ax.errorbar(found["value"], row, xerr=_interval(found), fmt="o", color=COLORS[0], capsize=3)
+            names = [_shown(name) if ax is axes[0] else "" for name in summaries]
+            ax.set_yticks(range(len(names)), names, parse_math=False)
+            ax.set(title=metric, xlabel=_unit(metric), ylabel="model" if ax is axes[0] else "", ylim=(len(names) - 0.5, -0.5))
+    return axes
+
+
+def frontier(series: dict[str, dict[str, dict]], x: str, y: str, ax: Axes | None = None) -> Axes:
+    """One metric against another: a line for each series, through a labelled point for each of its summaries."""
+    with _panels(ax, 1, 8, 4.5, "both") as (ax,):
+        for i, (name, points) in enumerate(series.items()):
+            at = [[summary["metrics"][metric] for summary in points.values()] for metric in (x, y)]
+            values = [[m["value"] for m in found] for found in at]
+            ends = [np.hstack([_interval(m) for m in found]) for found in at]
+            bars = {"elinewidth": 0.7, "capsize": 2, "linewidth": 1, "label": _shown(name)}
+            ax.errorbar(*values, ends[1], ends[0], **bars, **_LINES[i % 30])
+            for label, *place in zip(points, *values, strict=True):
+                ax.annotate(_shown(label), place, (5, 5), textcoords="offset points", size=7, parse_math=False)
+        ax.legend(handles=ax.containers, loc="upper left", bbox_to_anchor=(1, 1))
+        ax.set(xlabel=f"{x}, {_unit(x)}", ylabel=f"{y}, {_unit(y)}")
     return ax

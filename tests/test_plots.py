@@ -38,7 +38,7 @@ SUMMARIES = {
     for name, answers in {"before": "0123", "after": "0103"}.items()
 }
 SIX = {f"run {i}": SUMMARIES["after"] for i in range(6)}
-POINTS = [{"label": name, "metrics": summary["metrics"]} for name, summary in SUMMARIES.items()]
+SEEDED = {name: s | {"seeds": {"accuracy": [0.2, 0.4]}} for name, s in SUMMARIES.items()}
 NLL, SHARE = "nats per token", "share of samples"
 
 # the labels of the axes of each of its Axes ("" where ticks name categories), and a drawing of it
@@ -63,14 +63,21 @@ PLOTS = {
         lambda **at: plots.bars(SUMMARIES, ["accuracy", "pass@1", "ways of thinking"], **at),
     ),
     "ways": ([(SHARE, "model")], lambda **at: plots.ways(SUMMARIES, **at)),
-    "trade_off": ([("unique thoughts, " + SHARE, SHARE)], lambda **at: plots.trade_off(POINTS, **at)),
+    "intervals": (
+        [(SHARE, "model"), ("share of prompts", "")],
+        lambda **at: plots.intervals(SEEDED, ["accuracy", "pass@1"], **at),
+    ),
+    "frontier": (
+        [("unique thoughts, " + SHARE, "accuracy, " + SHARE)],
+        lambda **at: plots.frontier({"dial": SUMMARIES}, "unique thoughts", "accuracy", **at),
+    ),
 }
 EDGES = {
     "no logs yet": lambda: plots.training_curves({"just begun": []}),
     "no runs": lambda: plots.training_curves({}),
     "partial logs": lambda: plots.training_curves({"a": [{"step": 1, "nll_think": 1.0}, {"step": 1}]}),
     "many bars": lambda: plots.bars(SIX, ["accuracy"]),
-    "no points yet": lambda: plots.trade_off([]),
+    "no points yet": lambda: plots.frontier({}, "accuracy", "compliance"),
     "no tokens": lambda: plots.blurred_thought([], [], np.array([]), [0.5]),
     "one length": lambda: plots.lengths(EXAMPLES[:1]),
     "a long thought": lambda: plots.blurred_thought(TOKENS * 20, [*KINDS] * 20, np.tile(DRAWS, 20), [0.5]),
@@ -145,7 +152,10 @@ def test_too_few_axes_are_refused(name):
 
 def test_each_cell_of_a_notebook_shows_its_figures():
     """The first one loads a backend, whose settings the style must not take back."""
-    sources = [f"import sys; sys.path[:] = {sys.path!r}\nfrom btsft_nb import plots", *["plots.trade_off([]);"] * 2]
+    sources = [
+        f"import sys; sys.path[:] = {sys.path!r}\nfrom btsft_nb import plots",
+        *["plots.frontier({}, 'accuracy', 'compliance');"] * 2,
+    ]
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in sources])
     NotebookClient(notebook, timeout=120).execute()
     assert [["image/png" in output.data for output in cell.outputs] for cell in notebook.cells[1:]] == [[True]] * 2
@@ -195,7 +205,8 @@ def test_any_text_is_drawn_as_text(texts):
     summaries = dict.fromkeys(texts, SUMMARIES["after"] | {"ways": dict.fromkeys(texts, 1)})
     save(plots.bars(summaries, ["accuracy"]))
     save(plots.ways(summaries))
-    ax = plots.trade_off([{"label": text, "metrics": SUMMARIES["after"]["metrics"]} for text in texts])
+    save(plots.intervals(summaries, ["accuracy"]))
+    ax = plots.frontier(dict.fromkeys(texts, summaries), "unique thoughts", "accuracy")
     assert save(ax).get_tightbbox().width < 9
 
 
@@ -203,8 +214,8 @@ def test_what_has_no_glyph_is_shown_as_replaced():
     """Not left out; what has one stays."""
     ax = plots.blurred_thought(["a\u202eb", "思\x00", "é\n"], [2, 2, 2], np.ones(3), [0.5])
     assert words(ax.texts) == ["a\ufffdb", "\ufffd\ufffd", "é\u21b5"]
-    ax = plots.trade_off([POINTS[0] | {"label": "a\u202eb\u200b思\n"}])
-    assert words(ax.get_legend().texts)[-1] == "1  a\ufffdb\ufffd\ufffd\u21b5"
+    ax = plots.frontier({"a\u202eb\u200b思\n": {"\u200b": SUMMARIES["after"]}}, "unique thoughts", "accuracy")
+    assert words(ax.get_legend().texts) == ["a\ufffdb\ufffd\ufffd\u21b5"] and words(ax.texts) == ["\ufffd"]
 
 
 def test_live_curves_leave_no_figure_open():
@@ -297,22 +308,30 @@ def test_ways_stand_end_to_end():
     assert [text for text in words(ax.texts) if text] == ["25%", "75%", "100%"]
 
 
-def test_trade_off_has_two_marks_for_each_point():
-    """Accuracy filled, compliance open, both above the share of unique thoughts, with intervals, and a number."""
-    ax = plots.trade_off(POINTS)
-    marks = [container.lines[0] for container in ax.containers]
-    wanted = []
-    for point in POINTS:
-        x, *ys = (point["metrics"][name] for name in ("unique thoughts", "compliance", "accuracy"))
-        wanted += [(x, y) for y in ys]
-    assert [mark.get_xydata().tolist()[0] for mark in marks] == [[x["value"], y["value"]] for x, y in wanted]
-    assert [mark.get_markerfacecolor() == "white" for mark in marks] == [True, False] * len(POINTS)
-    for container, metrics in zip(ax.containers, wanted, strict=True):
-        bars = [lines.get_segments()[0] for lines in container.lines[2]]
-        ends = [[metric["low"], metric["high"]] for metric in metrics]
-        assert np.allclose([bars[0][:, 0], bars[1][:, 1]], ends)
-    assert words(ax.texts) == ["1", "2"]
-    assert words(ax.get_legend().texts) == ["compliance", "accuracy", "1  before", "2  after"]
+def test_frontier_is_a_line_through_points_with_both_intervals():
+    """One for each series, in the order of its points, each with its label."""
+    ax = plots.frontier({"dial": SUMMARIES, "other": {"": SUMMARIES["after"]}}, "unique thoughts", "accuracy")
+    at = [[s["metrics"][name] for name in ("unique thoughts", "accuracy")] for s in SUMMARIES.values()]
+    line = ax.containers[0].lines[0].get_xydata()
+    assert np.allclose(line, [[m["value"] for m in pair] for pair in at])
+    for axis, bars in enumerate(ax.containers[0].lines[2]):
+        ends = [[pair[axis]["low"], pair[axis]["high"]] for pair in at]
+        assert np.allclose([segment[:, axis] for segment in bars.get_segments()], ends)
+    assert words(ax.texts) == ["before", "after", " "] and words(ax.get_legend().texts) == ["dial", "other"]
+
+
+def test_intervals_have_a_row_for_each_model_and_a_tick_for_each_seed():
+    """In the order given; where there are no seeds, no ticks."""
+    seeds_of = {"accuracy": 2, "pass@1": 0}
+    for ax, (metric, seeds) in zip(plots.intervals(SEEDED, list(seeds_of)), seeds_of.items(), strict=True):
+        for row, (container, summary) in enumerate(zip(ax.containers, SEEDED.values(), strict=True)):
+            m = summary["metrics"][metric]
+            assert container.lines[0].get_xydata().tolist() == [[m["value"], row]]
+            assert np.allclose(container.lines[2][0].get_segments()[0], [[m["low"], row], [m["high"], row]])
+        ticks = [
+            line.get_xydata().tolist() for line in ax.lines if line.get_marker() == "|" and line.get_markersize() == 9
+        ]
+        assert ticks == [[[x, row] for x in (0.2, 0.4)[:seeds]] for row in range(len(SEEDED))]
 
 
 # ---------------------------------------------------------------------------------------------- read by everyone
@@ -400,7 +419,7 @@ SERIES = {
     "training_curves": lambda: plots.training_curves({str(i): LOGS for i in range(6)}),
     "bars": lambda: plots.bars(SIX, ["accuracy"]),
     "ways": lambda: plots.ways({"a": {"ways": dict.fromkeys("abcdef", 1), "samples": 6}}),
-    "trade_off": lambda: plots.trade_off(POINTS * 3),
+    "frontier": lambda: plots.frontier({str(i): SUMMARIES for i in range(6)}, "unique thoughts", "accuracy"),
 } | {name: PLOTS[name][1] for name in ("kind_shares", "blurred_thought")}
 
 
