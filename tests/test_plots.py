@@ -175,7 +175,7 @@ def test_every_axis_says_what_it_measures_and_in_what(name):
     labels, draw = PLOTS[name]
     axes = flat(draw())
     assert [(ax.get_xlabel(), ax.get_ylabel()) for ax in axes] == labels
-    for ax in axes:
+    for ax in axes[:1] if name == "intervals" else axes:  # whose other Axes share the rows of the first
         for axis in (ax.xaxis, ax.yaxis):
             assert axis.get_label_text() or set(words(axis.get_ticklabels())) == set(SUMMARIES)
 
