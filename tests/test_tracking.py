@@ -95,7 +95,7 @@ PROBLEMS = bt.load_rows("tiny/test")[:3]
 QUESTIONS = [  # the model finds the first option of the last one likelier, and the second likelier per byte
     {"question": "Ann has 2 pens. How many pens?", "choices": ["The answer is 2.", "The answer is 80."], "answer": "A"},
     {"question": "Ann has 2 pens. How many pens?", "choices": ["The answer is 2.", "The answer is 80."], "answer": "B"},
-    {"question": "Say it.", "choices": ["The", "The answer is 57."], "answer": "B", "thought": "Hm."},
+    {"question": "Say it.", "choices": ["The", "The answer is 57."], "answer": "B"},
 ]
 
 
@@ -255,28 +255,28 @@ class Stop(TrainerCallback):
 
 
 def test_a_killed_run_goes_on_without_gap_or_double(tmp_path, tracked, examples, tiny_tokenizer):
-    """Killed while the records of step 4 were written: resumed from step 3, all files end as those of a run left alone."""
+    """Killed after step 4, one file in mid-line: resumed from step 3, the files end as if it had not been."""
     with pytest.raises(RuntimeError, match="killed"):
         callbacks = [*trackers(examples, tiny_tokenizer), Stop(4)]
         make_trainer(tmp_path, examples, tiny_tokenizer, callbacks).train()
-    for name in ("log_probs.jsonl", "samples.jsonl", "choices.jsonl"):
-        text = (tmp_path / name).read_text()
-        at = text.index('{"step": 4')
-        (tmp_path / name).write_text(text[: at + 20])
+    assert {record["step"] for record in lines(tmp_path / "samples.jsonl")} == {0, 2, 4}
+    text = (tmp_path / "choices.jsonl").read_text()
+    (tmp_path / "choices.jsonl").write_text(text[: text.index('{"step": 4') + 20])
     found = trackers(examples, tiny_tokenizer)
     make_trainer(tmp_path, examples, tiny_tokenizer, found).train(resume_from_checkpoint=True)
     assert written(tmp_path) == written(tracked[0]) and logs(tmp_path) == logs(tracked[0])
     assert [tracker.records for tracker in found] == [tracker.records for tracker in tracked[1]]
 
 
-def test_a_new_run_starts_its_files_anew(tmp_path, tracked, examples, tiny_tokenizer):
+def test_a_new_run_starts_its_files_anew(tmp_path, examples, tiny_tokenizer):
     """Also with the same trackers, and where the run before was longer."""
     found = trackers(examples, tiny_tokenizer)
-    make_trainer(tmp_path, examples, tiny_tokenizer, found, max_steps=8).train()
-    make_trainer(tmp_path, examples, tiny_tokenizer, found).train()
-    for tracker, alone in zip(found, tracked[1], strict=True):
-        assert lines(tmp_path / tracker.file) == tracker.records
-        assert [record["step"] for record in tracker.records] == [record["step"] for record in alone.records]
+    for max_steps in (4, 2):
+        make_trainer(tmp_path, examples, tiny_tokenizer, found, max_steps=max_steps, save_strategy="no").train()
+        assert [sorted({r["step"] for r in lines(tmp_path / tracker.file)})[-1] for tracker in found] == [max_steps] * 3
+    for tracker in found:
+        steps = [record["step"] for record in tracker.records]
+        assert lines(tmp_path / tracker.file) == tracker.records and steps.count(0) == steps.count(2) == len(steps) / 2
 
 
 class Interrupted(TrackLogProbs):
