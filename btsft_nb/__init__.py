@@ -14,7 +14,8 @@ logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(lambda record: "gem
 
 from . import metrics, plots, tiny
 from .blur import Kind, draws, example_key
-from .callbacks import LiveCurves, TrackLogProbs
+from .callbacks import LiveCurves
+from .choices import choices
 from .collator import Collator
 from .config import BTSFTConfig
 from .data import mix, overlap, prepare
@@ -31,14 +32,15 @@ from .report import Report
 from .rows import Rows, RowStream, load_rows
 from .templates import use_template
 from .tokens import add_tags, tag_ids
+from .tracking import TrackChoices, TrackLogProbs, TrackSamples
 from .trainer import BTSFTTrainer, finetune
 from .weights import sentence_weights
 
 __version__ = "0.1.0"
 __all__ = [
     "BTSFTConfig", "BTSFTTrainer", "Collator", "Example", "Kind", "LiveCurves", "Playground", "Renderer", "Report",
-    "RowError", "RowStream", "Rows", "TokenInspector", "TrackLogProbs", "add_tags", "draws", "evaluate",
-    "example_key", "finetune", "load_model", "load_rows", "load_tokenizer", "metrics", "mix", "overlap", "plots",
-    "prepare", "read_run", "sample", "score", "sentence_weights", "table", "tag_ids", "tiny", "to_messages",
-    "to_prompt", "to_row", "token_texts", "use_template",
+    "RowError", "RowStream", "Rows", "TokenInspector", "TrackChoices", "TrackLogProbs", "TrackSamples", "add_tags",
+    "choices", "draws", "evaluate", "example_key", "finetune", "load_model", "load_rows", "load_tokenizer",
+    "metrics", "mix", "overlap", "plots", "prepare", "read_run", "sample", "score", "sentence_weights", "table",
+    "tag_ids", "tiny", "to_messages", "to_prompt", "to_row", "token_texts", "use_template",
 ]  # fmt: skip

@@ -1,20 +1,19 @@
-"""What happens while a model trains: curves that grow in the notebook, tagged text followed, a stop between steps."""
+"""What happens while a model trains: curves that grow in the notebook, a stop between steps."""
 
 import io
 import signal
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 from accelerate import Accelerator
 from IPython.display import Image, display
 from matplotlib.figure import Figure
-from transformers import PreTrainedTokenizerBase, TrainerCallback
+from transformers import TrainerCallback
 from transformers.trainer_utils import SaveStrategy
 
-from .generation import score
 from .plots import training_curves
 
 
@@ -27,6 +26,8 @@ class LiveCurves(TrainerCallback):
         name: what to call this run in the legend.
         compare: histories of earlier runs by name (`trainer.state.log_history`), drawn beside it.
     """
+
+    _handle = None  # trackers before it in the list log before it begins
 
     def __init__(self, name: str, compare: dict[str, list[dict]] | None = None):
         self.name, self.compare = name, compare or {}
@@ -54,47 +55,6 @@ class LiveCurves(TrainerCallback):
         training_curves({**self.compare, self.name: state.log_history}, title, figure.subplots(1, 4))
         figure.savefig(png, facecolor="white")
         return Image(png.getvalue(), metadata={"alt": title})
-
-
-class TrackLogProbs(TrainerCallback):
-    """Follows how likely the model finds the tagged stretches of some examples while it trains on whatever it does.
-
-    `records` grows by one entry for each stretch before the first step, every `every` steps and after the last one:
-    `step`, `id` of the example, `tag`, `log_prob` (the sum over its tokens, in nats) and `tokens` (how many).
-
-    Args:
-        examples: as `prepare` returns them, with `tags`: a list of {"tag": str, "start": int, "stop": int} in tokens.
-        tokenizer: the one that prepared them.
-
-    Every process runs the model, since it may be sharded over them, and each has all records. Raises ValueError where
-    there is nothing to follow.
-    """
-
-    def __init__(self, examples: Sequence[dict], tokenizer: PreTrainedTokenizerBase, every: int = 10):
-        if isinstance(every, bool) or not isinstance(every, int) or every < 1:
-            raise ValueError(f"every={every!r}: a number of steps from 1 wanted")
-        self.examples = [example for example in examples if example["tags"]]
-        if not self.examples:
-            raise ValueError("none of the examples has a tagged stretch to follow; give their blocks or spans a tag")
-        self.tokenizer, self.every, self.records = tokenizer, every, []
-
-    def on_train_begin(self, args, state, control, model, **kwargs):
-        self._record(model, state.global_step)
-
-    def on_step_end(self, args, state, control, model, **kwargs):
-        if state.global_step % self.every == 0:
-            self._record(model, state.global_step)
-
-    def on_train_end(self, args, state, control, model, **kwargs):
-        if self.records[-1]["step"] != state.global_step:
-            self._record(model, state.global_step)
-
-    def _record(self, model, step: int) -> None:
-        for example, scored in zip(self.examples, score(model, self.tokenizer, self.examples), strict=True):
-            for stretch in example["tags"]:
-                log_probs = scored["log_probs"][stretch["start"] : stretch["stop"]]
-                record = {"step": step, "id": example["id"], "tag": stretch["tag"]}
-                self.records.append(record | {"log_prob": float(log_probs.sum()), "tokens": len(log_probs)})
 
 
 class StopOnInterrupt(TrainerCallback):

@@ -26,6 +26,7 @@ from .losses import find_completions, objective
 from .models import load_model, record_base
 from .rows import load_rows
 from .tokens import tag_ids
+from .tracking import Probe
 
 
 class BTSFTTrainer(Trainer):
@@ -73,6 +74,8 @@ class BTSFTTrainer(Trainer):
         if any(isinstance(callback, LiveCurves) for callback in callbacks or []):
             self.remove_callback(PrinterCallback)
             self.remove_callback(DEFAULT_PROGRESS_CALLBACK)
+        for probe in (callback for callback in callbacks or [] if isinstance(callback, Probe)):
+            probe.attach(self)
         self.model_accepts_loss_kwargs = True  # the objective takes the counts that _get_num_items_in_batch makes
         self._forward = HeadForward(model, self.tag_ids, padding_free=config.padding_free)
         self.ref_model = ref_model

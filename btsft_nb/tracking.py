@@ -1,0 +1,231 @@
+"""What a model makes of held-out text while it trains: log-probabilities, samples, multiple choice."""
+
+import json
+import os
+import weakref
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback
+
+from .choices import choices, render_questions
+from .evaluate import evaluate
+from .formats import to_prompt
+from .generation import sample, score
+from .messages import RowError, as_text
+from .render import Renderer
+
+_WITHOUT_REFERENCE = ("compliance", "unique thoughts", "ways of thinking")
+
+
+class Probe(TrainerCallback):
+    """Measures the model before the first step, at chosen steps and after the last one; the base of the trackers.
+
+    The records of a measurement, each with its `step`, are added to `records` and to a file of the run folder, one
+    JSON a line. Its means are logged as `eval_<file>/<name>`: they stand in `trainer.state.log_history` and
+    history.jsonl, and trackers show them as `eval/<file>/<name>`. The training is as it would be without.
+
+    A new run starts the file anew; one that is resumed first drops the records of steps after its checkpoint. A run
+    that is stopped before its last step ends with what was measured at the chosen ones.
+
+    Args:
+        every: measure every so many steps; or "log", after steps 1, 2, 4, 8 and so on.
+
+    Every process runs the model, since it may be sharded over them, and only the main one writes. Raises ValueError
+    where the trainer is not a BTSFTTrainer that was given it as one of its `callbacks`, or was given two of a kind.
+    """
+
+    file: str
+
+    def __init__(self, every: int | str):
+        if every != "log" and (isinstance(every, bool) or not isinstance(every, int) or every < 1):
+            raise ValueError(f"every={every!r}: a number of steps from 1 wanted, or 'log' for steps 1, 2, 4, 8, ...")
+        self.every, self.records = every, []
+
+    def attach(self, trainer: Trainer) -> None:
+        """Whom to log to. Who keeps the records does not thereby keep the trainer, and its model, in memory."""
+        self._trainer = weakref.ref(trainer)
+
+    def on_train_begin(self, args, state, control, model, **kwargs):
+        name, path = type(self).__name__, Path(args.output_dir, self.file)
+        if not hasattr(self, "_trainer"):
+            raise ValueError(f"{name} logs to a BTSFTTrainer: give it to one as one of its callbacks=[...]")
+        if sum(type(callback) is type(self) for callback in self._trainer().callback_handler.callbacks) > 1:
+            raise ValueError(f"two of {name}, which would share {self.file}: give one of them all there is to measure")
+        self.records = _records(path, state.global_step) if state.global_step else []
+        if state.is_world_process_zero:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            part = path.with_suffix(".part")
+            part.write_text(_lines(self.records), encoding="utf-8")
+            os.replace(part, path)  # other processes may be reading it
+        if not state.global_step:
+            self._record(path, state, control, model)
+
+    def on_step_end(self, args, state, control, model, **kwargs):
+        step = state.global_step
+        chosen = step & (step - 1) == 0 if self.every == "log" else step % self.every == 0
+        if chosen or step >= state.max_steps:
+            self._record(Path(args.output_dir, self.file), state, control, model)
+
+    def _record(self, path: Path, state, control, model) -> None:
+        records = [{"step": state.global_step} | record for record in self._measure(model)]
+        if state.is_world_process_zero:
+            with path.open("a", encoding="utf-8") as file:
+                file.write(_lines(records))
+        self.records += records
+        due = control.should_log
+        self._trainer().log({f"eval_{path.stem}/{name}": float(value) for name, value in self._means(records).items()})
+        control.should_log = due  # Trainer takes any log for the one that was due at this step
+
+    def _measure(self, model) -> list[dict]:
+        raise NotImplementedError
+
+    def _means(self, records: list[dict]) -> dict[str, float]:
+        raise NotImplementedError
+
+
+class TrackLogProbs(Probe):
+    """Follows how likely the model finds the tagged stretches of some examples while it trains on whatever it does.
+
+    When, and what becomes of the records: see `Probe`. The file is log_probs.jsonl, with a record for each stretch:
+    `step`, `id` of the example, `tag`, `log_prob` (the sum over its tokens, in nats) and `tokens` (how many). The log
+    has, under each tag, the mean over all its tokens.
+
+    Args:
+        examples: as `prepare` returns them, with `tags`: a list of {"tag": str, "start": int, "stop": int} in tokens.
+        tokenizer: the one that prepared them.
+
+    Raises ValueError where there is nothing to follow.
+    """
+
+    file = "log_probs.jsonl"
+
+    def __init__(self, examples: Sequence[dict], tokenizer: PreTrainedTokenizerBase, every: int | str = 10):
+        super().__init__(every)
+        self.examples = [example for example in examples if example["tags"]]
+        if not self.examples:
+            raise ValueError("none of the examples has a tagged stretch to follow; give their blocks or spans a tag")
+        self.tokenizer = tokenizer
+
+    def _measure(self, model) -> list[dict]:
+        records = []
+        for example, scored in zip(self.examples, score(model, self.tokenizer, self.examples), strict=True):
+            for stretch in example["tags"]:
+                log_probs = scored["log_probs"][stretch["start"] : stretch["stop"]]
+                found = {"log_prob": float(log_probs.sum()), "tokens": len(log_probs)}
+                records.append({"id": example["id"], "tag": stretch["tag"]} | found)
+        return records
+
+    def _means(self, records: list[dict]) -> dict[str, float]:
+        by_tag = {tag: [r for r in records if r["tag"] == tag] for tag in dict.fromkeys(r["tag"] for r in records)}
+        return {tag: sum(r["log_prob"] for r in own) / sum(r["tokens"] for r in own) for tag, own in by_tag.items()}
+
+
+class TrackSamples(Probe):
+    """Samples completions of held-out prompts while a model trains, with the same draws each time.
+
+    When, and what becomes of the records: see `Probe`. The file is samples.jsonl, with the records of `sample`. The
+    log has the metrics of `evaluate`: compliance, unique thoughts, accuracy and so on.
+
+    Args:
+        prompts: as for `sample`.
+        references: the right answer of each prompt; by default the field `answer` of the rows. Where no prompt has
+            one, what needs no reference is logged: compliance, unique thoughts and ways of thinking.
+        n, max_new_tokens: as for `sample`. way_of: as for `evaluate`.
+
+    Raises RowError for a malformed prompt or reference, and ValueError where there is no prompt or some have a
+    reference and others have none.
+    """
+
+    file = "samples.jsonl"
+
+    def __init__(
+        self,
+        prompts: Sequence[dict | str],
+        tokenizer: PreTrainedTokenizerBase,
+        references: Sequence[str] | None = None,
+        *,
+        every: int | str = 50,
+        n: int = 4,
+        max_new_tokens: int = 256,
+        way_of: Callable[[str], str | None] | None = None,
+    ):
+        super().__init__(every)
+        for name, value in (("n", n), ("max_new_tokens", max_new_tokens)):
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name}={value!r}: a whole number from 1 wanted")
+        self.prompts, self.tokenizer, self.way_of = list(prompts), tokenizer, way_of
+        self.settings = {"n": n, "max_new_tokens": max_new_tokens}
+        self.references = _references(self.prompts, references)
+        renderer = Renderer(tokenizer)
+        for i, prompt in enumerate(self.prompts):  # what sampling would stumble over stops here, not in mid-run
+            try:
+                renderer.prompt_ids(to_prompt(prompt))
+            except RowError as error:
+                raise error.at(getattr(prompts, "source", "prompts"), i) from None
+
+    def _measure(self, model) -> list[dict]:
+        return sample(model, self.tokenizer, self.prompts, **self.settings)
+
+    def _means(self, records: list[dict]) -> dict[str, float]:
+        summary = evaluate(records, self.references or [""] * len(self.prompts), self.way_of)
+        values = {name: metric["value"] for name, metric in summary["metrics"].items()}
+        return values if self.references else {name: values[name] for name in _WITHOUT_REFERENCE if name in values}
+
+
+class TrackChoices(Probe):
+    """Follows how a model answers multiple-choice questions by likelihood while it trains.
+
+    When, and what becomes of the records: see `Probe`. The file is choices.jsonl, with the records of `choices`. The
+    log has `accuracy` (by the log-probability of an option) and `accuracy_normalised` (by that per byte).
+
+    Args:
+        questions: as for `choices`.
+
+    Raises RowError for a malformed question, and ValueError where there is none.
+    """
+
+    file = "choices.jsonl"
+
+    def __init__(self, questions: Sequence[dict], tokenizer: PreTrainedTokenizerBase, every: int | str = 50):
+        super().__init__(every)
+        if not render_questions(tokenizer, questions):  # which also finds what is malformed
+            raise ValueError("no question to ask; give at least one")
+        self.questions, self.tokenizer = questions, tokenizer
+
+    def _measure(self, model) -> list[dict]:
+        return choices(model, self.tokenizer, self.questions)
+
+    def _means(self, records: list[dict]) -> dict[str, float]:
+        names = {"accuracy": "correct_raw", "accuracy_normalised": "correct_normalised"}
+        return {name: sum(record[field] for record in records) / len(records) for name, field in names.items()}
+
+
+def _references(prompts: list[dict | str], given: Sequence[str] | None) -> list[str] | None:
+    """The reference of each prompt, or None where no prompt has one. Raises ValueError where only some have."""
+    if not prompts:
+        raise ValueError("no prompt to sample; give at least one")
+    if given is None:
+        answers = [prompt.get("answer") if isinstance(prompt, dict) else None for prompt in prompts]
+        given = [answer for answer in answers if answer is not None] or None
+    if given is not None and len(given) != len(prompts):
+        raise ValueError(f"{len(given)} references for {len(prompts)} prompts: one for each wanted, or references=None")
+    return None if given is None else [as_text(answer, f"references[{i}]") for i, answer in enumerate(given)]
+
+
+def _lines(records: list[dict]) -> str:
+    return "".join(json.dumps(record) + "\n" for record in records)
+
+
+def _records(path: Path, step: int) -> list[dict]:
+    """The records of a file up to a step, none where there is no file."""
+    records = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError:  # a kill cut it off, after the checkpoint's step
+            break
+        if record["step"] > step:
+            break
+        records.append(record)
+    return records

@@ -1,0 +1,167 @@
+"""Multiple choice by likelihood: the figures of a plain softmax, the layouts of questions, what is refused."""
+
+import copy
+import json
+
+import pytest
+import torch
+
+import btsft_nb as bt
+from btsft_nb.choices import render_questions
+
+CAPITAL = {"question": "The capital of Côte d'Ivoire?", "choices": ["Yamoussoukro", "Zürich", "Ōsaka"], "answer": 0}
+ARC = {"question": "What is ice?", "choices": {"text": ["water", "stone"], "label": ["1", "2"]}, "answerKey": "1"}
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    return bt.load_model("tiny")
+
+
+@pytest.fixture(scope="module")
+def problems() -> list[dict]:
+    """20 word problems with the teacher's thought, its answer second, and three wrong numbers."""
+    found = []
+    for row in bt.load_rows("tiny/teacher")[:20]:
+        asked, said = (turn["content"] for turn in row["messages"])
+        thought = said.removeprefix("<think>").partition("</think>")[0]
+        numbers = [int(row["answer"]) + difference for difference in (1, 0, 20, 100)]
+        options = [f"The answer is {number}." for number in numbers]
+        found.append({"question": asked, "thought": thought, "choices": options, "answer": 1})
+    return found
+
+
+def plain(model, tokenizer, question: dict) -> list[float]:
+    """The log-probability of each option after prompt and thought, by softmax in float64, one by one, no padding."""
+    turn = {"role": "user", "content": question["question"]}
+    before = tokenizer.apply_chat_template([turn], tokenize=False, add_generation_prompt=True)
+    before += f"<think>\n{question['thought'].strip()}\n</think>\n\n" if "thought" in question else ""
+    n, found = len(tokenizer.encode(before, add_special_tokens=False)), []
+    for option in question["choices"]:
+        ids = torch.tensor([tokenizer.encode(before + option, add_special_tokens=False)])
+        with torch.no_grad():
+            log_probs = model(ids).logits[0].double().log_softmax(-1)
+        found.append(sum(log_probs[at - 1, ids[0, at]].item() for at in range(n, ids.shape[1])))
+    return found
+
+
+def test_log_probs_are_those_of_the_options_alone(tiny, problems):
+    """Neither prompt, thought nor end of turn counts; padding and batches change nothing."""
+    questions = [*problems[:3], CAPITAL]
+    records = bt.choices(*tiny, questions)
+    for question, record in zip(questions, records, strict=True):
+        assert record["log_probs"] == pytest.approx(plain(*tiny, question), abs=1e-3)
+    for size in (1, 3):
+        for one, other in zip(records, bt.choices(*tiny, questions, batch_size=size), strict=True):
+            assert one["log_probs"] == pytest.approx(other["log_probs"], abs=1e-3)
+
+
+def test_a_model_that_has_thought_chooses_right(tiny, problems):
+    records = bt.choices(*tiny, problems)
+    assert sum(record["correct_raw"] for record in records) >= 19
+    assert [record["raw"] == record["answer"] for record in records] == [record["correct_raw"] for record in records]
+    wrong = bt.choices(*tiny, [question | {"answer": 0} for question in problems])
+    assert sum(record["correct_raw"] for record in wrong) <= 1
+
+
+def test_the_longer_option_is_chosen_per_byte_only(tiny):
+    """Of two options where the sum prefers one and the sum per byte the other; bytes are those of UTF-8."""
+    (record,) = bt.choices(*tiny, [CAPITAL])
+    assert record["bytes"] == [12, 7, 6]
+    assert record["raw"] == max(range(3), key=lambda i: record["log_probs"][i])
+    per_byte = [log_p / n for log_p, n in zip(record["log_probs"], record["bytes"], strict=True)]
+    assert record["normalised"] == max(range(3), key=lambda i: per_byte[i])
+    (record,) = bt.choices(*tiny, [{"question": "Say it.", "choices": ["The", "The answer is 57."], "answer": "B"}])
+    assert (record["raw"], record["normalised"]) == (0, 1)
+    assert (record["correct_raw"], record["correct_normalised"]) == (False, True)
+
+
+@pytest.mark.parametrize(
+    ("options", "answer", "index"),
+    [
+        (["water", "stone"], 1, 1),
+        (["water", "stone"], "B", 1),
+        (["water", "stone"], "stone", 1),
+        (["A", "B"], "B", 1),
+        (["3", "1", "2"], "1", 1),
+        (["3", "1", "2"], 1, 1),
+        ({"text": ["water", "stone"], "label": ["A", "B"]}, "B", 1),
+        ({"text": ["water", "stone"], "label": ["1", "2"]}, "1", 0),
+    ],
+)
+def test_answers_are_read(tiny_tokenizer, options, answer, index):
+    """As index, letter, text, and ARC's label, which may be numbers from 1."""
+    row = {"question": "?", "choices": options, "answerKey" if isinstance(options, dict) else "answer": answer}
+    ((question, examples),) = render_questions(tiny_tokenizer, [row])
+    assert question.answer == index and len(examples) == len(question.options)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"question": None}, r"field question: text wanted, got NoneType"),
+        ({"question": " "}, r"field question: empty"),
+        ({"choices": "AB"}, r"field choices: a list of 2 to 26 options wanted, got 'AB'"),
+        ({"choices": ["one"]}, r"field choices: a list of 2 to 26"),
+        ({"choices": ["one"] * 27}, r"field choices: a list of 2 to 26"),
+        ({"choices": ["a", 2, "c"]}, r"field choices\[1\]: text wanted, got int: 2"),
+        ({"choices": ["a", " ", "c"]}, r"field choices\[1\]: an option without text"),
+        ({"choices": ["a", "b", "a"]}, r"field choices\[2\]: the same option again: 'a'"),
+        ({"choices": ["a", "<think>b", "c"]}, r"field choices\[1\]: a think tag in an option"),
+        ({"thought": "so </think> there"}, r"field thought: a think tag in the thought"),
+        ({"thought": 3}, r"field thought: text wanted, got int"),
+        ({"answer": 3}, r"field answer: an index from 0, a letter or the text.* got 3, which names none"),
+        ({"answer": -1}, r"got -1, which names none"),
+        ({"answer": True}, r"got True, which names none"),
+        ({"answer": 1.0}, r"got 1.0, which names none"),
+        ({"answer": "D"}, r"got 'D', which names none"),
+        ({"answer": None}, r"got None, which names none"),
+        ({"choices": ["B", "A"], "answer": "A"}, r"got 'A', which names several"),
+        (ARC | {"answerKey": "A"}, r"field answerKey: one of the labels wanted, got 'A', which names none"),
+        (ARC | {"choices": {"text": ["a", "b"], "label": ["1"]}}, r"field choices.label: a label for each of 2"),
+        (ARC | {"choices": {"text": ["a", "b"], "label": ["1", "1"]}}, r"got '1', which names several"),
+        (ARC | {"choices": {"label": ["1", "2"]}}, r"field choices.text: a list of 2 to 26 options wanted, got None"),
+    ],
+)
+def test_malformed_questions_are_named(tiny_tokenizer, change, message):
+    """With the row and the field, before anything is scored."""
+    with pytest.raises(bt.RowError, match="questions, row 1: .*" + message):
+        render_questions(tiny_tokenizer, [CAPITAL, CAPITAL | change])
+    with pytest.raises(bt.RowError, match="quiz, row 0: a row with question, choices and answer wanted, got list"):
+        render_questions(tiny_tokenizer, bt.Rows([[]], "quiz"))
+
+
+def test_the_options_tokens_spell_the_option(tokenizer):
+    """With the real templates, one of which opens a thought itself: no tag, no end of turn, nothing left out."""
+    questions = [row | {"thought": "Let me see.\n"} for row in (CAPITAL, ARC)]
+    for question, examples in render_questions(tokenizer, questions):
+        for option, example in zip(question.options, examples, strict=True):
+            (place,) = example.tags
+            ids = example.input_ids
+            assert tokenizer.decode(ids[place["start"] : place["stop"]]).strip() == option
+            assert tokenizer.decode(ids[: place["start"]]).endswith("Let me see.\n</think>\n\n")
+            assert tokenizer.decode(ids).count("<think>") == 1 and len(ids) > place["stop"]
+        prompts = [example.input_ids[: example.tags[0]["start"]] for example in examples]
+        assert all(prompt == prompts[0] for prompt in prompts)
+
+
+def test_a_template_that_opens_the_thought_needs_one(tiny):
+    model, tokenizer = tiny
+    opened = copy.deepcopy(tokenizer)
+    opened.chat_template = tokenizer.chat_template.replace("assistant\n' }}", "assistant\n<think>' }}")
+    with pytest.raises(bt.RowError, match=r"questions, row 1: .*opens a thought"):
+        bt.choices(model, opened, [CAPITAL | {"thought": "Hm."}, CAPITAL])
+    with_thought = [CAPITAL | {"thought": "Hm."}]
+    (given,), (written,) = bt.choices(model, opened, with_thought), bt.choices(model, tokenizer, with_thought)
+    assert given["log_probs"] == pytest.approx(written["log_probs"], abs=1e-3)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_scoring_leaves_no_trace(tiny, training):
+    """Neither in the model's mode nor in the random state; and its records are JSON."""
+    model, tokenizer = copy.deepcopy(tiny[0]).train(training), tiny[1]
+    before = torch.get_rng_state()
+    records = bt.choices(model, tokenizer, [CAPITAL, ARC])
+    assert model.training == training and torch.equal(torch.get_rng_state(), before)
+    assert json.loads(json.dumps(records)) == records
+    assert [record["question"] for record in records] == [CAPITAL["question"], ARC["question"]]
