@@ -5,6 +5,7 @@
 # make notebooks   run the notebooks and store their outputs in place, and the README's pictures (needs chromium)
 # make colab   write the repository's address (pyproject.toml) into badges and install cells
 # make bench   install the peers, measure against them, and kill runs: over half an hour on two cores
+# make evidence  fine-tune and sample every arm of benchmarks/evidence.py, and write what notebook 06 reads: two hours
 # make lock    write constraints.txt anew from the newest versions
 
 PYTHON ?= python3
@@ -13,7 +14,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo test lint notebooks colab bench lock
+.PHONY: demo test lint notebooks colab bench evidence lock
 
 demo: $(INSTALLED)
 	$(BIN)/python tools/notebooks.py demo
@@ -38,7 +39,13 @@ bench: $(INSTALLED)
 	$(BIN)/python benchmarks/head.py
 	$(BIN)/python benchmarks/step.py
 	$(BIN)/python benchmarks/prepare.py
+	$(BIN)/python benchmarks/generate.py
 	$(BIN)/python benchmarks/kill.py
+
+evidence: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/evidence.py --worker 0/2 & \
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/evidence.py --worker 1/2 && wait $$!
+	$(BIN)/python benchmarks/evidence.py --summarise
 
 lock:
 	$(BIN)/pip freeze --exclude-editable | grep -v '^pip==\|^setuptools==' | sed 's/+cpu//' > constraints.txt

@@ -2,8 +2,8 @@
 
     python benchmarks/generate.py [--quick]
 
-Both draw the same completions of the same prompts; that they are equal is checked. They take turns, 16 prompts with 8 samples
-each time, so that a slow minute of the machine meets both. The last line is
+Both draw the same completions of the same prompts; that they are equal is checked. They take turns, 16 prompts with 8
+samples each time, so that a slow minute of the machine meets both. The last line is
 `speed_vs_single= speed_vs_generate=`: completions a second against `sample` with batch_size=1, and against
 transformers' own `generate` called for one completion after the other.
 """

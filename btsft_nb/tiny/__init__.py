@@ -3,6 +3,9 @@
 `python -m btsft_nb.tiny` makes model and tokenizer again, from one seed.
 """
 
+import json
+from pathlib import Path
+
 from .problems import SIZES, WAYS, rows, way_of
 
 # Training arguments that suit this model and its data sets of 1,000 rows, on a CPU and a GPU alike.
@@ -16,4 +19,16 @@ TRAINING = {
     "save_strategy": "no",
 }
 
-__all__ = ["SIZES", "TRAINING", "WAYS", "rows", "way_of"]
+
+def evidence() -> dict:
+    """What benchmarks/evidence.py measured of the dials, on this model and on a harder family of problems.
+
+    Returns:
+        `made` (command, date, versions, machine), `budget`, and `families`: for each arm `metrics`, as `evaluate` has
+        them, `seeds` (metric -> the mean of each seed), and but for `before` its settings, the arm that is its
+        `control`, and the paired `difference` from that.
+    """
+    return json.loads(Path(__file__).with_name("evidence.json").read_text(encoding="utf-8"))
+
+
+__all__ = ["SIZES", "TRAINING", "WAYS", "evidence", "rows", "way_of"]

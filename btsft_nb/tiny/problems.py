@@ -11,6 +11,7 @@ Every set is generated from a seed, so nothing is stored:
 The hash of those numbers, or of that question, decides whether a problem belongs to `test`.
 """
 
+import operator
 import random
 import zlib
 
@@ -18,6 +19,7 @@ WAYS = ("direct", "split", "count", "check")
 TEACHER_WAY = "split"
 SIZES = {"pretrain": 64_000, "teacher": 1_000, "messy": 1_000, "test": 200}
 SYMBOLS = {"add": "+", "subtract": "-", "multiply": "*"}
+OPERATIONS = dict(zip(SYMBOLS, (operator.add, operator.sub, operator.mul), strict=True))
 
 _NAMES = ("Ann", "Ben", "Eva", "Ivo", "Lea", "Max", "Mia", "Tom")
 _THINGS = ("apples", "books", "cards", "coins", "eggs", "pens", "shells", "stamps")
@@ -49,6 +51,11 @@ def way_of(thought: str) -> str | None:
     return next((way for way, words in _OPENINGS.items() if thought.lstrip().startswith(words)), None)
 
 
+def think(way: str, operation: str, a: int, b: int, wording: int) -> str:
+    """The thought of one of WAYS on one of OPERATIONS, in wording 0 or 1."""
+    return _THINK[way](operation, a, b, OPERATIONS[operation](a, b), wording)
+
+
 def rows(name: str, n: int | None = None, seed: int = 0) -> list[dict]:
     """The first `n` rows of a set: `{"id", "messages", "answer", "way"}`, the assistant's text with its thought.
 
@@ -61,12 +68,12 @@ def rows(name: str, n: int | None = None, seed: int = 0) -> list[dict]:
 
 def _row(name: str, i: int, rng: random.Random, asked: set[str] | None) -> dict:
     operation, a, b, question = _problem(rng, asked)
-    result = {"add": a + b, "subtract": a - b, "multiply": a * b}[operation]
+    result = OPERATIONS[operation](a, b)
     row = {"id": f"tiny/{name}/{i}", "messages": [{"role": "user", "content": question}], "answer": str(result)}
     if name == "test":
         return row
     way = TEACHER_WAY if name == "teacher" else rng.choice(WAYS)
-    thought = _THINK[way](operation, a, b, result, rng.randrange(2))
+    thought = think(way, operation, a, b, rng.randrange(2))
     tagged = name != "messy" or i % 5 not in (1, 3)
     thought = f"<think>{thought}</think>" if tagged else thought
     row["messages"].append({"role": "assistant", "content": f"{thought}\n\nThe answer is {result}."})
