@@ -1,149 +1,12 @@
-"""What completions are worth: parsing, accuracy, pass@k, intervals, and the summary of a set of samples."""
+"""Intervals over prompts, and the summary of a set of samples."""
 
 import math
-from itertools import combinations
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from btsft_nb import evaluate, table
-from btsft_nb.metrics import Parsed, bootstrap, is_correct, last_number, parse, pass_at_k, unique_share
-
-PARSED = {
-    "fits": ("<think>a</think>b", {}, Parsed("a", "b", None)),
-    "fits on lines": ("\n<think>\na\n</think>\n\nb\n", {}, Parsed("a", "b", None)),
-    "empty": ("", {}, Parsed("", "", "no open tag")),
-    "no tags": ("just b", {}, Parsed("", "just b", "no open tag")),
-    "lone close": ("a</think>b", {}, Parsed("a", "b", "no open tag")),
-    "no close": ("<think>a and b", {}, Parsed("a and b", "", "no close tag")),
-    "empty thought": ("<think></think>b", {}, Parsed("", "b", "empty thought")),
-    "blank thought": ("<think> \n\t</think>b", {}, Parsed("", "b", "empty thought")),
-    "no answer": ("<think>a</think>", {}, Parsed("a", "", "no answer")),
-    "blank answer": ("<think>a</think> \n", {}, Parsed("a", "", "no answer")),
-    "text before": ("Sure. <think>a</think>b", {}, Parsed("a", "b", "text before the thought")),
-    "close first": ("</think><think>a</think>b", {}, Parsed("a", "b", "text before the thought")),
-    "second close": ("<think>a</think>b</think>c", {}, Parsed("a", "b</think>c", "more than one close tag")),
-    "second open": ("<think>a</think>b<think>c", {}, Parsed("a", "b<think>c", "more than one open tag")),
-    "second thought": (
-        "<think>a</think><think>b</think>c", {}, Parsed("a", "<think>b</think>c", "more than one open tag")
-    ),
-    "nested": ("<think>a<think>b</think>c</think>d", {}, Parsed("a<think>b", "c</think>d", "more than one open tag")),
-    "other case": ("<THINK>a</THINK>b", {}, Parsed("", "<THINK>a</THINK>b", "no open tag")),
-    "prefilled": ("a</think>b", {"prefilled": True}, Parsed("a", "b", None)),
-    "prefilled, opened again": (
-        "<think>a</think>b", {"prefilled": True}, Parsed("<think>a", "b", "more than one open tag")
-    ),
-    "prefilled, empty thought": ("</think>b", {"prefilled": True}, Parsed("", "b", "empty thought")),
-    "prefilled, no close": ("a and b", {"prefilled": True}, Parsed("a and b", "", "no close tag")),
-    "cut off in the thought": ("<think>a", {"finished": False}, Parsed("a", "", "cut off")),
-    "cut off in the answer": ("<think>a</think>b", {"finished": False}, Parsed("a", "b", "cut off")),
-    "prefilled, cut off": ("a", {"prefilled": True, "finished": False}, Parsed("a", "", "cut off")),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize(("text", "options", "parsed"), PARSED.values(), ids=PARSED)
-def test_parse(text, options, parsed):
-    """The strict grammar, thought and answer, and the first thing that is wrong."""
-    assert parse(text, **options) == parsed
-
-
-@given(st.lists(st.sampled_from(["<think>", "</think>", "a", "\n", " "]), max_size=8).map("".join), st.booleans())
-def test_a_text_complies_exactly_where_the_grammar_says_so(text, prefilled):
-    """Against the grammar written another way."""
-    whole = "<think>" + text if prefilled else text
-    tags = [tag for tag in whole.replace("<think>", "|(|").replace("</think>", "|)|").split("|") if tag in ("(", ")")]
-    fits = tags == ["(", ")"] and whole.lstrip().startswith("<think>")
-    fits = fits and all(part.strip() for part in whole.lstrip()[len("<think>") :].split("</think>"))
-    assert (parse(text, prefilled=prefilled).problem is None) == fits
-
-
-@given(st.text(max_size=30), st.booleans(), st.booleans())
-def test_parse_takes_any_text(text, prefilled, finished):
-    """Thought and answer are pieces of it."""
-    parsed = parse(text, prefilled=prefilled, finished=finished)
-    assert parsed.thought in text and parsed.answer in text
-
-
-@pytest.mark.parametrize(
-    ("answer", "reference", "right"),
-    [
-        ("The answer is 42.", "42", True),
-        ("42 is what 6*7 gives, so 42", "42", True),
-        ("first 42, then 41", "42", False),
-        ("It costs $1,234.50 in all", "1234.5", True),
-        ("1234567", "1,234,567", True),
-        ("1,000", "1000.0", True),
-        ("-5", "5", False),
-        ("it is -5 degrees", "-5", True),
-        ("+5", "5", True),
-        ("0.1", "0.10", True),
-        ("0.1000001", "0.1", False),
-        ("100000001", "100000002", False),
-        ("five", "5", False),
-        ("", "5", False),
-        ("0", "0", True),
-        ("-0.0", "0", True),
-        ("yes", "yes", True),
-        (" north   pole ", "north\npole", True),
-        ("the north pole", "north pole", False),
-        ("", "yes", False),
-    ],
-)
-def test_is_correct(answer, reference, right):
-    """By the last number where the reference has one, else by the words."""
-    assert is_correct(answer, reference) is right
-
-
-@pytest.mark.parametrize(("text", "number"), [("a 1,000 and 2.50.", 2.5), ("none", None), ("x-7", -7.0), ("3, 4", 4.0)])
-def test_last_number(text, number):
-    """Punctuation that follows is no part of it."""
-    assert last_number(text) == number
-
-
-@pytest.mark.parametrize(("text", "number"), [("10-3", 3.0), ("7 to 9, 7-9", 9.0), (".5", 0.5), ("\u22125", -5.0)])
-def test_last_number_as_people_write_them(text, number):
-    """Ranges and differences, no leading zero, the typographic minus."""
-    assert last_number(text) == number
-
-
-@pytest.mark.parametrize(("n", "correct"), [(n, c) for n in range(1, 7) for c in range(n + 1)])
-def test_pass_at_k_counts_the_subsets_with_a_right_one(n, correct):
-    """Against all subsets of size k, for every k."""
-    samples = [1] * correct + [0] * (n - correct)
-    for k in range(1, n + 1):
-        subsets = list(combinations(samples, k))
-        assert pass_at_k(n, correct, k) == pytest.approx(sum(map(any, subsets)) / len(subsets))
-
-
-def test_pass_at_k_stays_exact_for_many_samples():
-    """No overflow, no cancellation."""
-    assert pass_at_k(1000, 1, 500) == pytest.approx(0.5)
-    assert pass_at_k(1000, 500, 1) == pytest.approx(0.5)
-
-
-@pytest.mark.parametrize("k", [0, -1, 4])
-def test_pass_at_k_refuses_a_k_out_of_range(k):
-    """With the range."""
-    with pytest.raises(ValueError, match=f"k={k}: 1 to n=3"):
-        pass_at_k(3, 1, k)
-
-
-@pytest.mark.parametrize(
-    ("texts", "share"),
-    [
-        (["a"], 1),
-        (["a", "a"], 0.5),
-        (["a", "b"], 1),
-        (["a b", " a\n b ", "a  b"], 1 / 3),
-        (["", " "], 0.5),
-        (["a", "A"], 1),
-    ],
-)
-def test_unique_share(texts, share):
-    """White space is folded, nothing else."""
-    assert unique_share(texts) == pytest.approx(share)
+from btsft_nb.metrics import bootstrap, interval, paired_difference, sums_interval
 
 
 def test_the_interval_covers():
@@ -165,6 +28,48 @@ def test_bootstrap_is_repeatable_and_narrows():
     widths = [high - low for _, low, high in (bootstrap(values), bootstrap(np.tile(values, 16)))]
     assert widths[0] / widths[1] == pytest.approx(4, rel=0.15)
     assert bootstrap([0.5] * 9) == (0.5, 0.5, 0.5)
+
+
+def test_bootstrap_of_nothing_is_refused():
+    with pytest.raises(ValueError, match="no values to resample"):
+        bootstrap([])
+
+
+def test_the_interval_of_a_column_counts_what_is_known():
+    """None is left out of the mean and of n; with none known there is no interval."""
+    assert interval([1, None, 0, None]) == dict(zip(("value", "low", "high"), bootstrap([1, 0]), strict=True)) | {
+        "n": 2
+    }
+    assert interval([None]) is None and interval([]) is None
+
+
+def test_the_interval_of_a_mean_as_sums_is_that_of_the_mean():
+    """Sums and counts, resampled together: the same number, and as wide an interval."""
+    values = np.random.default_rng(1).random(60)
+    found, (value, low, high) = sums_interval(np.c_[values, np.ones(60)], lambda s: s[0] / s[1]), bootstrap(values)
+    assert found["value"] == pytest.approx(value) and found["n"] == 60
+    assert found["high"] - found["low"] == pytest.approx(high - low, rel=0.1)
+    with pytest.raises(ValueError, match="no sums to resample"):
+        sums_interval([], sum)
+
+
+def test_a_paired_difference_is_narrower():
+    """What prompts share cancels; the interval of equal values is a point."""
+    rng = np.random.default_rng(0)
+    a = rng.random(100)
+    b = a + 0.1 + 0.01 * rng.standard_normal(100)
+    found = paired_difference(a, b)
+    assert found["value"] == pytest.approx(np.mean(b - a)) and found["n"] == 100
+    assert found["high"] - found["low"] < (bootstrap(a)[2] - bootstrap(a)[1]) / 10
+    assert paired_difference([0, None, 1, 1], [1, 1, None, 2]) == {"value": 1, "low": 1, "high": 1, "n": 2}
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "words"), [([1], [1, 2], "values of 1 and of 2 prompts"), ([1, None], [None, 1], "none of 2 prompts")]
+)
+def test_a_paired_difference_wants_the_same_prompts(a, b, words):
+    with pytest.raises(ValueError, match=words):
+        paired_difference(a, b)
 
 
 def test_bootstrap_takes_another_statistic():
@@ -200,9 +105,19 @@ def test_evaluate_by_hand():
             "unique thoughts": (0.5 + 1 + 1) / 3,
             "accuracy": (0.5 + 1 + 0) / 3,
             "pass@2": 2 / 3,
+            "majority": (1 + 1 + 0) / 3,  # of one answer each the first
+            "cut off": (0 + 0 + 0.5) / 3,
+            "self-BLEU": (1 + 0) / 2,  # the second prompt has one thought only
             "ways of thinking": (1 + 1 + 1) / 3,
+            "way entropy": 0,
         }
     )
+    assert summary["values"]["accuracy"] == [0.5, 1, 0] and summary["values"]["self-BLEU"] == [1, None, 0]
+    assert summary["values"]["distinct-2"] == [None] * 3  # no thought has two words
+    assert {name: metric["n"] for name, metric in summary["metrics"].items()} == dict.fromkeys(values, 3) | {
+        "self-BLEU": 2
+    }
+    assert summary["unparsed"] == 1
     assert summary["problems"] == {"no open tag": 1, "cut off": 1}
     assert summary["ways"] == {"count": 3, "split": 1, "other": 2}
     assert (summary["prompts"], summary["samples"]) == (3, 6)
@@ -212,7 +127,40 @@ def test_evaluate_by_hand():
 def test_evaluate_without_ways_has_none():
     """The tiny problems know ways; other data need not."""
     summary = evaluate(SAMPLES, ["4", "7", "9"])
-    assert "ways of thinking" not in summary["metrics"] and summary["ways"] == {}
+    assert not {"ways of thinking", "way entropy"} & set(summary["values"]) and summary["ways"] == {}
+
+
+def test_evaluate_without_references_judges_no_answer():
+    """All else is as with them."""
+    summary, judged = evaluate(SAMPLES, None), evaluate(SAMPLES, ["4", "7", "9"])
+    kept = {name: value for name, value in judged["metrics"].items() if name not in ("accuracy", "pass@2", "majority")}
+    assert summary["metrics"] == kept and summary["unparsed"] is None and judged["unparsed"] == 1
+
+
+def test_evaluate_measures_thoughts_of_several_words():
+    """Distinct pairs, entropy of ways, and what stands in the training thoughts, worked by hand."""
+    thoughts = ["Count one two three", "Count one two three", "Split one two four", "Guess"]
+    samples = [record(0, i, f"<think>{thought}</think>{i}") for i, thought in enumerate(thoughts)]
+    ways = {"Count": "count", "Split": "split"}
+    training = ["Split one two", "now Count one two three four"]
+    summary = evaluate(samples, ["1"], lambda thought: ways.get(thought.split()[0]), training=training)
+    values = {name: column[0] for name, column in summary["values"].items()}
+    assert values["distinct-2"] == pytest.approx(5 / 9)
+    assert values["way entropy"] == pytest.approx(math.log2(3) - 2 / 3)
+    assert values["copied run"] == pytest.approx((1 + 1 + 3 / 4 + 0) / 4)
+    assert values["training 4-grams"] == pytest.approx((1 + 1 + 0) / 3)
+    assert values["majority"] == 0 and values["pass@4"] == 1
+
+
+def test_evaluate_reads_answers_as_it_is_told():
+    """Boxed LaTeX and letters; what is not there is unparsed and wrong."""
+    texts = [r"so \boxed{\frac{1}{2}}", "so 0.5", r"\boxed{0.5}"]
+    samples = [record(0, i, f"<think>a</think>{text}") for i, text in enumerate(texts)]
+    summary = evaluate(samples, [r"\dfrac12"], answer="boxed")
+    assert summary["values"]["accuracy"] == [pytest.approx(2 / 3)] and summary["unparsed"] == 1
+    assert summary["values"]["majority"] == [1]
+    summary = evaluate([record(0, 0, "<think>a</think>The answer is (B).")], ["B"], answer="choice")
+    assert summary["values"]["accuracy"] == [1] and "self-BLEU" not in summary["values"]
 
 
 def test_evaluate_takes_records_in_any_order():
@@ -226,6 +174,7 @@ def test_evaluate_takes_records_in_any_order():
         (SAMPLES, ["4", "7"], "2 references for 3 prompts up to number 2"),
         (SAMPLES[:5], ["4", "7", "9"], r"same number of samples, got \[1, 2\]"),
         ([], [], "same number of samples"),
+        (SAMPLES, ["4", "7", ""], "the reference '' has no answer of the kind 'exact'"),
     ],
 )
 def test_evaluate_refuses_what_does_not_match(samples, references, words):

@@ -1,0 +1,125 @@
+"""Diversity of thoughts against sacrebleu and by hand; overlap with training texts against a plain search."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sacrebleu.metrics import BLEU
+
+from btsft_nb.diversity import words
+from btsft_nb.metrics import (
+    copied_ngrams,
+    copied_run,
+    distinct_n,
+    run_lengths,
+    self_bleu,
+    unique_share,
+    way_entropy,
+)
+
+TEXTS = st.lists(st.lists(st.sampled_from("abc"), max_size=8).map(" ".join), max_size=5)
+
+
+@pytest.mark.parametrize(
+    ("texts", "share"),
+    [
+        (["a"], 1),
+        (["a", "a"], 0.5),
+        (["a", "b"], 1),
+        (["a b", " a\n b ", "a  b"], 1 / 3),
+        (["", " "], 0.5),
+        (["a", "A"], 1),
+    ],
+)
+def test_unique_share(texts, share):
+    """White space is folded, nothing else."""
+    assert unique_share(texts) == pytest.approx(share)
+
+
+def test_words():
+    """Signs are words of their own, as in sacrebleu's tokenizer."""
+    assert words("3+4 = 7.\n\u00e9t\u00e9") == ["3", "+", "4", "=", "7", ".", "\u00e9t\u00e9"]
+
+
+def test_distinct_n_by_hand():
+    """a b, b a, a b and b c: three of four pairs; none where no text has n words."""
+    assert distinct_n(["a b a b", "b c"], 2) == 3 / 4
+    assert distinct_n(["a b a b", "b c"], 1) == 3 / 6
+    assert distinct_n(["a", ""], 2) is None
+
+
+def sacrebleu_of(texts: list[str]) -> float:
+    """The mean sentence BLEU of each text against all others."""
+    bleu = BLEU(effective_order=True, tokenize="none")
+    scores = [bleu.sentence_score(text, texts[:i] + texts[i + 1 :]).score for i, text in enumerate(texts)]
+    return np.mean(scores) / 100
+
+
+@given(TEXTS)
+def test_self_bleu_is_that_of_sacrebleu(texts):
+    """Its sentence BLEU of each text against all others."""
+    texts = [text for text in texts if text]
+    wanted = pytest.approx(sacrebleu_of(texts)) if len(texts) > 1 else None
+    assert self_bleu(texts) == wanted and self_bleu([*texts, " "]) == wanted
+
+
+def test_self_bleu_of_long_texts_is_that_of_sacrebleu():
+    """Many counts above one, unequal lengths."""
+    rng = np.random.default_rng(0)
+    texts = [" ".join(rng.choice(list("abcdefgh"), size)) for size in (20, 60, 60, 90, 200)]
+    assert self_bleu(texts) == pytest.approx(sacrebleu_of(texts))
+    assert self_bleu(["a b c d e"] * 3) == 1
+
+
+@pytest.mark.parametrize(
+    ("ways", "bits"),
+    [
+        ("abcd", 2),
+        ("aabb", 1),
+        ("aaaa", 0),
+        (["a", "b", None, None], 1),
+        ("aaab", 0.75 * math.log2(4 / 3) + 0.5),
+        ([None], None),
+        ([], None),
+    ],
+)
+def test_way_entropy(ways, bits):
+    """In bits, over the ways that could be told."""
+    assert way_entropy(list(ways)) == (None if bits is None else pytest.approx(bits))
+
+
+def copied(text: str, training: list[str]) -> list[int]:
+    """Word by word, the longest stretch from there that a search finds in a training text."""
+    found, lengths = words(text), []
+    for i in range(len(found)):
+        stretches = [f" {' '.join(found[i:end])} " for end in range(i + 1, len(found) + 1)]
+        lengths.append(sum(any(one in f" {' '.join(words(t))} " for t in training) for one in stretches))
+    return lengths
+
+
+@given(TEXTS, TEXTS.filter(len))
+def test_runs_are_those_of_a_plain_search(texts, training):
+    """None reaches from one training text into the next; texts of the same set do not count."""
+    runs = run_lengths(texts, training)
+    assert [found.tolist() for found in runs] == [copied(text, training) for text in texts]
+    for text, found in zip(texts, runs, strict=True):
+        size = len(words(text))
+        assert copied_run(found) == (max(found) / size if size else None)
+        grams = [text.split()[i : i + 3] for i in range(size - 2)]
+        known = [any(f" {' '.join(gram)} " in f" {t} " for t in training) for gram in grams]
+        assert copied_ngrams(found, 3) == (pytest.approx(np.mean(known)) if grams else None)
+
+
+def test_a_copy_of_a_long_text_is_one_run():
+    """As long as the text."""
+    rng = np.random.default_rng(0)
+    text = " ".join(rng.choice(list("ab"), 3000))
+    (runs,) = run_lengths([f"c {text}"], ["b a", text, "a b"])
+    assert copied_run(runs) == 3000 / 3001 and runs[0] == 0
+
+
+def test_no_training_text_is_refused():
+    with pytest.raises(ValueError, match="training is empty"):
+        run_lengths(["a"], [])
