@@ -17,6 +17,7 @@ from .blur import Kind, draws, example_key
 from .callbacks import LiveCurves
 from .choices import choices
 from .collator import Collator
+from .compare import Comparison, compare
 from .config import BTSFTConfig
 from .data import mix, overlap, prepare
 from .evaluate import evaluate, table
@@ -38,9 +39,10 @@ from .weights import sentence_weights
 
 __version__ = "0.1.0"
 __all__ = [
-    "BTSFTConfig", "BTSFTTrainer", "Collator", "Example", "Kind", "LiveCurves", "Playground", "Renderer", "Report",
-    "RowError", "RowStream", "Rows", "TokenInspector", "TrackChoices", "TrackLogProbs", "TrackSamples", "add_tags",
-    "choices", "draws", "evaluate", "example_key", "finetune", "load_model", "load_rows", "load_tokenizer",
-    "metrics", "mix", "overlap", "plots", "prepare", "read_run", "sample", "score", "sentence_weights", "table",
-    "tag_ids", "tiny", "to_messages", "to_prompt", "to_row", "token_texts", "use_template",
+    "BTSFTConfig", "BTSFTTrainer", "Collator", "Comparison", "Example", "Kind", "LiveCurves", "Playground",
+    "Renderer", "Report", "RowError", "RowStream", "Rows", "TokenInspector", "TrackChoices", "TrackLogProbs",
+    "TrackSamples", "add_tags", "choices", "compare", "draws", "evaluate", "example_key", "finetune", "load_model",
+    "load_rows", "load_tokenizer", "metrics", "mix", "overlap", "plots", "prepare", "read_run", "sample", "score",
+    "sentence_weights", "table", "tag_ids", "tiny", "to_messages", "to_prompt", "to_row", "token_texts",
+    "use_template",
 ]  # fmt: skip

@@ -179,7 +179,12 @@ def intervals(summaries: dict[str, dict], metrics: Sequence[str], axes: Sequence
                 ax.errorbar(found["value"], row, xerr=_interval(found), fmt="o", color=COLORS[0], capsize=3)
             names = [_shown(name) if ax is axes[0] else "" for name in summaries]
             ax.set_yticks(range(len(names)), names, parse_math=False)
-            ax.set(title=metric, xlabel=_unit(metric), ylabel="model" if ax is axes[0] else "", ylim=(len(names) - 0.5, -0.5))
+            ax.set(
+                title=metric,
+                xlabel=_unit(metric),
+                ylabel="model" if ax is axes[0] else "",
+                ylim=(len(names) - 0.5, -0.5),
+            )
     return axes
 
 

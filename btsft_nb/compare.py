@@ -1,0 +1,251 @@
+"""Run folders + test prompts -> samples, summaries and a report: the same prompts and draws for every model."""
+
+import json
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from itertools import islice
+from pathlib import Path
+
+import pandas as pd
+
+from .compare_html import metrics_table, page
+from .evaluate import evaluate, table
+from .formats import to_messages
+from .generation import sample
+from .messages import Message, RowError
+from .metrics import is_correct, paired_difference, parse
+from .models import load_model, load_tokenizer, read_run
+from .rows import Rows, load_rows
+
+BEFORE = "before"  # the row of the model under the adapters
+_LIBRARIES = ("btsft_nb", "torch", "transformers", "peft", "bitsandbytes")
+_NO_FILE_NAME = re.compile(r'[<>:"/\\|?*\x00-\x1f]|^\.*$')
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Models measured on the same prompts; those of `summaries`, in its order.
+
+    `summaries`: name -> what `evaluate` returns. `configs`: run -> its base model, data, adapter and training
+    arguments. `samples`: name -> records of `sample`. `references`: the right answer of each prompt, None where the
+    test rows have none. `settings`: what was asked, of what, with which versions, and `notes` on what was not measured.
+    `folder`: where all of it is, with the page, index.html.
+    """
+
+    summaries: dict[str, dict]
+    configs: dict[str, dict]
+    samples: dict[str, list[dict]]
+    references: list[str] | None
+    settings: dict
+    folder: Path
+
+    def table(self) -> pd.DataFrame:
+        """`value [low, high]`, a row for each model; see `evaluate.table`."""
+        return table(self.summaries)
+
+    def differences(self, *metrics: str) -> pd.DataFrame:
+        """Paired differences of each model from the first one, over the prompts for which both have a value.
+
+        Args:
+            metrics: by name; by default all that the first model has.
+
+        Returns:
+            A row for each metric and model: `value` (model - first), its 95 % interval `low` to `high`, and `n`, the
+            prompts. A metric that one of the two lacks is left out.
+
+        Raises ValueError for a metric that no model has.
+        """
+        first, *others = self.summaries.items()
+        known = {name for summary in self.summaries.values() for name in summary["values"]}
+        if unknown := [name for name in metrics if name not in known]:
+            raise ValueError(f"{unknown[0]!r}: no metric of this comparison; there are {', '.join(sorted(known))}")
+        rows = [
+            {
+                "metric": metric,
+                "model": name,
+                **paired_difference(first[1]["values"][metric], summary["values"][metric]),
+            }
+            for metric in metrics or first[1]["values"]
+            for name, summary in others
+            if metric in first[1]["metrics"] and metric in summary["metrics"]
+        ]
+        columns = ["metric", "model", "value", "low", "high", "n"]
+        return pd.DataFrame(rows, columns=columns).set_index(["metric", "model"])
+
+    def _repr_html_(self) -> str:
+        return metrics_table(self.summaries)
+
+
+def compare(
+    runs: Sequence[str | Path] | dict[str, str | Path],
+    test: str | Path | Iterable[dict | str],
+    folder: str | Path,
+    *,
+    n: int = 8,
+    prompts: int | None = None,
+    max_new_tokens: int = 256,
+    temperature: float = 1.0,
+    batch_size: int = 64,
+    seed: int = 0,
+    answer: str = "auto",
+    way_of: Callable[[str], str | None] | None = None,
+    base: bool = True,
+) -> Comparison:
+    """Samples the same prompts from each run, measures all of them, and writes a report.
+
+    Into `folder` go NAME.jsonl (the samples of each model; a call that was stopped goes on from them),
+    evaluation.json and index.html, one page that opens from disk. Runs on the same base model share one copy of it.
+
+    Args:
+        runs: run folders, named by their last part; or name -> folder. A folder with a model in place of an adapter,
+            from training all weights, is loaded whole.
+        test: what `load_rows` takes, or rows. The right answer is their field `answer`; without it, what needs one is
+            not measured.
+        prompts: how many of the test rows, from the first; None: all of them.
+        n, max_new_tokens, temperature, batch_size, seed: as for `sample`. answer, way_of: as for `evaluate`.
+        base: also sample the model under the adapters of the first run that has any, as the first row, "before".
+
+    Thoughts are held against those of the training data where a run's `data_report.json` names a generated set or a
+    file that is still there; `settings["notes"]` says where not.
+
+    Raises:
+        FileNotFoundError: a folder that is no run, or a test set that is not there.
+        RowError: a test row that is no prompt.
+        ValueError: two runs of a name, a name that is no file's, or answers in some test rows only.
+    """
+    runs, folder = _named(runs, base), Path(folder)
+    rows = _test_rows(test, prompts)
+    references = _references(rows, answer)
+    asked = {"n": n, "temperature": temperature, "max_new_tokens": max_new_tokens, "batch_size": batch_size}
+    settings = {"test": rows.source, "prompts": len(rows), **asked, "seed": seed, "answer": answer, "notes": []}
+    settings |= {"date": datetime.now(UTC).isoformat(timespec="seconds")}
+    settings |= {"versions": {name: version(name) for name in _LIBRARIES}}
+    configs = {name: _config(path) for name, path in runs.items()}
+    folder.mkdir(parents=True, exist_ok=True)
+    samples = _sampled(runs, rows, folder, base, **asked, seed=seed)
+    if base and BEFORE not in samples:
+        settings["notes"].append(f"No run has adapters, so there is no model {BEFORE!r} to sample.")
+    training = {name: _thoughts(name, config.get("data"), settings["notes"]) for name, config in configs.items()}
+    if len({config.get("data") for config in configs.values()}) == 1:
+        training[BEFORE] = next(iter(training.values()))
+    summaries = {
+        name: evaluate(records, references, way_of, answer=answer, training=training.get(name))
+        for name, records in samples.items()
+    }
+    found = Comparison(summaries, configs, samples, references, settings, folder)
+    differences = found.differences().reset_index().to_dict("records")
+    record = {"settings": settings, "configs": configs, "summaries": summaries, "differences": differences}
+    (folder / "evaluation.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    html = page(summaries, differences, configs, samples, references, settings)
+    (folder / "index.html").write_text(html, encoding="utf-8")
+    return found
+
+
+def _named(runs: Sequence[str | Path] | dict[str, str | Path], base: bool) -> dict[str, Path]:
+    """Name -> folder of each run, in their order; checked, since names are files in the report's folder as well."""
+    pairs = list(runs.items()) if isinstance(runs, dict) else [(Path(run).resolve().name, run) for run in runs]
+    if not pairs:
+        raise ValueError("no runs to compare: give at least one run folder")
+    taken = {BEFORE} if base else set()
+    for name, run in pairs:
+        if not Path(run).is_dir():
+            raise FileNotFoundError(f"{run}: no such run folder, seen from {Path.cwd()}")
+        if _NO_FILE_NAME.search(name):
+            raise ValueError(f"{name!r}: a run's name is a file's as well; leave out < > : \" / \\ | ? *")
+        if name.casefold() in taken:
+            raise ValueError(f"two models are called {name!r}; give name -> folder, with names of their own")
+        taken.add(name.casefold())
+    return {name: Path(run) for name, run in pairs}
+
+
+def _test_rows(test: str | Path | Iterable[dict | str], prompts: int | None) -> Rows:
+    if prompts is not None and prompts < 1:
+        raise ValueError(f"prompts={prompts}: 1 or more wanted, or None for all")
+    rows = load_rows(test) if isinstance(test, (str, Path)) else test
+    return Rows(islice(rows, prompts), getattr(rows, "source", "rows"))
+
+
+def _references(rows: Rows, how: str) -> list[str] | None:
+    """The field `answer` of all rows, None where none has it; checked now, not when all is sampled."""
+    answers = [row.get("answer") if isinstance(row, dict) else None for row in rows]
+    absent = [i for i, answer in enumerate(answers) if answer is None]
+    if absent and len(absent) < len(rows):
+        raise ValueError(
+            f"{rows.source}: {len(absent)} of {len(rows)} rows lack the field answer, first row {absent[0]}; fill it, "
+            "or take it from all rows, and nothing that needs one is measured"
+        )
+    if absent:
+        return None
+    for i, answer in enumerate(answers):
+        try:
+            is_correct("", str(answer), how)
+        except ValueError as error:
+            raise ValueError(f"{rows.source}, row {i}: {error}") from None
+    return [str(answer) for answer in answers]
+
+
+def _config(run: Path) -> dict:
+    """What is known of a run: base model, data, and every argument of adapter and training."""
+    config = read_run(run) if (run / "adapter_config.json").is_file() else {}
+    for file in ("data_report.json", "adapter_config.json", "training_config.json"):
+        if (run / file).is_file():
+            record = json.loads((run / file).read_text(encoding="utf-8"))
+            if file == "data_report.json":
+                record = {"data": record["source"], "examples": record["kept"]}
+            elif file == "adapter_config.json":  # sets, written in an order of chance
+                record = {f"adapter.{key}": sorted(v) if isinstance(v, list) else v for key, v in record.items()}
+            config |= record
+    return config
+
+
+def _sampled(runs: dict[str, Path], rows: Rows, folder: Path, base: bool, **asked) -> dict[str, list[dict]]:
+    """Samples of each model by name; runs on the same base one after the other, so that it is loaded once."""
+    groups = defaultdict(dict)
+    for name, path in runs.items():
+        adapted = (path / "adapter_config.json").is_file()
+        record = read_run(path) if adapted else {}
+        groups[(record["base_model"], record["qlora"]) if adapted else path][name] = path
+    samples = {}
+    for key, group in groups.items():
+        model = None  # before the next one is loaded
+        for i, (name, path) in enumerate(group.items()):
+            if model is None:
+                model, tokenizer = load_model(path)
+            else:
+                model.load_adapter(path, adapter_name=f"run{i}")
+                model.set_adapter(f"run{i}")
+                tokenizer = load_tokenizer(path)
+            if base and isinstance(key, tuple) and BEFORE not in samples:
+                file = folder / f"{BEFORE}.jsonl"
+                samples[BEFORE] = sample(model, tokenizer, rows, **asked, adapters=False, path=file)
+            samples[name] = sample(model, tokenizer, rows, **asked, path=folder / f"{name}.jsonl")
+    return {name: samples[name] for name in (BEFORE, *runs) if name in samples}
+
+
+def _thoughts(run: str, source: str | None, notes: list[str]) -> list[str] | None:
+    """The thoughts in a run's training data; None, and a note that says why, where they are not at hand."""
+    if source is None:
+        notes.append(f"{run}: the run does not say what it was trained on, so no thought is held against it.")
+        return None
+    name, split = re.fullmatch(r"(.*?)(?: \[([^\[\]]*)\])?", source, re.DOTALL).groups()
+    if not name.startswith("tiny/") and not Path(name).is_file():
+        notes.append(f"{run}: {source} is no file here, so no thought is held against the training data.")
+        return None
+    try:
+        rows = load_rows(name, split or "train")
+        turns = [turn for i, row in enumerate(rows) for turn in _turns(row, source, i)]
+    except ValueError as error:
+        notes.append(f"{run}: no thought is held against the training data, which cannot be read: {error}")
+        return None
+    return [thought for turn in turns if turn.role == "assistant" and (thought := parse(turn.text).thought)]
+
+
+def _turns(row: dict, source: str, i: int) -> list[Message]:
+    try:
+        return to_messages(row)
+    except RowError as error:
+        raise error.at(source, i) from None

@@ -1,0 +1,214 @@
+"""Run folders compared on the same prompts: what is sampled, measured, written, taken up again, and refused by name."""
+
+import json
+import re
+import shutil
+import sys
+
+import pytest
+import torch
+
+import btsft_nb as bt
+
+ASKED = {"n": 2, "max_new_tokens": 48, "seed": 3}
+SECRET = "hf_aSecretThatNoFileMayHold"
+PROMPTS = 5
+
+
+def trained(folder, data: str, qlora: bool = True, **dials):
+    """A run folder after three steps that leave their mark."""
+    model, tokenizer = bt.load_model("tiny", qlora=qlora)
+    settings = bt.tiny.TRAINING | {"max_steps": 3, "warmup_steps": 0, "learning_rate": 5e-3, "disable_tqdm": True}
+    settings |= {"optim": "adamw_torch", "use_cpu": True, "hub_token": SECRET} | dials
+    examples = bt.prepare(bt.load_rows(data)[:64], tokenizer)
+    config = bt.BTSFTConfig(str(folder), **settings)
+    bt.BTSFTTrainer(model, config, examples, processing_class=tokenizer).train()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory) -> dict:
+    """Two runs on the same base in 4 bits, and one that trained all weights."""
+    folder = tmp_path_factory.mktemp("runs")
+    return {
+        "plain": trained(folder / "plain", "tiny/teacher", threshold=0.0, beta=0.0),
+        "messy": trained(folder / "messy", "tiny/messy", threshold=0.5, beta=0.5, weight_decay=0.1),
+        "full": trained(folder / "full", "tiny/teacher", qlora=False, learning_rate=1e-3),
+    }
+
+
+@pytest.fixture(scope="module")
+def found(runs, tmp_path_factory) -> bt.Comparison:
+    folder = tmp_path_factory.mktemp("out") / "comparison"
+    return bt.compare(runs, "tiny/test", folder, prompts=PROMPTS, way_of=bt.tiny.way_of, **ASKED)
+
+
+def test_each_model_gives_what_it_gives_alone(found, runs):
+    """That it shares its base with others, and stands beside their adapters, changes nothing; nor does the order."""
+    problems = bt.load_rows("tiny/test")[:PROMPTS]
+    models = {"before": bt.load_model("tiny", qlora=True)} | {name: bt.load_model(run) for name, run in runs.items()}
+    alone = {name: bt.sample(*model, problems, **ASKED) for name, model in models.items()}
+    assert list(found.samples) == list(found.summaries) == ["before", "plain", "messy", "full"]
+    assert found.samples == alone
+    assert len({json.dumps(records) for records in alone.values()}) == 4
+
+
+def test_adapters_beside_each_other_keep_their_logits(runs):
+    """Bit for bit those of the run loaded alone."""
+    ids = torch.tensor([bt.load_tokenizer("tiny")("Ann has 14 pens and gets 5 more.")["input_ids"]])
+    model, _ = bt.load_model(runs["plain"])
+    model.load_adapter(runs["messy"], adapter_name="run1")
+    with torch.no_grad():
+        for adapter, name in (("default", "plain"), ("run1", "messy")):
+            model.set_adapter(adapter)
+            assert torch.equal(model(input_ids=ids).logits, bt.load_model(runs[name])[0](input_ids=ids).logits)
+
+
+def test_runs_on_the_same_base_load_it_once(found, runs, tmp_path, monkeypatch):
+    models, loaded = sys.modules["btsft_nb.models"], []
+    load = models._load_base
+    monkeypatch.setattr(models, "_load_base", lambda name, *args, **kw: loaded.append(name) or load(name, *args, **kw))
+    bt.compare([runs["plain"], runs["full"], runs["messy"]], ["How many?"], tmp_path, n=1, max_new_tokens=4)
+    assert loaded == ["tiny", str(runs["full"])]
+
+
+def test_the_summaries_are_those_of_evaluate(found):
+    """With the answers, ways and training thoughts of each; without the base's own data, it is held against none."""
+    answers = [row["answer"] for row in bt.load_rows("tiny/test")[:PROMPTS]]
+    thoughts = {name: bt.load_rows(f"tiny/{name}") for name in ("teacher", "messy")}
+    thoughts = {
+        name: [bt.metrics.parse(row["messages"][-1]["content"]).thought for row in rows]
+        for name, rows in thoughts.items()
+    }
+    sets = {"before": None, "plain": "teacher", "messy": "messy", "full": "teacher"}
+    for name, data in sets.items():
+        training = data and [thought for thought in thoughts[data] if thought]
+        wanted = bt.evaluate(found.samples[name], answers, bt.tiny.way_of, training=training)
+        assert found.summaries[name] == wanted
+        assert ("copied run" in wanted["metrics"]) == (data is not None)
+
+
+def test_differences_are_paired_with_the_first_model(found):
+    differences = found.differences("accuracy", "compliance")
+    assert list(differences.index) == [
+        (m, name) for m in ("accuracy", "compliance") for name in list(found.summaries)[1:]
+    ]
+    for (metric, name), row in differences.iterrows():
+        first, other = (found.summaries[model]["metrics"][metric]["value"] for model in ("before", name))
+        assert row["value"] == pytest.approx(other - first) and row["low"] <= row["value"] <= row["high"]
+        assert row["n"] == PROMPTS
+    assert set(found.differences().reset_index()["metric"]) <= set(found.summaries["before"]["metrics"])
+    with pytest.raises(ValueError, match=r"'speed': no metric of this comparison; there are accuracy, "):
+        found.differences("speed")
+
+
+def test_what_is_written(found):
+    """The folder holds all of it, and no secret; the table shows in a notebook."""
+    names = ["before.jsonl", "evaluation.json", "full.jsonl", "index.html", "messy.jsonl", "plain.jsonl"]
+    assert sorted(path.name for path in found.folder.iterdir()) == names
+    record = json.loads((found.folder / "evaluation.json").read_text())
+    assert record["summaries"] == found.summaries and record["configs"] == found.configs
+    assert record["settings"] == found.settings
+    assert (record["settings"]["test"], record["settings"]["prompts"]) == ("tiny/test", PROMPTS)
+    assert {name: record["settings"][name] for name in ASKED} == ASKED
+    assert record["settings"]["versions"]["torch"] == torch.__version__
+    assert len(record["differences"]) == len(found.differences())
+    assert all(SECRET not in path.read_text() for path in found.folder.iterdir())
+    assert list(found.table().index) == list(found.summaries)
+    assert all(name in found._repr_html_() for name in found.summaries)
+
+
+def test_the_configuration_says_what_made_each_run(found):
+    plain, messy, full = found.configs.values()
+    assert (plain["base_model"], plain["qlora"], plain["data"], plain["examples"]) == ("tiny", True, "tiny/teacher", 64)
+    assert (messy["threshold"], messy["weight_decay"], messy["data"]) == (0.5, 0.1, "tiny/messy")
+    assert plain["adapter.r"] == 16 and plain["adapter.target_modules"] == messy["adapter.target_modules"]
+    assert "adapter.r" not in full and full["learning_rate"] == 1e-3
+
+
+def test_a_call_that_was_stopped_goes_on(found, runs, tmp_path):
+    """From the samples that are there; what is whole stays as it is, byte for byte."""
+    for path in found.folder.glob("*.jsonl"):
+        shutil.copy(path, tmp_path)
+    whole = (tmp_path / "messy.jsonl").read_bytes()
+    (tmp_path / "messy.jsonl").write_bytes(whole[: len(whole) // 2])
+    again = bt.compare(runs, "tiny/test", tmp_path, prompts=PROMPTS, way_of=bt.tiny.way_of, **ASKED)
+    assert again.samples == found.samples and again.summaries == found.summaries
+    for name in ("before", "plain", "full"):
+        assert (tmp_path / f"{name}.jsonl").read_bytes() == (found.folder / f"{name}.jsonl").read_bytes()
+
+
+def test_without_answers_the_rest_is_measured(runs, tmp_path):
+    """Also of rows that are a list or a stream; a model with all its weights trained has no base beneath it."""
+    rows = [{"messages": [{"role": "user", "content": "How many?"}]}, "How much?"]
+    found = bt.compare([runs["full"]], iter(rows), tmp_path, n=2, max_new_tokens=8)
+    assert list(found.summaries) == ["full"] and found.references is None
+    assert "accuracy" not in found.summaries["full"]["metrics"]
+    assert found.settings["prompts"] == 2 and len(found.differences()) == 0
+    assert found.settings["notes"] == ["No run has adapters, so there is no model 'before' to sample."]
+
+
+@pytest.mark.parametrize(
+    ("source", "note"),
+    [
+        (None, "does not say what it was trained on"),
+        ("somebody/something [train]", r"somebody/something \[train\] is no file here"),
+        ("{folder}/odd.jsonl", "cannot be read: .*odd.jsonl, row 0"),
+        ("{folder}/good.json [train]", None),
+    ],
+)
+def test_training_data_that_is_not_at_hand_is_told(runs, tmp_path, source, note):
+    run = shutil.copytree(runs["plain"], tmp_path / "run")
+    (tmp_path / "odd.jsonl").write_text("{}\n")
+    (tmp_path / "good.json").write_text(json.dumps({"train": list(bt.load_rows("tiny/teacher")[:9])}))
+    if source is None:
+        (run / "data_report.json").unlink()
+    else:
+        report = json.loads((run / "data_report.json").read_text())
+        (run / "data_report.json").write_text(json.dumps(report | {"source": source.format(folder=tmp_path)}))
+    found = bt.compare([run], "tiny/test", tmp_path / "out", prompts=1, n=2, max_new_tokens=24, base=False)
+    if note is None:
+        assert found.settings["notes"] == [] and "copied run" in found.summaries["run"]["metrics"]
+    else:
+        (told,) = found.settings["notes"]
+        assert "copied run" not in found.summaries["run"]["metrics"]
+        assert told.startswith("run: ") and re.search(note, told)
+        assert note.split(":")[0].replace("\\", "") in (found.folder / "index.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "words"),
+    [
+        ({"runs": []}, ValueError, "no runs to compare"),
+        ({"runs": ["nowhere/at all"]}, FileNotFoundError, "nowhere/at all: no such run folder"),
+        ({"runs": ["{plain}", "{plain}"]}, ValueError, "two models are called 'plain'"),
+        ({"runs": {"a": "{plain}", "A": "{messy}"}}, ValueError, "two models are called 'A'"),
+        ({"runs": {"before": "{plain}"}}, ValueError, "two models are called 'before'"),
+        ({"runs": {"a/b": "{plain}"}}, ValueError, "'a/b': a run's name is a file's"),
+        ({"runs": {"..": "{plain}"}}, ValueError, "a run's name is a file's"),
+        ({"runs": {"": "{plain}"}}, ValueError, "a run's name is a file's"),
+        ({"test": "tiny/exam"}, ValueError, "unknown data set 'tiny/exam'"),
+        ({"test": "nothing.jsonl"}, FileNotFoundError, "nothing.jsonl: no such file"),
+        ({"test": []}, ValueError, "rows: no rows"),
+        ({"test": [{"messages": []}]}, bt.RowError, "rows, row 0"),
+        (
+            {"test": ["a", {"question": "b", "answer": "1"}]},
+            ValueError,
+            "1 of 2 rows lack the field answer, first row 0",
+        ),
+        ({"prompts": 0}, ValueError, "prompts=0: 1 or more wanted"),
+        ({"answer": "guess"}, ValueError, "tiny/test, row 0: answer='guess'"),
+        ({"answer": "choice"}, ValueError, "tiny/test, row 0: the reference '.*' has no answer of the kind 'choice'"),
+    ],
+)
+def test_what_cannot_be_compared_is_named_before_anything_is_sampled(runs, tmp_path, change, error, words):
+    asked = {"runs": ["{plain}"], "test": "tiny/test", "n": 1, "max_new_tokens": 4} | change
+    at = {name: str(run) for name, run in runs.items()}
+    named = asked["runs"]
+    if isinstance(named, dict):
+        asked["runs"] = {name: run.format(**at) for name, run in named.items()}
+    else:
+        asked["runs"] = [run.format(**at) for run in named]
+    with pytest.raises(error, match=words):
+        bt.compare(folder=tmp_path / "out", **asked)
+    assert not list(tmp_path.rglob("*.jsonl"))
