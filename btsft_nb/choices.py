@@ -8,6 +8,7 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from .likelihood import choose
 from .messages import Block, Message, RowError, as_text, has_tags, shown, tagged
 from .render import Example, Renderer
 
@@ -95,19 +96,10 @@ def _log_probs(model, tokenizer, options: list[Example], batch_size: int) -> lis
 
 def _record(question: Question, log_probs: list[float]) -> dict:
     n_bytes = [len(option.encode()) for option in question.options]
-    chosen = _choose(log_probs, n_bytes)
+    chosen = choose(log_probs, n_bytes)
     right = {f"correct_{way}": index == question.answer for way, index in chosen.items()}
     record = {"question": question.text, "choices": question.options, "answer": question.answer}
     return record | {"log_probs": log_probs, "bytes": n_bytes} | chosen | right
-
-
-def _choose(log_probs: Sequence[float], n_bytes: Sequence[int]) -> dict[str, int]:
-    """The index of the most likely option: `raw` by the sum, `normalised` by the sum per byte.
-
-    As acc and acc_norm of https://github.com/EleutherAI/lm-evaluation-harness.
-    """
-    per_byte = [log_p / n for log_p, n in zip(log_probs, n_bytes, strict=True)]
-    return {"raw": log_probs.index(max(log_probs)), "normalised": per_byte.index(max(per_byte))}
 
 
 def _read(row: object) -> Question:

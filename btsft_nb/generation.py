@@ -66,11 +66,7 @@ def sample(
         raise ValueError("adapters=False: the model has no adapters to sample without")
     renderer = Renderer(tokenizer)
     how = [_fingerprint(model, adapters) if path else "", seed, temperature, max_new_tokens]
-    jobs = [
-        _Job(i, k, ids, question, blake2b(json.dumps([how, ids, i, k]).encode(), digest_size=12).hexdigest())
-        for i, (ids, question) in enumerate(_encoded(renderer, prompts))
-        for k in range(n)
-    ]
+    jobs = _jobs(renderer, prompts, n, how)
     records = _read(Path(path), {job.key for job in jobs}) if path else {}
     left = sorted((job for job in jobs if job.key not in records), key=lambda job: len(job.ids))
     bar = tqdm(total=len(jobs), initial=len(records), desc="sampling", unit="completion")
@@ -118,16 +114,19 @@ class _Draw(LogitsProcessor):
         return torch.full_like(scores, -torch.inf).scatter(1, token, 0.0)
 
 
-def _encoded(renderer: Renderer, prompts: Sequence[dict | str]) -> list[tuple[list[int], str]]:
-    """The ids and the last turn of each prompt."""
-    encoded = []
+def _jobs(renderer: Renderer, prompts: Sequence[dict | str], n: int, how: list) -> list[_Job]:
+    """`n` for each prompt; `how` is what else tells the completions apart."""
+    jobs = []
     for i, prompt in enumerate(prompts):
         try:
             messages = to_prompt(prompt)
-            encoded.append((renderer.prompt_ids(messages), messages[-1].text))
+            ids = renderer.prompt_ids(messages)
         except RowError as error:
             raise error.at(getattr(prompts, "source", "prompts"), i) from None
-    return encoded
+        for k in range(n):
+            key = blake2b(json.dumps([how, ids, i, k]).encode(), digest_size=12).hexdigest()
+            jobs.append(_Job(i, k, ids, messages[-1].text, key))
+    return jobs
 
 
 def _fingerprint(model: PreTrainedModel | PeftModel, adapters: bool) -> str:
