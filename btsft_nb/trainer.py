@@ -183,7 +183,7 @@ class BTSFTTrainer(Trainer):
         completions, positions = find_completions(inputs, self.tag_ids), inputs["weights"] != 0
         for c in completions:
             positions[c.row, c.start : c.end] = True
-        anchor = self.args.anchor if model.training else 0.0
+        anchor = self.args.anchor if model.training and self.threshold(self.state.global_step) else 0.0
         with self.accelerator.autocast():
             reference = self._reference(model, inputs) if anchor else {}
             values = self._forward.token_values(model, inputs, positions, **reference)
@@ -245,10 +245,11 @@ class BTSFTTrainer(Trainer):
 
 def _check(model, config, ref_model, train_dataset, eval_dataset, tags) -> None:
     """Raises ValueError for what cannot be trained, before anything is built."""
-    if config.anchor and ref_model is None and not isinstance(model, PeftModel):
+    anchored = config.anchor and (config.threshold or config.threshold_end)
+    if anchored and ref_model is None and not isinstance(model, PeftModel):
         raise ValueError(
             f"anchor={config.anchor} needs a reference: a model with adapters, which are switched off to get it (load "
-            "the model with qlora=True or lora=LoraConfig(...)), or ref_model=...; or set anchor=0"
+            "it with qlora=True or lora=LoraConfig(...)), or ref_model=...; or set anchor=0"
         )
     if ref_model is not None and not config.anchor:
         raise ValueError("ref_model without an anchor does nothing: set anchor in the configuration, or leave it out")
@@ -271,8 +272,7 @@ def _check(model, config, ref_model, train_dataset, eval_dataset, tags) -> None:
         raise ValueError("nothing to train: the model has no trainable parameter; load it with qlora=True or lora=...")
     if config.n_gpu > 1:
         raise ValueError(
-            f"{config.n_gpu} GPUs in one process: start one process each with `accelerate launch` or torchrun, or "
-            "show it one GPU with CUDA_VISIBLE_DEVICES=0"
+            f"{config.n_gpu} GPUs in one process: start one for each with torchrun, or set CUDA_VISIBLE_DEVICES=0"
         )
 
 

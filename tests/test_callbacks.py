@@ -14,7 +14,9 @@ def test_curves_and_trackers_stand_in_any_order(tmp_path, capsys, monkeypatch, f
     monkeypatch.setattr("btsft_nb.callbacks.display", lambda picture, display_id: shown.append(picture) or Cell(shown))
     question = {"question": "Ann has 2 pens. How many pens?", "choices": ["2", "3"], "answer": "2"}
     callbacks = [bt.TrackChoices([question], tokenizer, every=1), bt.LiveCurves("run")]
-    settings = dict(max_steps=2, logging_steps=1, save_strategy="no", per_device_train_batch_size=2, use_cpu=True)
+    settings = dict(
+        anchor=0, max_steps=2, logging_steps=1, save_strategy="no", per_device_train_batch_size=2, use_cpu=True
+    )
     config = bt.BTSFTConfig(str(tmp_path), **settings)
     order = callbacks[first:] + callbacks[:first]
     bt.BTSFTTrainer(model, config, examples, processing_class=tokenizer, callbacks=order).train()

@@ -19,7 +19,7 @@ def trained(folder, data: str, qlora: bool = True, **dials):
     """A run folder after three steps that leave their mark."""
     model, tokenizer = bt.load_model("tiny", qlora=qlora)
     settings = bt.tiny.TRAINING | {"max_steps": 3, "warmup_steps": 0, "learning_rate": 5e-3, "disable_tqdm": True}
-    settings |= {"optim": "adamw_torch", "use_cpu": True, "hub_token": SECRET} | dials
+    settings |= {"optim": "adamw_torch", "use_cpu": True, "anchor": 0, "hub_token": SECRET} | dials
     examples = bt.prepare(bt.load_rows(data)[:64], tokenizer)
     config = bt.BTSFTConfig(str(folder), **settings)
     bt.BTSFTTrainer(model, config, examples, processing_class=tokenizer).train()

@@ -29,10 +29,10 @@ def no_key(monkeypatch, tmp_path):
 
 
 def test_defaults_are_those_of_the_documentation():
-    """Plain blur, drawn anew each epoch, no tracker, and columns that stay."""
+    """Those that notebook 06 gives reasons for; no tracker, and columns that stay."""
     config = BTSFTConfig("runs/x")
-    assert (config.threshold, config.beta, config.anchor) == (0.2, 0.05, 0.0)
-    assert (config.resample, config.keep_first) == ("epoch", 0)
+    assert (config.threshold, config.beta, config.anchor) == (0.2, 0.5, 1.0)
+    assert (config.resample, config.keep_first, config.unit) == ("epoch", 0, "token")
     assert config.report_to == [] and config.remove_unused_columns is False and config.label_names == ["labels"]
     assert config.output_dir == "runs/x"
 

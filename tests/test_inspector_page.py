@@ -101,7 +101,7 @@ def test_the_browser_blurs_what_the_trainer_blurs(request, show, tmp_path, name)
     model.resize_token_embeddings(len(tokenizer))
     for number in range(12):
         seed, keep_first = int(rng.integers(0, 2**32)), int(rng.integers(0, 4))
-        config = BTSFTConfig(str(tmp_path / "run"), seed=42, keep_first=keep_first, use_cpu=True)
+        config = BTSFTConfig(str(tmp_path / "run"), anchor=0, seed=42, keep_first=keep_first, use_cpu=True)
         trainer = BTSFTTrainer(model.train(), config, examples, processing_class=tokenizer)
         trainer.args.seed = seed  # transformers takes a smaller one at its start
         inspector = TokenInspector(

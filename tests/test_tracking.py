@@ -312,7 +312,7 @@ import btsft_nb as bt
 from test_tracking import tagged_examples, trackers
 torch.set_num_threads(1)
 model, tokenizer = adapted_model()
-settings = dict(max_steps=2, per_device_train_batch_size=4, logging_steps=1, save_strategy="no", use_cpu=True)
+settings = dict(anchor=0, max_steps=2, per_device_train_batch_size=4, logging_steps=1, save_strategy="no", use_cpu=True)
 config = bt.BTSFTConfig(sys.argv[2], disable_tqdm=True, **settings, **json.loads(sys.argv[3]))
 examples = tagged_examples(tokenizer)
 found = trackers(examples, tokenizer)

@@ -50,7 +50,15 @@ class Recorder(TrainerCallback):
 
 
 def make_trainer(folder, model, data, tokenizer, callbacks=(), **settings):
-    defaults = dict(max_steps=1, per_device_train_batch_size=8, logging_steps=1, save_strategy="no", max_grad_norm=0)
+    defaults = dict(
+        anchor=0,
+        beta=0.05,
+        max_steps=1,
+        per_device_train_batch_size=8,
+        logging_steps=1,
+        save_strategy="no",
+        max_grad_norm=0,
+    )
     config = bt.BTSFTConfig(str(folder), disable_tqdm=True, **(defaults | settings))
     return bt.BTSFTTrainer(model, config, data, processing_class=tokenizer, callbacks=list(callbacks))
 
@@ -109,7 +117,9 @@ def test_the_blur_does_not_depend_on_batching_or_workers(tmp_path, examples, tin
 
 
 def test_evaluation_is_never_blurred(tmp_path, examples, tiny_tokenizer):
-    config = bt.BTSFTConfig(str(tmp_path), threshold=1.0, beta=0, per_device_eval_batch_size=16, disable_tqdm=True)
+    config = bt.BTSFTConfig(
+        str(tmp_path), threshold=1.0, anchor=0, beta=0, per_device_eval_batch_size=16, disable_tqdm=True
+    )
     trainer = bt.BTSFTTrainer(adapted_model(), config, examples, eval_dataset=examples, processing_class=tiny_tokenizer)
     loss = trainer.evaluate()["eval_loss"]
     scores = bt.score(trainer.model, tiny_tokenizer, examples)
@@ -376,7 +386,7 @@ def test_curves_outside_a_notebook_draw_nothing(tmp_path, examples, tiny_tokeniz
 def test_offline_wandb_ends_with_the_run(tmp_path, monkeypatch):
     """A config changes nothing in the process; the run sets the mode for itself alone."""
     monkeypatch.delenv("WANDB_MODE", raising=False)
-    config = bt.BTSFTConfig(str(tmp_path), report_to="wandb-offline")
+    config = bt.BTSFTConfig(str(tmp_path), anchor=0, report_to="wandb-offline")
     assert config.report_to == ["wandb"] and "WANDB_MODE" not in os.environ
     with config.wandb_mode():
         assert os.environ["WANDB_MODE"] == "offline"
