@@ -110,7 +110,8 @@ def compare(
         base: also sample the model under the adapters of the first run that has any, as the first row, "before".
 
     Thoughts are held against those of the training data where a run's `data_report.json` names a generated set or a
-    file that is still there; `settings["notes"]` says where not.
+    file that is still there; `settings["notes"]` says where not. Those of "before" are held against the same data where
+    it is that of all runs, else against none.
 
     Raises:
         FileNotFoundError: a folder that is no run, or a test set that is not there.
@@ -120,16 +121,17 @@ def compare(
     runs, folder = _named(runs, base), Path(folder)
     rows = _test_rows(test, prompts)
     references = _references(rows, answer)
-    asked = {"n": n, "temperature": temperature, "max_new_tokens": max_new_tokens, "batch_size": batch_size}
-    settings = {"test": rows.source, "prompts": len(rows), **asked, "seed": seed, "answer": answer, "notes": []}
+    asked = {"n": n, "temperature": temperature, "max_new_tokens": max_new_tokens}
+    asked |= {"batch_size": batch_size, "seed": seed}
+    settings = {"test": rows.source, "prompts": len(rows), **asked, "answer": answer, "notes": (notes := [])}
     settings |= {"date": datetime.now(UTC).isoformat(timespec="seconds")}
     settings |= {"versions": {name: version(name) for name in _LIBRARIES}}
     configs = {name: _config(path) for name, path in runs.items()}
     folder.mkdir(parents=True, exist_ok=True)
-    samples = _sampled(runs, rows, folder, base, **asked, seed=seed)
+    samples = _sampled(runs, rows, folder, base, **asked)
     if base and BEFORE not in samples:
-        settings["notes"].append(f"No run has adapters, so there is no model {BEFORE!r} to sample.")
-    training = {name: _thoughts(name, config.get("data"), settings["notes"]) for name, config in configs.items()}
+        notes.append(f"No run has adapters, so there is no model {BEFORE!r} to sample.")
+    training = {name: _thoughts(name, config.get("data"), notes) for name, config in configs.items()}
     if len({config.get("data") for config in configs.values()}) == 1:
         training[BEFORE] = next(iter(training.values()))
     summaries = {
@@ -137,12 +139,18 @@ def compare(
         for name, records in samples.items()
     }
     found = Comparison(summaries, configs, samples, references, settings, folder)
-    differences = found.differences().reset_index().to_dict("records")
-    record = {"settings": settings, "configs": configs, "summaries": summaries, "differences": differences}
-    (folder / "evaluation.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    html = page(summaries, differences, configs, samples, references, settings)
-    (folder / "index.html").write_text(html, encoding="utf-8")
+    _write(found)
     return found
+
+
+def _write(found: Comparison) -> None:
+    """evaluation.json and index.html."""
+    differences = found.differences().reset_index().to_dict("records")
+    record = {"settings": found.settings, "configs": found.configs, "summaries": found.summaries}
+    record = json.dumps(record | {"differences": differences}, indent=1) + "\n"
+    (found.folder / "evaluation.json").write_text(record, encoding="utf-8")
+    html = page(found.summaries, differences, found.configs, found.samples, found.references, found.settings)
+    (found.folder / "index.html").write_text(html, encoding="utf-8")
 
 
 def _named(runs: Sequence[str | Path] | dict[str, str | Path], base: bool) -> dict[str, Path]:

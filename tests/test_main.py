@@ -51,7 +51,7 @@ def test_differences_are_printed(run, tmp_path, capsys):
     assert main(["evaluate", str(run), str(second), *asked]) == 0
     told = capsys.readouterr().out
     assert "less mine, with 95 % intervals:" in told and "ways" not in told
-    (line,) = [line for line in told.splitlines() if line.startswith("unique thoughts  second")]
+    (line,) = [line for line in told.splitlines() if line.split()[:3] == ["unique", "thoughts", "second"]]
     assert line.split()[3:] == ["+0.000", "+0.000", "+0.000", "1"]
 
 
