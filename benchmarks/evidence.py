@@ -56,11 +56,11 @@ def _arms() -> dict[str, Arm]:
     one = ("one step",)
     arms = {"plain SFT": Arm("teacher"), "reference": Arm("teacher", {"threshold": 0.5, "beta": 0.05}, "reference")}
     for t in (0.2, 0.5, 0.8):
-        both = tuple(FAMILIES) if t != 0.2 else one
+        both = tuple(FAMILIES) if t == 0.5 else one
         arms[f"blur {t}"] = Arm("teacher", {"threshold": t}, families=both)
         arms[f"down-weighted {t}"] = Arm("teacher", weights={"think": 1 - t}, families=both)
         arms[f"anchored {t}"] = Arm("teacher", {"threshold": t, "anchor": 1.0})
-    arms["anchored 1.0"] = Arm("teacher", {"threshold": 1.0, "anchor": 1.0})
+    arms["anchored 1.0"] = Arm("teacher", {"threshold": 1.0, "anchor": 1.0}, families=one)
     half, held = {"threshold": 0.5}, {"threshold": 0.5, "anchor": 1.0}
     for name, dials in {"blur 0.5": half, "anchored 0.5": held}.items():
         arms[f"{name}, drawn once"] = Arm("teacher", dials | {"resample": "never"}, families=one)
@@ -70,15 +70,15 @@ def _arms() -> dict[str, Arm]:
     arms["anchor 0.3, 0.5"] = Arm("teacher", half | {"anchor": 0.3}, families=one)
     arms["anchor 3, 0.5"] = Arm("teacher", half | {"anchor": 3.0}, families=one)
     arms["anchored 0.5, in expectation"] = Arm("teacher", held, "expectation")
-    arms["anchored 0.5, beta 0.5"] = Arm("teacher", held | {"beta": 0.5})
+    arms["anchored 0.5, beta 0.5"] = Arm("teacher", held | {"beta": 0.5}, families=one)
     arms["NEFTune 5"] = Arm("teacher", {"neftune_noise_alpha": 5.0})
     arms["12 steps"] = Arm("teacher", {"max_steps": 12})
     arms["24 steps"] = Arm("teacher", {"max_steps": 24})
     for beta in (0.0, 0.05, 0.2, 0.5, 1.0, 2.0):
-        arms[f"beta {beta:g}"] = Arm("messy", {"beta": beta}, families=one if beta in (0.2, 1) else tuple(FAMILIES))
+        arms[f"beta {beta:g}"] = Arm("messy", {"beta": beta}, families=one if beta in (0.05, 0.2, 1) else tuple(FAMILIES))
     arms["reference, beta 2"] = Arm("messy", {"threshold": 0.5, "beta": 2.0}, "reference")
     arms["messy, anchored 0.5"] = Arm("messy", held, families=one)
-    arms["messy, anchored 0.5, beta 0.5"] = Arm("messy", held | {"beta": 0.5})
+    arms["messy, anchored 0.5, beta 0.5"] = Arm("messy", held | {"beta": 0.5}, families=one)
     return arms
 
 

@@ -26,9 +26,9 @@ ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 # What Colab has of all that the package and the notebooks import, or that changes what these do by being there.
 PRESENT = [
-    "accelerate", "anywidget", "datasets", "huggingface_hub", "ipykernel", "ipython", "ipywidgets", "jupyter_client",
-    "matplotlib", "nbclient", "numpy", "pandas", "peft", "psutil", "pyarrow", "safetensors", "tokenizers", "torch",
-    "torchao", "transformers",
+    "absl-py", "accelerate", "anywidget", "datasets", "huggingface_hub", "ipykernel", "ipython", "ipywidgets",
+    "jupyter_client", "lxml", "matplotlib", "nbclient", "nltk", "numpy", "pandas", "peft", "psutil", "pyarrow", "regex",
+    "safetensors", "tabulate", "tokenizers", "torch", "torchao", "transformers",
 ]  # fmt: skip
 DIFFERS = {"torch": "2.13.0", "setuptools": "77.0.3"}  # torch 2.13 asks for setuptools 77 or newer
 ADDED = {"jedi", "overrides"}  # IPython asks for the one, and Colab takes it out; the other is for Python below 3.12
@@ -152,7 +152,14 @@ def test_the_environment_is_colabs(before, listed):
 
 def test_the_install_cell_moves_nothing(before, installed):
     after = installed.packages()
-    assert set(after) - set(before) == {"bitsandbytes", "btsft-nb"}
+    assert set(after) - set(before) == {
+        "bitsandbytes",
+        "btsft-nb",
+        "colorama",
+        "portalocker",
+        "rouge-score",
+        "sacrebleu",
+    }
     assert {name: after[name] for name in before} == before
 
 
@@ -160,6 +167,13 @@ def test_the_wheel_is_what_runs(installed):
     """And not this checkout."""
     printed = installed.run_cells("import importlib.util; print(importlib.util.find_spec('btsft_nb').origin)")
     assert Path(printed.strip()).is_relative_to(installed.python.parent.parent)
+
+
+def test_bleu_and_rouge_have_what_they_need(installed):
+    """Of which the install cell brings a part."""
+    scores = "(score(['a b c d'], ['a b c d']) for score in (bt.metrics.bleu, bt.metrics.rouge))"
+    printed = installed.run_cells(f"import btsft_nb as bt; print(*{scores})")
+    assert "'value': 100.0" in printed and "'rougeL': {'value': 1.0" in printed
 
 
 def test_nobody_answers_a_question(installed):

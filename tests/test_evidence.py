@@ -117,3 +117,26 @@ def test_every_arm_was_measured_with_five_seeds():
                 assert m["value"] == pytest.approx(np.mean(arm["seeds"][metric]), abs=2e-4)
         assert all(m["value"] == 0 for m in arms["plain SFT"]["difference"].values())
     assert found["budget"]["max_steps"] == evidence.STEPS and found["made"]["command"] == "make evidence"
+
+
+def test_the_readme_says_what_was_measured():
+    """Each row of its tables is an arm, each figure that arm's, in both families."""
+    arms = {
+        "before": "before", "plain SFT": "plain SFT", "blur 0.5 alone (anchor 0)": "blur 0.5",
+        "threshold 0.2, anchor 1": "anchored 0.2", "threshold 0.5, anchor 1": "anchored 0.5",
+        "threshold 0.8, anchor 1": "anchored 0.8", "the reference as published": "reference",
+        "beta 0": "beta 0", "beta 0.5": "beta 0.5", "beta 2": "beta 2",
+        "the reference as published, beta 2": "reference, beta 2",
+    }  # fmt: skip
+    families, readme = bt.tiny.evidence()["families"].values(), (ROOT / "README.md").read_text()
+    claims = [[cell.strip() for cell in line.split("|")[1:-1]] for line in readme.splitlines() if "] |" in line]
+    claims = {name: cells for name, *cells in claims if re.match(r"\d\.\d\d \[", cells[0])}
+    assert list(claims) == list(arms)
+    for name, cells in claims.items():
+        first = "unique thoughts" if list(arms).index(name) < 7 else "compliance"
+        wanted = [
+            "{value:.2f} [{low:.2f}, {high:.2f}]".format(**family[arms[name]]["metrics"][metric])
+            for family in families
+            for metric in (first, "accuracy")
+        ]
+        assert cells == wanted, name

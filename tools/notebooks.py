@@ -54,7 +54,7 @@ def strip(notebook: nbformat.NotebookNode) -> None:
 def is_noise(output: dict) -> bool:
     """Warnings, and progress bars, which are widgets and show nothing once their state is gone."""
     data = output.get("data", {})
-    progress = WIDGET in data and "it/s]" in "".join(data.get("text/plain", ""))
+    progress = WIDGET in data and "/s]" in "".join(data.get("text/plain", ""))
     return output.get("name") == "stderr" or progress
 
 
@@ -86,7 +86,8 @@ def demo() -> None:
         pictures += figures(notebook, path.stem, DEMO / "figures")
     from btsft_nb import table
 
-    print(f"\n{table(json.loads((RUNS / 'evaluation.json').read_text())).to_string()}\n")
+    found = json.loads((RUNS / "comparison" / "evaluation.json").read_text())["summaries"]
+    print(f"\n{table(found).T.to_string()}\n")
     runs = sorted(config.parent for config in RUNS.glob("*/adapter_config.json"))
     for title, paths in {"Executed notebooks": executed, "Run folders": runs, "Figures": pictures}.items():
         print(title, *(f"  {path.relative_to(ROOT)}" for path in paths), sep="\n")
