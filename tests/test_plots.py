@@ -31,7 +31,7 @@ LOGS = [
     for step in (5, 10)
 ]  # fmt: skip
 SAMPLES = [
-    {"prompt": i, "text": f"<think>{i}</think>{i}", "prefilled": False, "finished": True} for i in range(4)
+    {"prompt": i, "sample": 0, "text": f"<think>{i}</think>{i}", "prefilled": False, "finished": True} for i in range(4)
 ]  # fmt: skip
 SUMMARIES = {
     name: evaluate(SAMPLES, answers, lambda thought: "odd" if int(thought) % 2 else "even")
