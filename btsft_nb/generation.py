@@ -131,13 +131,15 @@ def _jobs(renderer: Renderer, prompts: Sequence[dict | str], n: int, how: list) 
 
 def _fingerprint(model: PreTrainedModel | PeftModel, adapters: bool) -> str:
     """Tells a model from another, and from itself before some training: up to 1,000 numbers of each parameter."""
-    known = getattr(model, "peft_config", {})
-    off = set(known) - set(model.active_adapters if known and adapters else ())
+    known = set(getattr(model, "peft_config", {}))  # names of adapters, which say nothing of them
+    off = known - set(model.active_adapters if known and adapters else ())
     digest = blake2b(digest_size=12)
     for name, parameter in model.named_parameters():
-        if off.isdisjoint(name.split(".")):
+        parts = name.split(".")
+        if off.isdisjoint(parts):
             values = parameter.detach().flatten()
-            digest.update(name.encode() + values[:: 1 + len(values) // 1000].float().cpu().numpy().tobytes())
+            digest.update(".".join(part for part in parts if part not in known).encode())
+            digest.update(values[:: 1 + len(values) // 1000].float().cpu().numpy().tobytes())
     return digest.hexdigest()
 
 

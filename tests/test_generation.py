@@ -231,3 +231,16 @@ def test_adapters_tell_models_apart_in_a_file(tmp_path):
                 bt.sample(*adapted_model(noise=0.1), problems, n=1, adapters=on, path=path)
         else:
             bt.sample(*adapted_model(noise=0.1), problems, n=1, adapters=on, path=path)
+
+
+def test_the_name_of_an_adapter_says_nothing(tmp_path):
+    """The same adapter under another name, beside a second one that is off, is the same model."""
+    model, tokenizer = adapted_model(noise=0.1)
+    problems, path = bt.load_rows("tiny/test")[:2], tmp_path / "samples.jsonl"
+    records = bt.sample(model, tokenizer, problems, n=1, path=path)
+    model.save_pretrained(tmp_path / "adapter")
+    other, _ = adapted_model(noise=0.3)
+    other.load_adapter(tmp_path / "adapter", adapter_name="again")
+    other.set_adapter("again")
+    assert bt.sample(other, tokenizer, problems, n=1, path=path) == records
+    assert len(path.read_text().splitlines()) == 2
