@@ -43,9 +43,7 @@ bench: $(INSTALLED)
 	$(BIN)/python benchmarks/kill.py
 
 evidence: $(INSTALLED)
-	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/evidence.py --worker 0/2 & \
-	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/evidence.py --worker 1/2 && wait $$!
-	$(BIN)/python benchmarks/evidence.py --summarise
+	$(BIN)/python benchmarks/evidence.py --workers 2
 
 lock:
 	$(BIN)/pip freeze --exclude-editable | grep -v '^pip==\|^setuptools==' | sed 's/+cpu//' > constraints.txt

@@ -1,23 +1,29 @@
 """What the dials do, and what a sceptic would hold against it: every arm with five seeds and the same budget.
 
-    python benchmarks/evidence.py [--worker 0/2]   trains and samples what is lacking, in runs/evidence
-    python benchmarks/evidence.py --summarise      samples -> btsft_nb/tiny/evidence.json, which notebook 06 reads
+    python benchmarks/evidence.py [--workers 2]
+
+trains and samples what runs/evidence lacks, and writes btsft_nb/tiny/evidence.json, which notebook 06 reads.
 
 Two families of problems: the embedded reasoner's own, and those of two_steps.py, on which a base model is trained
 first. Each arm fine-tunes 4-bit LoRA layers for 48 steps of 16 rows (4 epochs of 192), and is sampled 8 times on each
 of 100 problems that no training set holds. A seed changes the rows, the adapters, their order, the blur and the
-samples. A run that is there is not run again, so an interrupted call goes on where it was; workers share the runs.
+samples. The budget is equal in rows and steps; the anchor costs a second forward pass, and its expectation two steps in one. A run
+that is there and was made with the same settings is not run again, so an interrupted call goes on where it was.
 
 Intervals are 95 % percentiles over resampled seeds and problems, both at once; differences are paired by seed and
-problem. With five seeds they are somewhat too narrow, so each seed's own mean stands beside them.
+problem. With five seeds they are somewhat too narrow, so each seed's own mean stands beside them. The 100 questions of
+the harder family are on 89 problems: some differ in names and things alone.
 """
 
 import argparse
 import json
+import os
 import platform
 import re
+import subprocess
+import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import date
 from pathlib import Path
 
@@ -75,7 +81,9 @@ def _arms() -> dict[str, Arm]:
     arms["12 steps"] = Arm("teacher", {"max_steps": 12})
     arms["24 steps"] = Arm("teacher", {"max_steps": 24})
     for beta in (0.0, 0.05, 0.2, 0.5, 1.0, 2.0):
-        arms[f"beta {beta:g}"] = Arm("messy", {"beta": beta}, families=one if beta in (0.05, 0.2, 1) else tuple(FAMILIES))
+        arms[f"beta {beta:g}"] = Arm(
+            "messy", {"beta": beta}, families=one if beta in (0.05, 0.2, 1) else tuple(FAMILIES)
+        )
     arms["reference, beta 2"] = Arm("messy", {"threshold": 0.5, "beta": 2.0}, "reference")
     arms["messy, anchored 0.5"] = Arm("messy", held, families=one)
     arms["messy, anchored 0.5, beta 0.5"] = Arm("messy", held | {"beta": 0.5}, families=one)
@@ -85,7 +93,8 @@ def _arms() -> dict[str, Arm]:
 class Expectation(bt.BTSFTTrainer):
     """The anchored blur without chance: each thought token (1 - threshold) of its loss and threshold of its KL.
 
-    The objective is linear in which tokens are blurred, so this is its expectation over the draws.
+    The objective is linear in which tokens are blurred, so this is its expectation over the draws. (What it logs is
+    counted twice.)
     """
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
@@ -153,20 +162,39 @@ def make_base(family: str, folder: Path) -> str:
     """What the arms of a family start from: "tiny", or for two steps that model after a training on all four ways."""
     if family == "one step":
         return "tiny"
-    if not (folder / "model.safetensors").is_file():
+    if not folder.is_dir():
+        part = folder.with_suffix(".part")
         model, tokenizer = bt.load_model("tiny")
         settings = {"max_steps": 500, "per_device_train_batch_size": 32, "learning_rate": 1e-3, "warmup_steps": 20}
         settings |= {"lr_scheduler_type": "cosine", "save_strategy": "no", "logging_steps": 50, "disable_tqdm": True}
-        config = bt.BTSFTConfig(str(folder), threshold=0, beta=0, anchor=0, **settings)
+        config = bt.BTSFTConfig(str(part), threshold=0, beta=0, anchor=0, **settings)
         examples = bt.prepare(two_steps.rows("pretrain", 16_000), tokenizer)
         bt.BTSFTTrainer(model, config, examples, processing_class=tokenizer).train()
+        part.rename(folder)
     return str(folder)
 
 
+def settings_of(name: str) -> dict:
+    """All that decides what a run of an arm comes to, but for family, seed and machine."""
+    arm = asdict(ARMS[name]) if name in ARMS else {}
+    arm.pop("families", None)
+    versions = {
+        package: installed(package) for package in ("torch", "transformers", "peft", "bitsandbytes", "btsft_nb")
+    }
+    return {
+        "arm": arm,
+        "training": TRAINING,
+        "rows": ROWS,
+        "problems": PROMPTS,
+        "samples": SAMPLES,
+        "versions": versions,
+    }
+
+
 def run(family: str, name: str, seed: int, root: Path) -> None:
-    """Trains and samples one arm with one seed; the samples stand whole or not at all in their file."""
-    path = root / family / name / f"{seed}.jsonl"
-    if path.is_file():
+    """Trains and samples one arm with one seed, unless that is done; its file is there whole or not at all."""
+    path, settings = root / family / name / f"{seed}.json", settings_of(name)
+    if path.is_file() and json.loads(path.read_text())["settings"] == settings:
         return
     base, start = make_base(family, root / "base"), time.monotonic()
     rows, limit = FAMILIES[family]
@@ -174,56 +202,58 @@ def run(family: str, name: str, seed: int, root: Path) -> None:
         model, tokenizer = bt.load_model(base, qlora=True)
     else:
         model, tokenizer = train(ARMS[name], family, seed, base, root / "scratch" / f"{family} {name} {seed}")
-    trained = time.monotonic()
     options = {"n": SAMPLES, "max_new_tokens": limit, "batch_size": 400, "seed": seed}
-    records = bt.sample(model, tokenizer, rows("test", PROMPTS), **options)
+    samples = bt.sample(model, tokenizer, rows("test", PROMPTS), **options)
+    record = {"settings": settings, "date": str(date.today()), "seconds": round(time.monotonic() - start, 1)}
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part")
-    part.write_text("".join(json.dumps(record) + "\n" for record in records))
+    part.write_text(json.dumps(record | {"samples": samples}) + "\n")
     part.rename(path)
-    path.with_suffix(".seconds").write_text(f"{trained - start:.1f} {time.monotonic() - trained:.1f}")
-    print(f"{family}, {name}, seed {seed}: {trained - start:.1f} s + {time.monotonic() - trained:.1f} s", flush=True)
+    print(f"{family}, {name}, seed {seed}: {record['seconds']:.1f} s", flush=True)
 
 
 ARMS = _arms()
 
 
-def by_seed(family: str, name: str, root: Path, seeds: int) -> dict[str, np.ndarray]:
+def read_runs(family: str, name: str, root: Path, seeds: int) -> list[dict]:
+    """What `run` wrote of an arm. Raises ValueError for a run that today's settings would not make."""
+    found = [json.loads((root / family / name / f"{seed}.json").read_text()) for seed in range(seeds)]
+    for seed, record in enumerate(found):
+        if record["settings"] != settings_of(name):
+            raise ValueError(f"{family}, {name}, seed {seed} was made with other settings: run evidence.py first")
+    return found
+
+
+def by_seed(family: str, runs: list[dict]) -> dict[str, np.ndarray]:
     """(seeds, problems) of each metric; NaN where a problem has no value."""
     answers = [row["answer"] for row in FAMILIES[family][0]("test", PROMPTS)]
-    found = []
-    for seed in range(seeds):
-        lines = (root / family / name / f"{seed}.jsonl").read_text().splitlines()
-        found.append(bt.evaluate([json.loads(line) for line in lines], answers, bt.tiny.way_of)["values"])
+    found = [bt.evaluate(run["samples"], answers, bt.tiny.way_of)["values"] for run in runs]
     return {name: np.array([values[name] for values in found], float) for name in found[0]}
 
 
 def interval(values: np.ndarray, draws: int = 2000) -> dict[str, float]:
-    """The mean of (seeds, problems) and its 95 % interval over resampled seeds and problems."""
+    """The mean of (seeds, problems), its 95 % interval over resampled seeds and problems, and n, how many problems
+    have a value."""
     rng = np.random.default_rng(0)
     seeds, problems = (rng.integers(n, size=(draws, n)) for n in values.shape)
     means = np.array([np.nanmean(values[s][:, p]) for s, p in zip(seeds, problems, strict=True)])
     low, high = np.percentile(means, [2.5, 97.5])
-    return {"value": float(np.nanmean(values)), "low": float(low), "high": float(high)}
+    n = int(np.isfinite(values).any(0).sum())
+    return {"value": float(np.nanmean(values)), "low": float(low), "high": float(high), "n": n}
 
 
 def summarise(root: Path, seeds: int) -> dict:
     """All that OUT holds: how it was made, and for each family and arm its metrics and differences from its control."""
-    families, seconds = {}, 0.0
+    families, records = {}, []
     for family in FAMILIES:
-        values = {
-            n: by_seed(family, n, root, seeds) for n in ("before", *ARMS) if n == "before" or family in ARMS[n].families
-        }
-        families[family] = {name: summary(name, values) for name in values}
-        seconds += sum(sum(map(float, path.read_text().split())) for path in (root / family).rglob("*.seconds"))
-    versions = {name: installed(name) for name in ("torch", "transformers", "peft", "bitsandbytes", "btsft_nb")}
-    made = {
-        "command": "make evidence",
-        "date": str(date.today()),
-        "machine": processor(),
-        "python": platform.python_version(),
-    }
-    made |= {"versions": versions, "hours on one core": round(seconds / 3600, 2)}
+        names = ["before", *(name for name, arm in ARMS.items() if family in arm.families)]
+        runs = {name: read_runs(family, name, root, seeds) for name in names}
+        values = {name: by_seed(family, found) for name, found in runs.items()}
+        families[family] = {name: summary(name, values) for name in names}
+        records += [record for found in runs.values() for record in found]
+    made = {"command": "make evidence", "dates": sorted({record["date"] for record in records})}
+    made |= {"machine": processor(), "python": platform.python_version()} | records[0]["settings"]["versions"]
+    made |= {"runs": len(records), "hours on one core": sum(record["seconds"] for record in records) / 3600}
     budget = TRAINING | {"rows": ROWS, "problems": PROMPTS, "samples": SAMPLES, "seeds": seeds}
     return {"made": made, "budget": budget, "families": families}
 
@@ -254,24 +284,37 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, default=Path("runs/evidence"))
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--worker", default="0/1", help="which worker of how many")
-    parser.add_argument("--families", nargs="+", default=list(FAMILIES), choices=list(FAMILIES))
-    parser.add_argument("--summarise", action="store_true")
+    parser.add_argument("--workers", type=int, default=1, help="processes that share the runs, one thread each")
+    parser.add_argument("--worker", type=int, help=argparse.SUPPRESS)  # which of them this is
     options = parser.parse_args()
-    if options.summarise:
-        OUT.write_text(json.dumps(rounded(summarise(options.folder, options.seeds)), indent=1) + "\n")
-        return
-    worker, workers = map(int, options.worker.split("/"))
     logging.disable_progress_bar()
-    jobs = [
-        (family, name, seed)
-        for seed in range(options.seeds)
-        for family in options.families
-        for name in ("before", *ARMS)
-        if name == "before" or family in ARMS[name].families
+    for family in FAMILIES:
+        make_base(family, options.folder / "base")
+    if options.workers > 1 and options.worker is None:
+        share_out(options.workers)
+    else:
+        jobs = [(family, "before", seed) for seed in range(options.seeds) for family in FAMILIES]
+        jobs += [(f, name, seed) for seed in range(options.seeds) for name, arm in ARMS.items() for f in arm.families]
+        for job in jobs[options.worker or 0 :: options.workers]:
+            run(*job, options.folder)
+    if options.worker is None:
+        OUT.write_text(json.dumps(rounded(summarise(options.folder, options.seeds)), indent=1) + "\n")
+
+
+def share_out(workers: int) -> None:
+    """This command in several processes; when one fails, the others end too."""
+    command = [sys.executable, *sys.argv, "--worker"]
+    processes = [
+        subprocess.Popen([*command, str(i)], env=os.environ | {"OMP_NUM_THREADS": "1"}) for i in range(workers)
     ]
-    for job in jobs[worker::workers]:
-        run(*job, options.folder)
+    try:
+        while any(process.poll() is None for process in processes):
+            if any(process.poll() for process in processes):
+                sys.exit("a worker failed, see above")
+            time.sleep(1)
+    finally:
+        for process in processes:
+            process.terminate()
 
 
 if __name__ == "__main__":

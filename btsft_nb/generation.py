@@ -24,6 +24,7 @@ from .formats import to_prompt
 from .losses import expected_format_reward, find_completions, kl_divergence, tag_log_probs
 from .messages import THINK_TAGS, RowError
 from .render import Renderer
+from .sample_file import append_samples, fingerprint, read_samples
 from .tokens import tag_ids
 
 
@@ -60,31 +61,42 @@ def sample(
         `text` (without the end of turn; its tags as `<think>` and `</think>`), `prefilled` (whether the prompt itself
         ends in an open think tag), `tokens` (how many, end of turn included) and `finished` (False: cut off).
 
-    Raises ValueError where the file holds other records than those of this call, RowError for a malformed prompt.
+    Raises ValueError where the file holds other records than those of this call, or for a setting out of its range;
+    RowError for a malformed prompt.
     """
     if not adapters and not isinstance(model, PeftModel):
         raise ValueError("adapters=False: the model has no adapters to sample without")
+    _check(n=(n, 1), max_new_tokens=(max_new_tokens, 1), batch_size=(batch_size, 1), seed=(seed, 0))
+    if not 0 <= temperature < float("inf"):
+        raise ValueError(f"temperature={temperature!r}: a number from 0 wanted")
     renderer = Renderer(tokenizer)
-    how = [_fingerprint(model, adapters) if path else "", seed, temperature, max_new_tokens]
+    how = [fingerprint(model, adapters) if path else "", seed, float(temperature), max_new_tokens]
     jobs = _jobs(renderer, prompts, n, how)
-    records = _read(Path(path), {job.key for job in jobs}) if path else {}
+    records = read_samples(Path(path), {job.key for job in jobs}) if path else {}
     left = sorted((job for job in jobs if job.key not in records), key=lambda job: len(job.ids))
     bar = tqdm(total=len(jobs), initial=len(records), desc="sampling", unit="completion")
-    was_training = model.training
+    was_training, stops = model.training, _stop_ids(model, renderer)
     model.eval()
     try:
         with bar, nullcontext() if adapters else model.disable_adapter():
             for start in range(0, len(left), batch_size):
                 batch = left[start : start + batch_size]
-                completions = _generate(model, renderer, batch, seed, temperature, max_new_tokens)
-                new = {job.key: _record(renderer, job, ids) for job, ids in zip(batch, completions, strict=True)}
+                drawn = _generate(model, renderer, batch, stops, seed, temperature, max_new_tokens)
+                new = {job.key: _record(renderer, job, ids, stops) for job, ids in zip(batch, drawn, strict=True)}
                 if path:
-                    _append(Path(path), new)
+                    append_samples(Path(path), new)
                 records |= new
                 bar.update(len(batch))
     finally:
         model.train(was_training)
     return [records[job.key] for job in jobs]
+
+
+def _check(**given: tuple[int, int]) -> None:
+    """Raises ValueError for a number, given with the least it may be, that is out of its range or not whole."""
+    for name, (value, least) in given.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise ValueError(f"{name}={value!r}: a whole number from {least} wanted")
 
 
 class _Job(NamedTuple):
@@ -129,54 +141,11 @@ def _jobs(renderer: Renderer, prompts: Sequence[dict | str], n: int, how: list) 
     return jobs
 
 
-def _fingerprint(model: PreTrainedModel | PeftModel, adapters: bool) -> str:
-    """Tells a model from another, and from itself before some training: up to 1,000 numbers of each parameter."""
-    known = set(getattr(model, "peft_config", {}))  # names of adapters, which say nothing of them
-    off = known - set(model.active_adapters if known and adapters else ())
-    digest = blake2b(digest_size=12)
-    for name, parameter in model.named_parameters():
-        parts = name.split(".")
-        if off.isdisjoint(parts):
-            values = parameter.detach().flatten()
-            digest.update(".".join(part for part in parts if part not in known).encode())
-            digest.update(values[:: 1 + len(values) // 1000].float().cpu().numpy().tobytes())
-    return digest.hexdigest()
-
-
-def _read(path: Path, keys: set[str]) -> dict[str, dict]:
-    """The records of a file by key; a last line that was not written to its end is cut off."""
-    if not path.exists():
-        return {}
-    whole = path.read_bytes()
-    end = whole.rfind(b"\n") + 1
-    if end < len(whole):
-        with path.open("rb+") as file:
-            file.truncate(end)
-    records = {}
-    for i, line in enumerate(whole[:end].decode().splitlines()):
-        try:
-            record = json.loads(line)
-            records[record.pop("key")] = record
-        except (ValueError, KeyError, TypeError, AttributeError):
-            raise ValueError(f"{path}, line {i + 1}: no record of `sample`: {line[:60]!r}") from None
-    if others := len(records.keys() - keys):
-        raise ValueError(
-            f"{path} holds {others} samples that this call would not draw: of another model, other prompts or "
-            "another n, seed, temperature or max_new_tokens; delete it, or name another file"
-        )
-    return records
-
-
-def _append(path: Path, records: dict[str, dict]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8") as file:
-        file.writelines(json.dumps(record | {"key": key}) + "\n" for key, record in records.items())
-
-
 def _generate(
     model: PreTrainedModel | PeftModel,
     renderer: Renderer,
     jobs: list[_Job],
+    stops: list[int],
     seed: int,
     temperature: float,
     max_new_tokens: int,
@@ -185,7 +154,7 @@ def _generate(
     padded = renderer.tokenizer.pad({"input_ids": ids}, padding_side="left", return_tensors="pt").to(model.device)
     config = GenerationConfig(
         max_new_tokens=max_new_tokens,
-        eos_token_id=renderer.stop_ids,
+        eos_token_id=stops,
         pad_token_id=renderer.tokenizer.pad_token_id,
         do_sample=False,
     )
@@ -207,8 +176,14 @@ def _generate(
     return output[:, start:].tolist()
 
 
-def _record(renderer: Renderer, job: _Job, ids: list[int]) -> dict:
-    stop = next((at for at, token in enumerate(ids) if token in renderer.stop_ids), None)
+def _stop_ids(model: PreTrainedModel | PeftModel, renderer: Renderer) -> list[int]:
+    """The template's end of turn, the tokenizer's end token, and what the model says of itself."""
+    own = model.generation_config.eos_token_id
+    return sorted({*renderer.stop_ids, *(own if isinstance(own, list) else [own])} - {None})
+
+
+def _record(renderer: Renderer, job: _Job, ids: list[int], stops: list[int]) -> dict:
+    stop = next((at for at, token in enumerate(ids) if token in stops), None)
     text = renderer.tokenizer.decode(ids[:stop])
     for own, tag in zip(renderer.tags, THINK_TAGS, strict=True):
         text = text.replace(own, tag)

@@ -24,7 +24,11 @@ _BLURRED = {"fc": "white", "ec": _FAINT, "ls": ":"}
 _FILLS = [{"fc": COLORS[i % 5], "hatch": ("", "//", "..", "xx", "\\\\", "--")[i % 6], "ec": "white"} for i in range(30)]
 _LINES = [{"color": COLORS[i % 5], "marker": "osD^vP"[i % 6]} for i in range(30)]
 _ABOVE = {"ncols": 5, "loc": "lower left", "bbox_to_anchor": (0, 1)}
-_UNITS = {"ways of thinking": "ways per prompt", "pass": "share of prompts"}
+_UNITS = {
+    "ways of thinking": "ways per prompt", "pass": "share of prompts", "majority": "share of prompts",
+    "way entropy": "bits", "self-BLEU": "0 to 1", "distinct-2": "share of word pairs", "copied run": "share of words",
+    "training 4-grams": "share of 4-grams",
+}  # fmt: skip
 _CURVES = {  # label of the axis: key in the logs, and what it adds to the run's name
     "nll of thoughts, nats per token": {"nll_think": ""},
     "nll, nats per token": {"nll_answer": ", answer", "nll_tag": ", tag"},

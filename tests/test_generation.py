@@ -244,3 +244,29 @@ def test_the_name_of_an_adapter_says_nothing(tmp_path):
     other.set_adapter("again")
     assert bt.sample(other, tokenizer, problems, n=1, path=path) == records
     assert len(path.read_text().splitlines()) == 2
+
+
+@pytest.mark.parametrize(
+    "setting", [dict(n=0), dict(batch_size=0), dict(batch_size=-1), dict(max_new_tokens=0), dict(seed=-1), dict(n=True),
+                dict(temperature=-1), dict(temperature=float("nan")), dict(max_new_tokens=1.5)],
+)  # fmt: skip
+def test_a_setting_out_of_range_is_named(tiny, setting):
+    ((name, value),) = setting.items()
+    with pytest.raises(ValueError, match=f"{name}={value!r}: a"):
+        bt.sample(*tiny, ["How many?"], **setting)
+
+
+def test_whole_and_broken_temperatures_are_the_same_file(tiny, tmp_path):
+    path = tmp_path / "samples.jsonl"
+    assert bt.sample(*tiny, ["A?"], n=1, temperature=1, path=path) == bt.sample(*tiny, ["A?"], n=1, path=path)
+
+
+def test_the_models_own_end_ends_a_completion(tiny):
+    """A token that only its generation_config calls an end: nothing runs on behind it."""
+    model, tokenizer = tiny
+    (whole,) = bt.sample(model, tokenizer, ["How many?"], n=1, temperature=0)
+    space = tokenizer.encode(whole["text"], add_special_tokens=False)[3]
+    changed = copy.deepcopy(model)
+    changed.generation_config.eos_token_id = [tokenizer.eos_token_id, space]
+    (record,) = bt.sample(changed, tokenizer, ["How many?"], n=1, temperature=0)
+    assert record["finished"] and record["tokens"] <= 4 and whole["text"].startswith(record["text"])
