@@ -7,23 +7,32 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 ANSWERS = ("exact", "number", "boxed", "choice")
+_DECIMAL = (
+    r"(?:(?:\d{1,3}(?:[,\u00a0\u2009\u202f]\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)"  # thousands by comma or narrow space
+    r"(?:[eE][-+]?\d+)?"
+)
 # a sign counts where no digit or bracket stands before it: "7-9" holds 7 and 9
-_NUMBER = re.compile(r"(?:(?<![\d)\]])[-+\u2212])?(?:\d[\d,]*(?:\.\d+)?|\.\d+)")
+_NUMBER = re.compile(rf"((?<![\d)\]])[-+])?(?:(\d+) +(?=\d+/\d))?({_DECIMAL})(?: ?/ ?({_DECIMAL}))?")
+_POWER = re.compile(
+    r"(?:(\d)\s*(?:\\times|\\cdot|[x*\u00d7\u00b7])\s*|(?<![\d.,]))10\s*\^\s*(?:\{\s*([-+]?\d+)\s*\}|([-+]?\d+))"
+)
+_FRACTION = re.compile(r"(?:(\d) *)?\\[dt]?frac\s*(?:\{\s*([-+]?\d+)\s*\}|(\d))\s*(?:\{\s*(\d+)\s*\}|(\d))")
 
-_BRACES = re.compile(r"(\\boxed\s*\{)|\\.|[{}]", re.DOTALL)
+_BRACES = re.compile(r"\\boxed\s+([-+]?\d+(?:[.,/]\d+)*|[A-Z]\b)|(\\boxed\s*\{)|\\.|[{}]", re.DOTALL)
 _WRAPPED = re.compile(r"\\(?:text|textbf|mbox|mathrm|mathbf)\s*\{([^{}]*)\}")
-_UNIT = re.compile(r"\\(?:text|mbox)\s*\{ [^{}]*\}\s*$")
-_NOISE = re.compile(r"\\left(?![a-z])|\\right(?![a-z])|\\[!,;: $%]|\^\\circ|\^\{\\circ\}|[$%\s~]")
+_UNIT = re.compile(r"(?<=[\d}])\s*\\(?:text|mbox)\s*\{[^{}]*\}\s*$")
+_NOISE = re.compile(r"\\left(?![a-z])|\\right(?![a-z])|\\[!,;:$%]|\^\\circ|\^\{\\circ\}|[$%]")
 _BARE_FRACTION = re.compile(r"\\frac(?:(\d)(\d)|(\d)(\{[^{}]*\})|(\{[^{}]*\})(\d))")
-_FRACTION = re.compile(r"([-+]?)(?:\\frac\{([-+]?\d+)\}\{(\d+)\}|(\d+)/(\d+))")
-_PLAIN_NUMBER = re.compile(r"[-+]?(?:\d{1,3}(?:,\d{3})+(?:\.\d*)?|\d+\.?\d*|\.\d+)")
+_EXPRESSION = re.compile(r"[\\^]|[^\d\s.]\s*/\s*\d|\d\s*/\s*[^\d\s.]")
 
 _LETTER = re.compile(r"[\W_]*([A-Za-z])[\W_]*")
+_MARKUP = re.compile(r"\\[()\[\]]|[*$`]")
 _STATED = re.compile(
-    r"(?i:\b(?:answer|choice|option)(?:\s+is\b|\s*:)(?:\s+(?:option|choice)\b)?)[\s:*$\"'`]*"
-    r"(?:[(\[{]\s*([A-Za-z])\s*[)\]}]|([A-Z])(?![\w']))"
+    r"(?i:\b(?:(?:answer|choice|option)(?:\s+is\b|\s*:|[ \t]*\n)|I\s+choose\b)(?:\s+(?:option|choice)\b)?)[\s:\"']*"
+    r"(?:[(\[{]\s*([A-Za-z])\s*[)\]}]|([A-Z])(?![\w'\u2019]|[ \t]+(?!(?:or|and|because|since|as)\b)[A-Za-z]))"
+    r"(\s*(?:or\b|and\b|[,/&])\s*[(\[]?[A-HJ-Z](?![\w'\u2019]))?"  # a second letter, where none is chosen
 )
-_LISTED = re.compile(r"^[ \t*]*([A-Z])[).:]\s|[(\[]([A-Z])[)\]]", re.MULTILINE)
+_LISTED = re.compile(r"^[ \t]*([A-Z])[).:]\s|[(\[]([A-Z])[)\]]", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -64,18 +73,36 @@ def parse(text: str, *, prefilled: bool = False, finished: bool = True) -> Parse
 
 
 def last_number(text: str) -> float | None:
-    """The last number in a text, thousands separators removed; None where there is none, or it is beyond a float."""
-    found = _NUMBER.findall(text)
-    number = float(found[-1].replace(",", "").replace("\u2212", "-")) if found else math.inf
-    return number if math.isfinite(number) else None
+    """The last number in a text; None where there is none, or it is beyond a float.
+
+    Fractions (1/2, 2 1/2, `\\frac{1}{2}`) and powers of ten (1e5, 10^5, `3 \\times 10^5`) are one number, and so are
+    thousands in groups.
+    """
+    found = list(_NUMBER.finditer(_plain(text)))
+    return _value(found[-1]) if found else None
+
+
+def _plain(text: str) -> str:
+    """The text with fractions as 1/2, powers of ten as 1e5, and without TeX's spaces in numbers."""
+    text = re.sub(r"\\[,!]", "", text.replace("{,}", ",").replace("\u2212", "-"))
+    text = _POWER.sub(lambda m: f"{m[1] or 1}e{m[2] or m[3]}", text)
+    return _FRACTION.sub(lambda m: f"{m[1] + ' ' if m[1] else ''}{m[2] or m[3]}/{m[4] or m[5]}", text)
+
+
+def _value(number: re.Match) -> float | None:
+    sign, whole, over, under = (re.sub(r"[,\s]", "", part or "") for part in number.groups())
+    value = float(whole or 0) + float(over) / divisor if (divisor := float(under or 1)) else math.inf
+    return float(sign + "1") * value if math.isfinite(value) else None
 
 
 def boxed(text: str) -> str | None:
-    """What stands in the last `\\boxed{...}` whose braces are balanced; None where there is none."""
+    """What stands in the last `\\boxed{...}` whose braces are balanced, or `\\boxed 5`; None where there is none."""
     opened, last = [], (-1, None)  # where the content of each open brace starts, or -1 if it is no box
     for found in _BRACES.finditer(text):
-        if found[1] or found[0] == "{":
-            opened.append(found.end() if found[1] else -1)
+        if found[1]:
+            last = found.start(1), found[1]
+        elif found[2] or found[0] == "{":
+            opened.append(found.end() if found[2] else -1)
         elif found[0] == "}" and opened:
             start = opened.pop()
             last = max(last, (start, text[start : found.start()]), key=lambda box: box[0])
@@ -86,22 +113,24 @@ def normalise_latex(latex: str) -> str | float:
     """An answer in LaTeX in the one spelling that it is compared in; a number or a simple fraction as a float.
 
     In the style of `is_equiv` of Hendrycks et al. 2021, https://arxiv.org/abs/2103.03874: white space, `\\left` and
-    `\\right`, dollar, percent and degree signs, units in `\\text{ ...}`, a left side `x=` and a final full stop go;
-    `\\dfrac` and `\\tfrac` become `\\frac`, `\\frac12` becomes `\\frac{1}{2}`, `\\sqrt2` becomes `\\sqrt{2}`.
+    `\\right`, dollar, percent and degree signs, a unit in `\\text{...}` behind a number or brace, braces around all,
+    a left side `x=` and a final full stop go; `\\dfrac` and `\\tfrac` become `\\frac`, `\\frac12` becomes
+    `\\frac{1}{2}`, `\\sqrt2` becomes `\\sqrt{2}`.
     """
-    latex = _WRAPPED.sub(r"\1", _UNIT.sub("", latex)).replace("{,}", ",").replace("\u2212", "-")
-    latex = re.sub(r"\\[dt]frac", r"\\frac", _NOISE.sub("", latex)).rstrip(".")
+    latex = _NOISE.sub("", re.sub(r"~|\\ ", " ", latex).replace("{,}", ",").replace("\u2212", "-"))
+    latex = _WRAPPED.sub(r"\1", _UNIT.sub("", latex))
+    if latex.startswith("{") and boxed("\\boxed" + latex) == latex[1:-1]:
+        latex = latex[1:-1]
+    # white space is kept where it parts numbers: 2 1/2 is not 21/2, and 1, 234 is not 1234
+    latex = re.sub(r"(?<![\d,])\s|\s(?![\d,])", "", re.sub(r"\s{2,}", " ", latex)).rstrip(".")
+    latex = re.sub(r"\\[dt]frac", r"\\frac", latex)
     latex = _BARE_FRACTION.sub(_braced, re.sub(r"\\sqrt(\w)", r"\\sqrt{\1}", latex))
     left, equals, right = latex.partition("=")
-    if equals and len(left) <= 2 and "=" not in right:
+    if equals and re.fullmatch(r"[A-Za-z]'?", left) and "=" not in right:
         latex = right
-    value = math.inf
-    if _PLAIN_NUMBER.fullmatch(latex):
-        value = float(latex.replace(",", ""))
-    elif found := _FRACTION.fullmatch(latex):
-        over, under = (float(found[2] or found[4]), float(found[3] or found[5]))
-        value = (-1 if found[1] == "-" else 1) * over / under if under else math.inf
-    return value if math.isfinite(value) else latex
+    number = _NUMBER.fullmatch(_plain(latex))
+    value = number and _value(number)
+    return re.sub(r"\s", "", latex) if value is None else value
 
 
 def _braced(fraction: re.Match) -> str:
@@ -112,13 +141,20 @@ def _braced(fraction: re.Match) -> str:
 def choice(text: str) -> str | None:
     """The letter that a text chooses, as a capital; None where it names none, or several.
 
-    In this order: the letter in its last box; in the last "answer is (B)", "Answer: B", "choice: (b)"; the whole text
-    ("b", "**B**"); the only letter in brackets or at the start of a line ("(B)", "B) Paris").
+    In this order: the letter of its last box ("B", "B. Paris"); the last "answer is (B)", "Answer: B", "I choose B",
+    "choice: (b)"; the whole text ("b", "**B**"); the only letter in brackets or at the start of a line ("(B)",
+    "B) Paris").
     """
-    whole = _LETTER.fullmatch(_WRAPPED.sub(r"\1", boxed(text) or ""))
-    stated = [bracketed or bare for bracketed, bare in _STATED.findall(text)]
-    if whole or stated:
-        return (whole[1] if whole else stated[-1]).upper()
+    bare, inside = (_MARKUP.sub("", _WRAPPED.sub(r"\1", part)) for part in (text, boxed(text) or ""))
+    if letter := _only_letter(inside):
+        return letter
+    if stated := _STATED.findall(bare):
+        bracketed, alone, second = stated[-1]
+        return None if second else (bracketed or alone).upper()
+    return _only_letter(bare)
+
+
+def _only_letter(text: str) -> str | None:
     if found := _LETTER.fullmatch(text):
         return found[1].upper()
     letters = {listed or bracketed for listed, bracketed in _LISTED.findall(text)}
@@ -129,13 +165,14 @@ def extract(text: str, how: str) -> str | float | None:
     """What a text answers, in the form in which answers are compared; None where it cannot be parsed.
 
     Args:
-        how: "exact", the text, white space folded; "number", the last number; "boxed", the last `\\boxed{...}`, as
-            `normalise_latex` writes it; "choice", a letter.
+        how: "exact", the text, white space folded; "number", the last in its box, else in the text; "boxed", the last
+            `\\boxed{...}`, as `normalise_latex` writes it; "choice", a letter.
 
     Raises ValueError for any other.
     """
     if how == "number":
-        return last_number(text)
+        inside = last_number(boxed(text) or "")
+        return last_number(text) if inside is None else inside
     if how == "boxed":
         found = boxed(text)
         return normalise_latex(found) if found and found.strip() else None
@@ -149,13 +186,19 @@ def extract(text: str, how: str) -> str | float | None:
 def right_answer(reference: str, how: str = "auto") -> tuple[str, str | float]:
     """How answers are compared with a reference, one of ANSWERS, and the reference in that form.
 
-    "auto" is "number" where the reference has a number, else "exact". With "boxed" a reference without a box is taken
-    whole, as the field `answer` of MATH.
+    "auto" is "boxed" where the reference, or its last line, is LaTeX or a formula and no number (`\\sqrt{2}`, `x/2`);
+    else "number" where it has a number (`\\frac{1}{2}`, "#### 72"); else "exact". With "boxed" a reference without a
+    box is taken whole, as the field `answer` of MATH.
 
     Raises ValueError where the reference has nothing of the kind.
     """
     if how == "auto":
-        how = "exact" if last_number(reference) is None else "number"
+        inside = boxed(reference)
+        whole = normalise_latex(inside or reference)
+        if isinstance(whole, float):
+            return "number", whole
+        is_formula = inside or _EXPRESSION.search(reference.strip().rpartition("\n")[2])
+        how = "boxed" if is_formula else "exact" if last_number(reference) is None else "number"
     wanted = extract(reference, how)
     if how == "boxed" and wanted is None and reference.strip():
         wanted = normalise_latex(reference)
@@ -175,7 +218,7 @@ def is_correct(answer: str, reference: str, how: str = "auto") -> bool:
     """Whether an answer equals the reference; one that cannot be parsed does not.
 
     Args:
-        how: as `extract`; "auto" takes the last number where the reference has one, else the words.
+        how: as `extract`; "auto" as `right_answer` chooses.
 
     Raises ValueError where the reference itself cannot be parsed so.
     """

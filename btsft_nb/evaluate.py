@@ -34,7 +34,8 @@ def evaluate(
         is said:
 
         - `compliance` with the format; `cut off`, whatever else is wrong with them.
-        - `unique thoughts`; `distinct-2`, of their word pairs; with two samples or more `self-BLEU`, 0 to 1.
+        - of the thoughts that are there, where there are any: `unique thoughts`; `distinct-2`, of their word pairs;
+          with two samples or more `self-BLEU`, 0 to 1. A missing or empty thought counts in `compliance` alone.
         - with `way_of`: `ways of thinking`, their number, and `way entropy`, in bits.
         - with `references`: `accuracy`; `pass@n`; `majority`, whether the most frequent answer is right.
         - with `training`: `copied run`, words of a thought's longest run that stands in a training thought too, over
@@ -94,9 +95,10 @@ def _format(group: list[dict], parsed: list[Parsed]) -> dict[str, float]:
 
 def _diversity(thoughts: list[str], ways: list[str | None] | None) -> dict[str, float | None]:
     """The metrics of how much a prompt's thoughts differ."""
-    row = {"unique thoughts": unique_share(thoughts), "distinct-2": distinct_n(thoughts, 2)}
+    there = [thought for thought in thoughts if thought]
+    row = {"unique thoughts": unique_share(there) if there else None, "distinct-2": distinct_n(there, 2)}
     if len(thoughts) > 1:
-        row["self-BLEU"] = self_bleu(thoughts)
+        row["self-BLEU"] = self_bleu(there)
     if ways:
         row |= {"ways of thinking": len(set(ways) - {None}), "way entropy": way_entropy(ways)}
     return row

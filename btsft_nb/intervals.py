@@ -7,33 +7,24 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-
-def bootstrap(
-    values: Sequence[float], statistic: Callable = np.mean, *, draws: int = 2000, seed: int = 0
-) -> tuple[float, float, float]:
-    """A statistic of per-prompt values and its 95 % percentile interval over resampled prompts.
-
-    Raises ValueError where there are no values.
-    """
-    values = np.asarray(values, dtype=float)
-    if not len(values):
-        raise ValueError("no values to resample: one for each of one or more prompts wanted")
-    picks = np.random.default_rng(seed).integers(len(values), size=(draws, len(values)))
-    low, high = np.percentile(statistic(values[picks], axis=1), [2.5, 97.5])
-    return float(statistic(values)), float(low), float(high)
+_DRAWS = 2000
 
 
 def interval(values: Sequence[float | None]) -> dict | None:
     """The mean of per-prompt values: `{"value", "low", "high", "n"}`, n the prompts that have one; None without any."""
-    known = [value for value in values if value is not None]
-    if not known:
+    known = np.array([value for value in values if value is not None], dtype=float)
+    if not len(known):
         return None
-    return dict(zip(("value", "low", "high"), bootstrap(known), strict=True)) | {"n": len(known)}
+    picks = np.random.default_rng(0).integers(len(known), size=(_DRAWS, len(known)))
+    return _summary(known.mean(), known[picks].mean(axis=1), len(known))
 
 
-def sums_interval(
-    sums: Sequence[Sequence[float]], statistic: Callable[[np.ndarray], float], *, draws: int = 2000, seed: int = 0
-) -> dict:
+def _summary(value: float, drawn: Sequence[float], n: int) -> dict:
+    low, high = np.percentile(drawn, [2.5, 97.5])
+    return {"value": float(value), "low": float(low), "high": float(high), "n": n}
+
+
+def sums_interval(sums: Sequence[Sequence[float]], statistic: Callable[[np.ndarray], float]) -> dict:
     """A statistic of sums over prompts, as corpus BLEU and perplexity are.
 
     Args:
@@ -48,9 +39,8 @@ def sums_interval(
     sums = np.asarray(sums, dtype=float)
     if not len(sums):
         raise ValueError("no sums to resample: a row for each of one or more prompts wanted")
-    times = np.random.default_rng(seed).multinomial(len(sums), np.full(len(sums), 1 / len(sums)), size=draws)
-    low, high = np.percentile([statistic(drawn) for drawn in times @ sums], [2.5, 97.5])
-    return {"value": float(statistic(sums.sum(0))), "low": float(low), "high": float(high), "n": len(sums)}
+    times = np.random.default_rng(0).multinomial(len(sums), np.full(len(sums), 1 / len(sums)), size=_DRAWS)
+    return _summary(statistic(sums.sum(0)), [statistic(drawn) for drawn in times @ sums], len(sums))
 
 
 def paired_difference(values_a: Sequence[float | None], values_b: Sequence[float | None]) -> dict:

@@ -154,28 +154,3 @@ def choose(log_probs: Sequence[float], n_bytes: Sequence[int]) -> dict[str, int]
         raise ValueError(f"n_bytes={list(n_bytes)}: lengths above 0 wanted; an option has no text")
     raw = np.asarray(log_probs, dtype=float)
     return {"raw": int(raw.argmax()), "normalised": int((raw / np.asarray(n_bytes)).argmax())}
-
-
-def choice_scores(log_probs: Sequence[float], n_bytes: Sequence[int], correct: int) -> dict[str, dict]:
-    """The options of a multiple-choice question as a model weighs them against each other.
-
-    Args:
-        log_probs, n_bytes: as `choose`. correct: the index of the right option.
-
-    Returns:
-        `raw` and `normalised`, each `{"probs", "chosen", "correct"}`: `probs`, the softmax over the options of their
-        log-probabilities, or of those per byte; `chosen`, an index; `correct`, whether that is the right option.
-
-    Raises ValueError as `choose`, where no option is possible, or `correct` is none of them.
-    """
-    chosen, values = choose(log_probs, n_bytes), np.asarray(log_probs, dtype=float)
-    if not 0 <= correct < len(values):
-        raise ValueError(f"correct={correct}: the index of one of {len(values)} options wanted")
-    if not np.isfinite(values.max()):
-        raise ValueError("every option has probability 0: no choice between them")
-    found = {}
-    for name, scores in (("raw", values), ("normalised", values / np.asarray(n_bytes))):
-        probs = np.exp(scores - scores.max())
-        probs = (probs / probs.sum()).tolist()
-        found[name] = {"probs": probs, "chosen": chosen[name], "correct": chosen[name] == correct}
-    return found

@@ -98,10 +98,28 @@ def test_parse_takes_any_text(text, prefilled, finished):
         (" north   pole ", "north\npole", True),
         ("the north pole", "north pole", False),
         ("", "yes", False),
+        ("2", "1/2", False),
+        ("0.5", "1/2", True),
+        ("1/2", "1/2", True),
+        ("The answer is 1/2.", "1/2", True),
+        ("It is 2 1/2.", "2.5", True),
+        ("1/2", "2 1/2", False),
+        ("2", r"\frac{1}{2}", False),
+        (r"so $\dfrac{1}{2}$", r"\frac{1}{2}", True),
+        (r"so $-\frac12$", "-0.5", True),
+        (r"\boxed{\frac{1}{2}}, checked 3 times", r"\frac{1}{2}", True),
+        ("2", r"\frac{\sqrt{3}}{2}", False),
+        (r"\boxed{\frac{\sqrt3}{2}}", r"\frac{\sqrt{3}}{2}", True),
+        ("3", "x/3", False),
+        ("2", "x^2", False),
+        (r"\boxed{x^2}", r"We get $\boxed{x^2}$ of 7.", True),
+        ("6", "10^6", False),
+        ("a million, 10^6", "1000000", True),
+        ("The answer is 1 or 1/0", "0", False),
     ],
 )
 def test_is_correct(answer, reference, right):
-    """By the last number where the reference has one, else by the words."""
+    """By number where the reference is one or ends in one, as LaTeX where it is a formula, else by the words."""
     assert is_correct(answer, reference) is right
 
 
@@ -111,9 +129,27 @@ def test_last_number(text, number):
     assert last_number(text) == number
 
 
-@pytest.mark.parametrize(("text", "number"), [("10-3", 3.0), ("7 to 9, 7-9", 9.0), (".5", 0.5), ("\u22125", -5.0)])
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("10-3", 3.0),
+        ("7 to 9, 7-9", 9.0),
+        (".5", 0.5),
+        ("\u22125", -5.0),
+        ("1e5", 1e5),
+        ("1.5E-3.", 1.5e-3),
+        ("10^6", 1e6),
+        (r"$3 \times 10^{-2}$", 0.03),
+        ("1,2,3", 3.0),
+        ("5\u00a0000", 5000.0),
+        ("1\u202f234\u202f567.5", 1234567.5),
+        (r"\$1{,}234", 1234.0),
+        ("1e999", None),
+        ("in 2024,500", 500.0),
+    ],
+)
 def test_last_number_as_people_write_them(text, number):
-    """Ranges and differences, no leading zero, the typographic minus."""
+    """Ranges and differences, no leading zero, the typographic minus, exponents, grouped thousands."""
     assert last_number(text) == number
 
 
@@ -186,7 +222,10 @@ def test_where_other_format_checks_are_wrong(text, options, problem, reference, 
         (r"\boxed{\{1, 2\}}", r"\{1, 2\}"),
         (r"\boxed {4}", "4"),
         (r"} \boxed{4} {", "4"),
-        (r"\boxed 4", None),
+        (r"$\boxed 4$, or", "4"),
+        (r"\boxed{3}, no, \boxed -4.5.", "-4.5"),
+        (r"\boxed around it", None),
+        (r"\boxed{{5}}", "{5}"),
         ("4", None),
         (r"\boxed{" * 20_000, None),
     ],
@@ -214,6 +253,15 @@ def test_the_last_whole_box(text, content):
         (r"\sqrt2", r"\sqrt{2}"),
         (r"\left( 3, \frac{\pi}{2} \right)", r"(3,\frac{\pi}{2})"),
         ("\u22125", "-5"),
+        (r"5 \text{cm}", "5"),
+        (r"5\,\text{ cm}", "5"),
+        ("{5}", "5"),
+        ("{ -5 }", "-5"),
+        (r"2\frac{1}{2}", "2 1/2"),
+        (r"3 \times 10^{2}", "300"),
+        ("x = - 5", "-5"),
+        ("( 1, 2 )", "(1,2)"),
+        ("f'=5", "5"),
     ],
 )
 def test_spellings_of_one_latex_answer(one, other):
@@ -225,7 +273,18 @@ def test_spellings_of_one_latex_answer(one, other):
 
 @pytest.mark.parametrize(
     ("one", "other"),
-    [("(1,2)", "(2,1)"), ("1,2", "12"), (r"\frac{1}{0}", "1/0"), ("x+1", "x-1"), ("9" * 5000, "8" * 5000)],
+    [
+        ("(1,2)", "(2,1)"),
+        ("1,2", "12"),
+        (r"\frac{1}{0}", "1/0"),
+        ("x+1", "x-1"),
+        ("9" * 5000, "8" * 5000),
+        ("x>=5", "x<=5"),
+        (r"\text{ Yes}", r"\text{ No}"),
+        ("2 1/2", "21/2"),
+        ("1, 234", "1,234"),
+        ("{1}{2}", "2"),
+    ],
 )
 def test_other_latex_answers_differ(one, other):
     """Commas of tuples are kept, nothing is divided by zero, and numbers beyond a float are compared as text."""
@@ -250,6 +309,20 @@ def test_other_latex_answers_differ(one, other):
         ("I take (C)", "C"),
         ("(A) is wrong, (C) right", None),
         ("A) no\nB) yes", None),
+        ("**Answer**: B", "B"),
+        ("**Answer:** B", "B"),
+        (r"The answer is \(B\)", "B"),
+        (r"Answer: $\text{B}$", "B"),
+        ("### Answer\nB", "B"),
+        ("I choose option B.", "B"),
+        (r"\boxed{B. Paris}", "B"),
+        (r"\boxed{\text{B) Paris}}", "B"),
+        ("The answer is B because A is odd", "B"),
+        ("The answer is A or B", None),
+        ("The answer is A. No, the answer is (B) or (C)", None),
+        ("Answer: A, B", None),
+        ("Final answer: I don't know", None),
+        ("The answer is A cat", None),
         ("the answer is a cat", None),
         ("The answer is I'm not sure", None),
         ("", None),

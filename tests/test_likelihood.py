@@ -7,7 +7,7 @@ import pytest
 
 import btsft_nb as bt
 from btsft_nb.likelihood import token_bytes
-from btsft_nb.metrics import choice_scores, choose, log_prob_by_tag, nll_by_kind
+from btsft_nb.metrics import choose, log_prob_by_tag, nll_by_kind
 
 TEXT = "It is 3\u20ac, \u4f60\u597d \U0001f600\U0001f600 na\u00efve \ufffd end."
 
@@ -115,16 +115,6 @@ def test_choose(log_probs, n_bytes, chosen):
     assert choose(log_probs, n_bytes) == {"raw": chosen[0], "normalised": chosen[1]}
 
 
-def test_choice_scores_by_hand():
-    """A softmax over the options."""
-    found = choice_scores([math.log(0.3), math.log(0.1)], [1, 4], correct=1)
-    assert found["raw"]["probs"] == pytest.approx([0.75, 0.25])
-    assert (found["raw"]["chosen"], found["raw"]["correct"]) == (0, False)
-    odds = 0.3 / 0.1**0.25
-    assert found["normalised"]["probs"] == pytest.approx([odds / (1 + odds), 1 / (1 + odds)])
-    assert (found["normalised"]["chosen"], found["normalised"]["correct"]) == (1, True)
-
-
 @pytest.mark.parametrize(
     ("call", "words"),
     [
@@ -133,8 +123,6 @@ def test_choice_scores_by_hand():
         (lambda: choose([0.5], [1]), "at most 0, wanted"),
         (lambda: choose([math.nan], [1]), "at most 0, wanted"),
         (lambda: choose([-1], [0]), "an option has no text"),
-        (lambda: choice_scores([-1], [1], 1), "correct=1: the index of one of 1 options"),
-        (lambda: choice_scores([-math.inf], [1], 0), "every option has probability 0"),
     ],
 )
 def test_no_choice_is_refused(call, words):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from btsft_nb import evaluate, table
-from btsft_nb.metrics import bootstrap, interval, paired_difference, sums_interval
+from btsft_nb.metrics import interval, paired_difference, sums_interval
 
 
 def test_the_interval_covers():
@@ -14,41 +14,36 @@ def test_the_interval_covers():
     rng = np.random.default_rng(0)
     hits = 0
     for _ in range(200):
-        value, low, high = bootstrap(rng.random(40) < 0.3, draws=500)
-        assert low <= value <= high
-        hits += low <= 0.3 <= high
+        found = interval(rng.random(40) < 0.3)
+        assert found["low"] <= found["value"] <= found["high"]
+        hits += found["low"] <= 0.3 <= found["high"]
     assert 0.88 <= hits / 200 <= 0.99
 
 
-def test_bootstrap_is_repeatable_and_narrows():
-    """Equal for a seed; a quarter of the width for sixteen times the prompts; none where all are equal."""
+def width(found: dict) -> float:
+    return found["high"] - found["low"]
+
+
+def test_an_interval_is_repeatable_and_narrows():
+    """Equal each time; a quarter of the width for sixteen times the prompts; none where all are equal."""
     values = np.random.default_rng(0).random(50)
-    assert bootstrap(values) == bootstrap(list(values))
-    assert bootstrap(values) != bootstrap(values, seed=1)
-    widths = [high - low for _, low, high in (bootstrap(values), bootstrap(np.tile(values, 16)))]
-    assert widths[0] / widths[1] == pytest.approx(4, rel=0.15)
-    assert bootstrap([0.5] * 9) == (0.5, 0.5, 0.5)
-
-
-def test_bootstrap_of_nothing_is_refused():
-    with pytest.raises(ValueError, match="no values to resample"):
-        bootstrap([])
+    assert interval(values) == interval(list(values))
+    assert width(interval(values)) / width(interval(np.tile(values, 16))) == pytest.approx(4, rel=0.15)
+    assert interval([0.5] * 9) == {"value": 0.5, "low": 0.5, "high": 0.5, "n": 9}
 
 
 def test_the_interval_of_a_column_counts_what_is_known():
     """None is left out of the mean and of n; with none known there is no interval."""
-    assert interval([1, None, 0, None]) == dict(zip(("value", "low", "high"), bootstrap([1, 0]), strict=True)) | {
-        "n": 2
-    }
+    assert interval([1, None, 0, None]) == interval([1, 0]) == {"value": 0.5, "low": 0, "high": 1, "n": 2}
     assert interval([None]) is None and interval([]) is None
 
 
 def test_the_interval_of_a_mean_as_sums_is_that_of_the_mean():
     """Sums and counts, resampled together: the same number, and as wide an interval."""
     values = np.random.default_rng(1).random(60)
-    found, (value, low, high) = sums_interval(np.c_[values, np.ones(60)], lambda s: s[0] / s[1]), bootstrap(values)
-    assert found["value"] == pytest.approx(value) and found["n"] == 60
-    assert found["high"] - found["low"] == pytest.approx(high - low, rel=0.1)
+    found, mean = sums_interval(np.c_[values, np.ones(60)], lambda s: s[0] / s[1]), interval(values)
+    assert found["value"] == pytest.approx(mean["value"]) and found["n"] == 60
+    assert width(found) == pytest.approx(width(mean), rel=0.1)
     with pytest.raises(ValueError, match="no sums to resample"):
         sums_interval([], sum)
 
@@ -60,7 +55,7 @@ def test_a_paired_difference_is_narrower():
     b = a + 0.1 + 0.01 * rng.standard_normal(100)
     found = paired_difference(a, b)
     assert found["value"] == pytest.approx(np.mean(b - a)) and found["n"] == 100
-    assert found["high"] - found["low"] < (bootstrap(a)[2] - bootstrap(a)[1]) / 10
+    assert width(found) < width(interval(a)) / 10
     assert paired_difference([0, None, 1, 1], [1, 1, None, 2]) == {"value": 1, "low": 1, "high": 1, "n": 2}
 
 
@@ -70,12 +65,6 @@ def test_a_paired_difference_is_narrower():
 def test_a_paired_difference_wants_the_same_prompts(a, b, words):
     with pytest.raises(ValueError, match=words):
         paired_difference(a, b)
-
-
-def test_bootstrap_takes_another_statistic():
-    """Any that numpy calls with an axis."""
-    value, low, high = bootstrap([1, 2, 3, 4, 100], np.median)
-    assert value == 3 and 1 <= low <= 3 <= high <= 100
 
 
 # ---------------------------------------------------------------------------------------------- summaries
@@ -122,6 +111,18 @@ def test_evaluate_by_hand():
     assert summary["ways"] == {"count": 3, "split": 1, "other": 2}
     assert (summary["prompts"], summary["samples"]) == (3, 6)
     assert all(metric["low"] <= metric["value"] <= metric["high"] for metric in summary["metrics"].values())
+
+
+def test_missing_thoughts_are_neither_alike_nor_different():
+    """Diversity is that of the thoughts that are there, whatever the compliance; no value where there is none."""
+    thoughts = ["<think>one two</think>", "<think>one two</think>", "<think>one three</think>", "", "<think></think>"]
+    samples = [record(0, i, f"{thought}4") for i, thought in enumerate(thoughts)]
+    samples += [record(1, i, "4") for i in range(5)]
+    summary = evaluate(samples, None)
+    assert summary["values"]["unique thoughts"] == [pytest.approx(2 / 3), None]
+    assert summary["values"]["distinct-2"] == [pytest.approx(2 / 3), None]
+    assert summary["metrics"]["unique thoughts"]["n"] == 1
+    assert "unique thoughts" not in evaluate(samples[5:], None)["metrics"]
 
 
 def test_evaluate_without_ways_has_none():
