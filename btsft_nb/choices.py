@@ -1,5 +1,7 @@
 """Multiple-choice questions by likelihood: which option a model finds most likely as the assistant's answer."""
 
+import inspect
+import math
 from collections.abc import Sequence
 from string import ascii_uppercase
 from typing import NamedTuple
@@ -37,14 +39,15 @@ def choices(
             one}, or as ARC has them: {"question", "choices": {"text": [...], "label": [...]}, "answerKey": label}. A
             field "thought" is put between think tags before each option; a template whose prompt opens a thought
             needs one.
-        batch_size: options scored at once.
+        batch_size: options scored at once; logits are made only where an option of the batch has a token.
 
     Returns:
         A record for each question: `question`, `choices`, `answer` (index), `log_probs` (of each option, the sum over
         its own tokens in nats; neither thought nor end of turn counts), `bytes` (of each option in UTF-8), `raw` and
         `normalised` (the chosen index, by the sum and by the sum per byte), `correct_raw` and `correct_normalised`.
 
-    Raises RowError for a malformed question, with its row and field.
+    Raises RowError for a malformed question, with its row and field, and FloatingPointError where the model gives no
+    numbers, since it has diverged.
     """
     read = render_questions(tokenizer, questions)
     options = [example for _, examples in read for example in examples]
@@ -77,24 +80,41 @@ def _turns(question: Question, option: str) -> list[Message]:
 
 def _log_probs(model, tokenizer, options: list[Example], batch_size: int) -> list[float]:
     """The log-probability of each option, in their order."""
-    order = sorted(range(len(options)), key=lambda i: len(options[i].input_ids))  # so that little is padding
+    places = [(place["start"], place["stop"]) for option in options for place in option.tags]
+    order = sorted(range(len(options)), key=places.__getitem__)  # so that options of a batch share their positions
     sums, was_training = [0.0] * len(options), model.training
     model.eval()
-    for first in range(0, len(order), batch_size):
-        batch = order[first : first + batch_size]
-        ids = {"input_ids": [options[i].input_ids for i in batch]}
-        padded = tokenizer.pad(ids, padding_side="right", return_tensors="pt").to(model.device)
-        logits = model(input_ids=padded["input_ids"], attention_mask=padded["attention_mask"]).logits  # (B, T, V)
-        for row, i in enumerate(batch):
-            (place,) = options[i].tags
-            start, stop = place["start"], place["stop"]
-            log_p = logits[row, start - 1 : stop - 1].float().log_softmax(-1)
-            sums[i] = log_p.gather(-1, padded["input_ids"][row, start:stop, None]).sum().item()
-    model.train(was_training)
+    try:
+        for first in range(0, len(order), batch_size):
+            batch = order[first : first + batch_size]
+            ids = {"input_ids": [options[i].input_ids for i in batch]}
+            padded = tokenizer.pad(ids, padding_side="right", return_tensors="pt").to(model.device)
+            before = sorted({at - 1 for i in batch for at in range(*places[i])})  # what predicts the options
+            logits = _logits(model, padded, before)
+            for row, i in enumerate(batch):
+                start, stop = places[i]
+                at = before.index(start - 1)
+                log_p = logits[row, at : at + stop - start].float().log_softmax(-1)
+                sums[i] = log_p.gather(-1, padded["input_ids"][row, start:stop, None]).sum().item()
+    finally:
+        model.train(was_training)
     return sums
 
 
+def _logits(model, padded: dict[str, torch.Tensor], positions: list[int]) -> torch.Tensor:
+    """(B, len(positions), V); all are made first only by a model whose forward does not take `logits_to_keep`."""
+    inputs = {name: padded[name] for name in ("input_ids", "attention_mask")}
+    keep = torch.tensor(positions) - inputs["input_ids"].shape[1]  # from the end: PEFT may put virtual tokens first
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    if "logits_to_keep" in inspect.signature(type(base).forward).parameters:
+        return model(**inputs, logits_to_keep=keep).logits
+    return model(**inputs).logits[:, keep]
+
+
 def _record(question: Question, log_probs: list[float]) -> dict:
+    if any(map(math.isnan, log_probs)):
+        found = f"the model gives log-probabilities {log_probs}; it has diverged"
+        raise FloatingPointError(f"question {shown(question.text)}: {found}")
     n_bytes = [len(option.encode()) for option in question.options]
     chosen = choose(log_probs, n_bytes)
     right = {f"correct_{way}": index == question.answer for way, index in chosen.items()}

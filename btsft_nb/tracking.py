@@ -1,21 +1,24 @@
 """What a model makes of held-out text while it trains: log-probabilities, samples, multiple choice."""
 
 import json
+import math
 import os
+import time
 import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback
+from transformers.utils import logging
 
+from .answers import right_answer
 from .choices import choices, render_questions
 from .evaluate import evaluate
 from .formats import to_prompt
 from .generation import sample, score
+from .likelihood import log_prob_by_tag
 from .messages import RowError, as_text
 from .render import Renderer
-
-_WITHOUT_REFERENCE = ("compliance", "unique thoughts", "ways of thinking")
 
 
 class Probe(TrainerCallback):
@@ -23,7 +26,8 @@ class Probe(TrainerCallback):
 
     The records of a measurement, each with its `step`, are added to `records` and to a file of the run folder, one
     JSON a line. Its means are logged as `eval_<file>/<name>`: they stand in `trainer.state.log_history` and
-    history.jsonl, and trackers show them as `eval/<file>/<name>`. The training is as it would be without.
+    history.jsonl, and trackers show them as `eval/<file>/<name>`. The training is as it would be without, and its
+    `tokens_per_second` leaves out the time that a measurement takes.
 
     A new run starts the file anew; one that is resumed first drops the records of steps after its checkpoint. A run
     that is stopped before its last step ends with what was measured at the chosen ones.
@@ -68,19 +72,22 @@ class Probe(TrainerCallback):
             self._record(Path(args.output_dir, self.file), state, control, model)
 
     def _record(self, path: Path, state, control, model) -> None:
-        records = [{"step": state.global_step} | record for record in self._measure(model)]
+        trainer, start = self._trainer(), time.monotonic()
+        found, means = self._measure(model)
+        records = [{"step": state.global_step} | record for record in found]
         if state.is_world_process_zero:
             with path.open("a", encoding="utf-8") as file:
                 file.write(_lines(records))
         self.records += records
         due = control.should_log
-        self._trainer().log({f"eval_{path.stem}/{name}": float(value) for name, value in self._means(records).items()})
+        trainer.log({f"eval_{path.stem}/{name}": float(value) for name, value in means.items()})
         control.should_log = due  # Trainer takes any log for the one that was due at this step
+        if trainer._mark:  # its clock runs
+            step, seen, since = trainer._mark
+            trainer._mark = step, seen, since + time.monotonic() - start
 
-    def _measure(self, model) -> list[dict]:
-        raise NotImplementedError
-
-    def _means(self, records: list[dict]) -> dict[str, float]:
+    def _measure(self, model) -> tuple[list[dict], dict[str, float]]:
+        """The records, without their step, and the means to log."""
         raise NotImplementedError
 
 
@@ -89,7 +96,8 @@ class TrackLogProbs(Probe):
 
     When, and what becomes of the records: see `Probe`. The file is log_probs.jsonl, with a record for each stretch:
     `step`, `id` of the example, `tag`, `log_prob` (the sum over its tokens, in nats) and `tokens` (how many). The log
-    has, under each tag, the mean over all its tokens.
+    has, under each tag, the mean over all its tokens, `per_token` of `log_prob_by_tag`. The first token of an example,
+    which nothing predicts, is not counted.
 
     Args:
         examples: as `prepare` returns them, with `tags`: a list of {"tag": str, "start": int, "stop": int} in tokens.
@@ -107,34 +115,31 @@ class TrackLogProbs(Probe):
             raise ValueError("none of the examples has a tagged stretch to follow; give their blocks or spans a tag")
         self.tokenizer = tokenizer
 
-    def _measure(self, model) -> list[dict]:
-        records = []
-        for example, scored in zip(self.examples, score(model, self.tokenizer, self.examples), strict=True):
+    def _measure(self, model) -> tuple[list[dict], dict[str, float]]:
+        records, scores = [], score(model, self.tokenizer, self.examples)
+        for example, scored in zip(self.examples, scores, strict=True):
             for stretch in example["tags"]:
-                log_probs = scored["log_probs"][stretch["start"] : stretch["stop"]]
+                log_probs = scored["log_probs"][max(stretch["start"], 1) : stretch["stop"]]
                 found = {"log_prob": float(log_probs.sum()), "tokens": len(log_probs)}
                 records.append({"id": example["id"], "tag": stretch["tag"]} | found)
-        return records
-
-    def _means(self, records: list[dict]) -> dict[str, float]:
-        by_tag = {tag: [r for r in records if r["tag"] == tag] for tag in dict.fromkeys(r["tag"] for r in records)}
-        return {tag: sum(r["log_prob"] for r in own) / sum(r["tokens"] for r in own) for tag, own in by_tag.items()}
+        by_tag = log_prob_by_tag(self.examples, scores)
+        return records, {tag: found["per_token"]["value"] for tag, found in by_tag.items()}
 
 
 class TrackSamples(Probe):
     """Samples completions of held-out prompts while a model trains, with the same draws each time.
 
     When, and what becomes of the records: see `Probe`. The file is samples.jsonl, with the records of `sample`. The
-    log has the metrics of `evaluate`: compliance, unique thoughts, accuracy and so on.
+    log has all metrics of `evaluate`: compliance, unique thoughts, accuracy and so on.
 
     Args:
         prompts: as for `sample`.
         references: the right answer of each prompt; by default the field `answer` of the rows. Where no prompt has
-            one, what needs no reference is logged: compliance, unique thoughts and ways of thinking.
-        n, max_new_tokens: as for `sample`. way_of: as for `evaluate`.
+            one, what needs no reference is logged.
+        n, max_new_tokens: as for `sample`. way_of, answer: as for `evaluate`.
 
-    Raises RowError for a malformed prompt or reference, and ValueError where there is no prompt or some have a
-    reference and others have none.
+    Raises RowError for a malformed prompt or reference, and ValueError where there is no prompt, some have a reference
+    and others have none, or a reference has no answer of the kind.
     """
 
     file = "samples.jsonl"
@@ -149,14 +154,17 @@ class TrackSamples(Probe):
         n: int = 4,
         max_new_tokens: int = 256,
         way_of: Callable[[str], str | None] | None = None,
+        answer: str = "auto",
     ):
         super().__init__(every)
         for name, value in (("n", n), ("max_new_tokens", max_new_tokens)):
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name}={value!r}: a whole number from 1 wanted")
-        self.prompts, self.tokenizer, self.way_of = list(prompts), tokenizer, way_of
+        self.prompts, self.tokenizer, self.way_of, self.answer = list(prompts), tokenizer, way_of, answer
         self.settings = {"n": n, "max_new_tokens": max_new_tokens}
         self.references = _references(self.prompts, references)
+        for reference in self.references or ():
+            right_answer(reference, answer)
         renderer = Renderer(tokenizer)
         for i, prompt in enumerate(self.prompts):  # what sampling would stumble over stops here, not in mid-run
             try:
@@ -164,20 +172,24 @@ class TrackSamples(Probe):
             except RowError as error:
                 raise error.at(getattr(prompts, "source", "prompts"), i) from None
 
-    def _measure(self, model) -> list[dict]:
-        return sample(model, self.tokenizer, self.prompts, **self.settings)
-
-    def _means(self, records: list[dict]) -> dict[str, float]:
-        summary = evaluate(records, self.references or [""] * len(self.prompts), self.way_of)
-        values = {name: metric["value"] for name, metric in summary["metrics"].items()}
-        return values if self.references else {name: values[name] for name in _WITHOUT_REFERENCE if name in values}
+    def _measure(self, model) -> tuple[list[dict], dict[str, float]]:
+        bars = logging.is_progress_bar_enabled()
+        logging.disable_progress_bar()  # one for each measurement would pile up under the trainer's
+        try:
+            records = sample(model, self.tokenizer, self.prompts, **self.settings)
+        finally:
+            if bars:
+                logging.enable_progress_bar()
+        metrics = evaluate(records, self.references, self.way_of, answer=self.answer)["metrics"]
+        return records, {name: metric["value"] for name, metric in metrics.items()}
 
 
 class TrackChoices(Probe):
     """Follows how a model answers multiple-choice questions by likelihood while it trains.
 
     When, and what becomes of the records: see `Probe`. The file is choices.jsonl, with the records of `choices`. The
-    log has `accuracy` (by the log-probability of an option) and `accuracy_normalised` (by that per byte).
+    log has `accuracy` (by the log-probability of an option) and `accuracy_normalised` (by that per byte). Of a model
+    that has diverged there are no records, and both are NaN.
 
     Args:
         questions: as for `choices`.
@@ -193,12 +205,13 @@ class TrackChoices(Probe):
             raise ValueError("no question to ask; give at least one")
         self.questions, self.tokenizer = questions, tokenizer
 
-    def _measure(self, model) -> list[dict]:
-        return choices(model, self.tokenizer, self.questions)
-
-    def _means(self, records: list[dict]) -> dict[str, float]:
+    def _measure(self, model) -> tuple[list[dict], dict[str, float]]:
         names = {"accuracy": "correct_raw", "accuracy_normalised": "correct_normalised"}
-        return {name: sum(record[field] for record in records) / len(records) for name, field in names.items()}
+        try:
+            records = choices(model, self.tokenizer, self.questions)
+        except FloatingPointError:
+            return [], dict.fromkeys(names, math.nan)
+        return records, {name: sum(r[field] for r in records) / len(records) for name, field in names.items()}
 
 
 def _references(prompts: list[dict | str], given: Sequence[str] | None) -> list[str] | None:

@@ -5,6 +5,7 @@ import json
 
 import pytest
 import torch
+from peft import PromptTuningConfig, get_peft_model
 
 import btsft_nb as bt
 from btsft_nb.choices import render_questions
@@ -40,7 +41,7 @@ def plain(model, tokenizer, question: dict) -> list[float]:
     for option in question["choices"]:
         ids = torch.tensor([tokenizer.encode(before + option, add_special_tokens=False)])
         with torch.no_grad():
-            log_probs = model(ids).logits[0].double().log_softmax(-1)
+            log_probs = model(ids).logits[0, -ids.shape[1] :].double().log_softmax(-1)
         found.append(sum(log_probs[at - 1, ids[0, at]].item() for at in range(n, ids.shape[1])))
     return found
 
@@ -54,6 +55,47 @@ def test_log_probs_are_those_of_the_options_alone(tiny, problems):
     for size in (1, 3):
         for one, other in zip(records, bt.choices(*tiny, questions, batch_size=size), strict=True):
             assert one["log_probs"] == pytest.approx(other["log_probs"], abs=1e-3)
+
+
+def test_logits_are_made_only_where_an_option_has_a_token(tiny, problems):
+    """Of a large vocabulary those of a whole batch take gigabytes."""
+    rows = []
+    hook = tiny[0].get_output_embeddings().register_forward_hook(lambda head, given, out: rows.append(out.shape[:2]))
+    bt.choices(*tiny, problems[:1])
+    hook.remove()
+    ((_, examples),) = render_questions(tiny[1], problems[:1])
+    assert len(rows) == 1 and rows[0][0] == 4
+    assert rows[0][1] <= max(example.tags[0]["stop"] - example.tags[0]["start"] for example in examples)
+
+
+def test_models_that_make_all_logits_or_have_virtual_tokens(tiny, problems):
+    """A forward without `logits_to_keep`, and PEFT's virtual tokens before the first."""
+    model, questions = copy.deepcopy(tiny[0]), [*problems[:2], CAPITAL]
+
+    class Whole(type(model)):
+        def forward(self, input_ids, attention_mask):
+            return super().forward(input_ids=input_ids, attention_mask=attention_mask)
+
+    virtual = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)
+    prompted, model.__class__ = get_peft_model(copy.deepcopy(model), virtual).eval(), Whole
+    for own, reference in ((model, tiny[0]), (prompted, prompted)):
+        for question, record in zip(questions, bt.choices(own, tiny[1], questions), strict=True):
+            assert record["log_probs"] == pytest.approx(plain(reference, tiny[1], question), abs=1e-3)
+
+
+def test_a_model_that_has_diverged_is_named(tiny):
+    model = copy.deepcopy(tiny[0]).train()
+    model.get_output_embeddings().weight.data.fill_(torch.nan)
+    with pytest.raises(FloatingPointError, match=r"question 'What is ice\?': .*\[nan, nan\]; it has diverged"):
+        bt.choices(model, tiny[1], [ARC])
+
+
+def test_what_fails_leaves_the_mode(tiny):
+    model = copy.deepcopy(tiny[0]).train()
+    model.get_output_embeddings().register_forward_hook(lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        bt.choices(model, tiny[1], [ARC])
+    assert model.training
 
 
 def test_a_model_that_has_thought_chooses_right(tiny, problems):

@@ -7,6 +7,7 @@ import random
 import signal
 import subprocess
 import sys
+import time
 import weakref
 from itertools import groupby
 from pathlib import Path
@@ -17,6 +18,7 @@ import torch
 from batching_worker import adapted_model
 from peft import LoraConfig
 from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.utils.logging import is_progress_bar_enabled
 
 import btsft_nb as bt
 from btsft_nb import TrackLogProbs
@@ -226,6 +228,67 @@ def test_curves_reach_every_tracker(tmp_path, monkeypatch, examples, tiny_tokeni
         assert wandb.run.summary[shown] == pytest.approx(wanted[-1][1])
 
 
+class Slow(TrackLogProbs):
+    """A measurement that takes a second more."""
+
+    def _measure(self, model):
+        time.sleep(1)
+        return super()._measure(model)
+
+
+def test_the_speed_of_training_leaves_out_measurements(tmp_path, examples, tiny_tokenizer):
+    """Four of them, one before the clock starts, and what the clock shows fit into the time of the run."""
+    track, start = Slow(examples.select(range(1)), tiny_tokenizer, every=1), time.monotonic()
+    trainer = train(tmp_path, examples, tiny_tokenizer, [track], max_steps=3, logging_steps=3)
+    spent = time.monotonic() - start
+    (log,) = [log for log in trainer.state.log_history if "loss" in log]
+    assert 0 < log["tokens_seen"] / log["tokens_per_second"] < spent - 4
+
+
+def test_the_first_token_of_an_example_is_not_counted(tmp_path, examples, tiny_tokenizer):
+    """Nothing predicts it; the log is what `log_prob_by_tag` says."""
+    own = [dict(examples[0], tags=[{"tag": "all", "start": 0, "stop": 5}])]
+    track = TrackLogProbs(own, tiny_tokenizer)
+    trainer = train(tmp_path, examples, tiny_tokenizer, [track], max_steps=1)
+    wanted = bt.metrics.log_prob_by_tag(own, bt.score(trainer.model, tiny_tokenizer, own))["all"]
+    logged = [log["eval_log_probs/all"] for log in trainer.state.log_history if "eval_log_probs/all" in log]
+    assert logged[-1] == pytest.approx(wanted["per_token"]["value"], rel=1e-4)
+    assert [record["tokens"] for record in track.records] == [4, 4] and wanted["tokens"] == 4
+
+
+def test_answers_are_read_as_asked(tmp_path, examples, tiny_tokenizer):
+    """As numbers some are right; as whole texts none is."""
+    references = [row["answer"] for row in PROBLEMS]
+    for answer in ("number", "exact"):
+        track = bt.TrackSamples(PROBLEMS, tiny_tokenizer, n=2, max_new_tokens=96, answer=answer)
+        trainer = make_trainer(tmp_path, examples, tiny_tokenizer, [track], max_steps=1, save_strategy="no")
+        trainer.train()
+        logged = next(log for log in trainer.state.log_history if "eval_samples/accuracy" in log)
+        drawn = [record for record in track.records if record["step"] == 0]
+        summary = bt.evaluate(drawn, references, answer=answer)["metrics"]
+        assert logged["eval_samples/accuracy"] == summary["accuracy"]["value"]
+        assert (logged["eval_samples/accuracy"] > 0) == (answer == "number")
+
+
+def test_a_model_that_has_diverged_is_trained_to_the_end(tmp_path, examples, tiny_tokenizer):
+    """The log says NaN where there is nothing to choose by."""
+    found = trackers(examples, tiny_tokenizer)
+    trainer = make_trainer(tmp_path, examples, tiny_tokenizer, found, max_steps=2, save_strategy="no")
+    for name, parameter in trainer.model.named_parameters():
+        if "lora_B" in name:
+            parameter.data.fill_(torch.nan)
+    trainer.train()
+    logged = [log["eval_choices/accuracy"] for log in trainer.state.log_history if "eval_choices/accuracy" in log]
+    assert len(logged) == 2 and np.isnan(logged).all() and found[2].records == []
+
+
+def test_sampling_draws_no_bar(tmp_path, capsys, examples, tiny_tokenizer):
+    """Those of others are shown as before."""
+    track = bt.TrackSamples(PROBLEMS[:1], tiny_tokenizer, n=1, max_new_tokens=4)
+    make_trainer(tmp_path, examples, tiny_tokenizer, [track], max_steps=1, save_strategy="no").train()
+    assert "sampling" not in capsys.readouterr().err and is_progress_bar_enabled()
+
+
 # ------------------------------------------------------------------------------------------------ steps
 
 
@@ -371,6 +434,8 @@ def test_a_wrong_number_of_steps_is_refused(examples, tiny_tokenizer, every):
         (["How many?", "\ufdd0"], {}, r"prompts, row 1: .*U\+FDD0"),
         (["How many?"], {"references": ["1", "2"]}, r"2 references for 1 prompts"),
         (["How many?"], {"references": [1]}, r"references\[0\]: text wanted, got int"),
+        (["How many?"], {"references": ["many"], "answer": "number"}, r"'many' has no answer of the kind 'number'"),
+        (PROBLEMS, {"answer": "numeric"}, r"answer='numeric': one of"),
         (["How many?", PROBLEMS[0]], {}, r"1 references for 2 prompts"),
         (PROBLEMS, {"n": 0}, r"n=0: a whole number from 1 wanted"),
         (PROBLEMS, {"max_new_tokens": True}, r"max_new_tokens=True: a whole number"),
@@ -392,7 +457,8 @@ def test_without_references_format_and_diversity_are_measured(tmp_path, examples
     trainer = make_trainer(tmp_path, examples, tiny_tokenizer, [track], max_steps=1, save_strategy="no")
     trainer.train()
     found = {name for log in trainer.state.log_history for name in log if name.startswith("eval_")}
-    assert found == {"eval_samples/compliance", "eval_samples/unique thoughts"}
+    assert found == {f"eval_samples/{name}" for name in bt.evaluate(track.records, None)["metrics"]}
+    assert "eval_samples/compliance" in found and "eval_samples/accuracy" not in found
 
 
 def test_two_of_a_kind_or_another_trainer_are_refused(tmp_path, examples, tiny_tokenizer):
