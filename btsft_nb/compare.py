@@ -124,8 +124,7 @@ def compare(
     runs, folder = _named(runs, base), Path(folder)
     rows = _test_rows(test, prompts)
     references = _references(rows, answer)
-    asked = {"n": n, "temperature": temperature, "max_new_tokens": max_new_tokens}
-    asked |= {"batch_size": batch_size, "seed": seed}
+    asked = dict(n=n, temperature=temperature, max_new_tokens=max_new_tokens, batch_size=batch_size, seed=seed)
     settings = {"test": rows.source, "prompts": len(rows), **asked, "answer": answer, "notes": (notes := [])}
     settings |= {"date": datetime.now(UTC).isoformat(timespec="seconds")}
     settings |= {"versions": {name: _version(name) for name in _LIBRARIES}}
