@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from . import tiny
+from .answers import ANSWERS
 from .compare import compare
 
 _ASKED = {  # parameters of `compare`, with the type of those whose default does not tell it
@@ -15,7 +16,6 @@ _ASKED = {  # parameters of `compare`, with the type of those whose default does
     "temperature": ("--temperature", "T", "of the draws; 0 takes the most likely token", float),
     "batch_size": ("--batch-size", "N", "completions drawn at once", int),
     "seed": ("--seed", "N", "of the draws", int),
-    "answer": ("--answer", "HOW", "how answers are compared; see btsft_nb.evaluate", str),
 }
 
 
@@ -28,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command = asked.pop("command")
     try:
         command(**asked)
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError, ImportError) as error:
         print(f"btsft: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     return 0
@@ -49,6 +49,8 @@ def _parser() -> argparse.ArgumentParser:
         default = defaults[name].default
         words += "" if default is None else f" (default: {default})"
         evaluate.add_argument(flag, dest=name, type=kind, default=default, metavar=unit, help=words)
+    words = "how answers are compared; see btsft_nb.evaluate (default: auto)"
+    evaluate.add_argument("--answer", choices=("auto", *ANSWERS), default="auto", help=words)
     words = "leave out the model under the adapters"
     evaluate.add_argument("--no-base", dest="base", action="store_false", help=words)
     return parser

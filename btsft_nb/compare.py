@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from itertools import islice
 from pathlib import Path
 
@@ -16,12 +16,12 @@ from .compare_html import metrics_table, page
 from .evaluate import evaluate, table
 from .formats import to_messages
 from .generation import sample
-from .messages import Message, RowError
 from .metrics import is_correct, paired_difference, parse
 from .models import load_model, load_tokenizer, read_run
 from .rows import Rows, load_rows
 
 BEFORE = "before"  # the row of the model under the adapters
+_MOST_TRAINING = 30_000_000  # characters of a data set, among which what was copied is looked for
 _LIBRARIES = ("btsft_nb", "torch", "transformers", "peft", "bitsandbytes")
 _NO_FILE_NAME = re.compile(r'[<>:"/\\|?*\x00-\x1f]|^\.*$')
 
@@ -55,23 +55,24 @@ class Comparison:
 
         Returns:
             A row for each metric and model: `value` (model - first), its 95 % interval `low` to `high`, and `n`, the
-            prompts. A metric that one of the two lacks is left out.
+            prompts. What has no prompt with both values is left out.
 
         Raises ValueError for a metric that no model has.
         """
-        first, *others = self.summaries.items()
-        known = {name for summary in self.summaries.values() for name in summary["values"]}
-        if unknown := [name for name in metrics if name not in known]:
+        values = {name: summary["values"] for name, summary in self.summaries.items()}
+        known = {metric for found in values.values() for metric in found}
+        if unknown := [metric for metric in metrics if metric not in known]:
             raise ValueError(f"{unknown[0]!r}: no metric of this comparison; there are {', '.join(sorted(known))}")
+        first, *others = values
+        pairs = {
+            (metric, name): [values[model].get(metric, ()) for model in (first, name)]
+            for metric in metrics or values[first]
+            for name in others
+        }
         rows = [
-            {
-                "metric": metric,
-                "model": name,
-                **paired_difference(first[1]["values"][metric], summary["values"][metric]),
-            }
-            for metric in metrics or first[1]["values"]
-            for name, summary in others
-            if metric in first[1]["metrics"] and metric in summary["metrics"]
+            {"metric": metric, "model": name, **paired_difference(*pair)}
+            for (metric, name), pair in pairs.items()
+            if any(None not in both for both in zip(*pair, strict=False))
         ]
         columns = ["metric", "model", "value", "low", "high", "n"]
         return pd.DataFrame(rows, columns=columns).set_index(["metric", "model"])
@@ -116,24 +117,27 @@ def compare(
     Raises:
         FileNotFoundError: a folder that is no run, or a test set that is not there.
         RowError: a test row that is no prompt.
-        ValueError: two runs of a name, a name that is no file's, or answers in some test rows only.
+        ValueError: NAME.jsonl has samples of another model, prompts or settings, most likely of a run that was trained
+            anew under its name: delete the file. Or two runs of a name, a name that is no file's, or answers in some
+            test rows only.
     """
     runs, folder = _named(runs, base), Path(folder)
     rows = _test_rows(test, prompts)
     references = _references(rows, answer)
-    asked = {"n": n, "temperature": temperature, "max_new_tokens": max_new_tokens}
-    asked |= {"batch_size": batch_size, "seed": seed}
+    asked = dict(n=n, temperature=temperature, max_new_tokens=max_new_tokens, batch_size=batch_size, seed=seed)
     settings = {"test": rows.source, "prompts": len(rows), **asked, "answer": answer, "notes": (notes := [])}
     settings |= {"date": datetime.now(UTC).isoformat(timespec="seconds")}
-    settings |= {"versions": {name: version(name) for name in _LIBRARIES}}
+    settings |= {"versions": {name: _version(name) for name in _LIBRARIES}}
     configs = {name: _config(path) for name, path in runs.items()}
     folder.mkdir(parents=True, exist_ok=True)
-    samples = _sampled(runs, rows, folder, base, **asked)
+    known = {source: _thoughts(source) for source in {config.get("data") for config in configs.values()}}
+    training = {BEFORE: next(iter(known.values()))[0]} if len(known) == 1 else {}
+    for name, config in configs.items():
+        training[name], why = known[config.get("data")]
+        notes += [f"{name}: no thought is held against the training data: {why}."] if why else []
+    samples = _sampled(runs, configs, rows, folder, base, **asked)
     if base and BEFORE not in samples:
         notes.append(f"No run has adapters, so there is no model {BEFORE!r} to sample.")
-    training = {name: _thoughts(name, config.get("data"), notes) for name, config in configs.items()}
-    if len({config.get("data") for config in configs.values()}) == 1:
-        training[BEFORE] = next(iter(training.values()))
     summaries = {
         name: evaluate(records, references, way_of, answer=answer, training=training.get(name))
         for name, records in samples.items()
@@ -197,26 +201,25 @@ def _references(rows: Rows, how: str) -> list[str] | None:
 
 
 def _config(run: Path) -> dict:
-    """What is known of a run: base model, data, and every argument of adapter and training."""
-    config = read_run(run) if (run / "adapter_config.json").is_file() else {}
-    for file in ("data_report.json", "adapter_config.json", "training_config.json"):
-        if (run / file).is_file():
-            record = json.loads((run / file).read_text(encoding="utf-8"))
-            if file == "data_report.json":
-                record = {"data": record["source"], "examples": record["kept"]}
-            elif file == "adapter_config.json":  # sets, written in an order of chance
-                record = {f"adapter.{key}": sorted(v) if isinstance(v, list) else v for key, v in record.items()}
-            config |= record
-    return config
+    """What is known of a run: base model, data, and every argument of adapter and training; its folder as given."""
+
+    def read(file: str) -> dict:
+        return json.loads((run / file).read_text(encoding="utf-8")) if (run / file).is_file() else {}
+
+    adapter, report = read("adapter_config.json"), read("data_report.json")
+    config = read_run(run) if adapter else {}
+    config |= {"data": report["source"], "examples": report["kept"]} if report else {}
+    for key, value in adapter.items():  # sets, written in an order of chance
+        config[f"adapter.{key}"] = sorted(value) if isinstance(value, list) else value
+    return config | read("training_config.json") | {"output_dir": str(run)}
 
 
-def _sampled(runs: dict[str, Path], rows: Rows, folder: Path, base: bool, **asked) -> dict[str, list[dict]]:
+def _sampled(runs: dict[str, Path], configs: dict, rows: Rows, folder: Path, base: bool, **asked) -> dict:
     """Samples of each model by name; runs on the same base one after the other, so that it is loaded once."""
     groups = defaultdict(dict)
     for name, path in runs.items():
-        adapted = (path / "adapter_config.json").is_file()
-        record = read_run(path) if adapted else {}
-        groups[(record["base_model"], record["qlora"]) if adapted else path][name] = path
+        config = configs[name]
+        groups[(config["base_model"], config["qlora"]) if "base_model" in config else path][name] = path
     samples = {}
     for key, group in groups.items():
         model = None  # before the next one is loaded
@@ -234,26 +237,28 @@ def _sampled(runs: dict[str, Path], rows: Rows, folder: Path, base: bool, **aske
     return {name: samples[name] for name in (BEFORE, *runs) if name in samples}
 
 
-def _thoughts(run: str, source: str | None, notes: list[str]) -> list[str] | None:
-    """The thoughts in a run's training data; None, and a note that says why, where they are not at hand."""
+def _thoughts(source: str | None) -> tuple[list[str] | None, str]:
+    """The thoughts in training data; None, and why, where they are not at hand."""
     if source is None:
-        notes.append(f"{run}: the run does not say what it was trained on, so no thought is held against it.")
-        return None
+        return None, "the run does not say what it was trained on"
     name, split = re.fullmatch(r"(.*?)(?: \[([^\[\]]*)\])?", source, re.DOTALL).groups()
     if not name.startswith("tiny/") and not Path(name).is_file():
-        notes.append(f"{run}: {source} is no file here, so no thought is held against the training data.")
-        return None
+        return None, f"{source} is no file here"
+    thoughts, size = [], 0
     try:
-        rows = load_rows(name, split or "train")
-        turns = [turn for i, row in enumerate(rows) for turn in _turns(row, source, i)]
-    except ValueError as error:
-        notes.append(f"{run}: no thought is held against the training data, which cannot be read: {error}")
-        return None
-    return [thought for turn in turns if turn.role == "assistant" and (thought := parse(turn.text).thought)]
+        for row in load_rows(name, split or "train", stream=True):
+            texts = [turn.text for turn in to_messages(row) if turn.role == "assistant"]
+            thoughts += [thought for text in texts if (thought := parse(text).thought)]
+            size += sum(map(len, texts))
+            if size > _MOST_TRAINING:
+                return None, f"{source} has more than {_MOST_TRAINING:,} characters of completions"
+    except (ValueError, OSError) as error:
+        return None, f"{source} cannot be read: {error}"
+    return (thoughts, "") if thoughts else (None, f"{source} has no thoughts")
 
 
-def _turns(row: dict, source: str, i: int) -> list[Message]:
+def _version(library: str) -> str:
     try:
-        return to_messages(row)
-    except RowError as error:
-        raise error.at(source, i) from None
+        return version(library)
+    except PackageNotFoundError:
+        return "absent"

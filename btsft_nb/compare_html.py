@@ -7,6 +7,7 @@ import base64
 import io
 import json
 from collections.abc import Iterable, Sequence
+from itertools import accumulate
 
 from matplotlib.figure import Figure
 
@@ -14,9 +15,9 @@ from . import plots
 from .compare_samples import side_by_side, text
 
 LIMIT = 2_000_000  # bytes
+_ROOM = LIMIT // 5  # bytes of each of the four tables; notes have a quarter of it, and pictures and samples the rest
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 _DASH = "<td>\u2013</td>"
-_DRAWN = ("accuracy", "pass@", "compliance", "unique thoughts", "ways of thinking")
 _DIALS = ("base_model", "qlora", "data", "examples", "threshold", "beta", "anchor")
 # where a run lies and what it shows and sends while it trains: nothing that made the model another one
 _SAYS_NOTHING = ("output_dir", "logging_", "log_", "run_name", "report_to", "disable_tqdm", "project", "trackio_",
@@ -32,7 +33,7 @@ body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(
 h1 { font-size: 1.7rem; line-height: 1.25; margin: 0 0 .25rem }
 h2 { font-size: 1.2rem; margin: 2.5rem 0 .5rem; padding-top: .9rem; border-top: 1px solid var(--line) }
 p { margin: .3rem 0 .7rem; max-width: 78ch } .soft, small { color: var(--soft) } small { font-size: .82em }
-.wide { overflow-x: auto } figure { margin: 1rem 0 1.8rem } figcaption { color: var(--soft); font-size: .9em }
+.wide { overflow-x: auto } figure { margin: 1rem 0 1.8rem }
 img { display: block; max-width: 100%; height: auto; background: #fff; border-radius: 8px; padding: 6px }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums }
 th, td { padding: .4rem .9rem .4rem .4rem; border-bottom: 1px solid var(--line); text-align: left;
@@ -66,7 +67,9 @@ def page(
     references: Sequence[str] | None,
     settings: dict,
 ) -> str:
-    """The whole page, of less than LIMIT bytes: as many samples as there is room for, and what is left out is counted.
+    """The whole page, of less than LIMIT bytes: what there is no room for is left out and counted.
+
+    Each table has so many bytes at most. What the tables leave is for the picture, and the rest of it for samples.
 
     Args: as the fields of `compare.Comparison`; differences: the rows of its `differences`, as dictionaries.
     """
@@ -75,7 +78,6 @@ def page(
         _heading(title, settings),
         _section("Measured", _measured(summaries, settings["prompts"])),
         _section("Differences", _differences(differences, next(iter(summaries)), settings["prompts"])),
-        _section("Pictures", _pictures(summaries)),
         _section("What was wrong with the format", _problems(summaries)),
         _section("The configuration that differs", _configuration(configs)),
     ]
@@ -85,11 +87,13 @@ def page(
         '<meta name="viewport" content="width=device-width, initial-scale=1"><meta name="color-scheme" '
         f'content="light dark"><title>{text(title)}</title><style>{_STYLE}</style></head><body>'
     )
-    before, after = start + "".join(sections), "</body></html>\n"
-    room = LIMIT - len((before + after).encode()) - 2_000  # bytes, 2,000 of them for the section's own words
-    return (
-        before + _section("Samples side by side", side_by_side(samples, references, settings["answer"], room)) + after
-    )
+    room = LIMIT - len((start + "".join(sections)).encode()) - 5_000  # bytes, 5,000 of them for words around samples
+    picture = _frontier(summaries)
+    if len(picture) > room:
+        picture = "<p>The picture is left out, for want of room.</p>"
+    sections.insert(3, _section("Diversity against accuracy", picture))
+    samples = side_by_side(samples, references, settings["answer"], room - len(picture.encode()))
+    return f"{start}{''.join(sections)}{_section('Samples side by side', samples)}</body></html>\n"
 
 
 def metrics_table(summaries: dict[str, dict]) -> str:
@@ -108,8 +112,19 @@ def _section(heading: str, content: str) -> str:
 def _table(head: Iterable[str], rows: Iterable[Sequence[str]]) -> str:
     """Cells are HTML; the first of a row is its heading, and the others bring their <td>."""
     head = "".join(f'<th scope="col">{cell}</th>' for cell in head)
-    body = "".join(f'<tr><th scope="row">{first}</th>{"".join(cells)}</tr>' for first, *cells in rows)
-    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+    body = [f'<tr><th scope="row">{first}</th>{"".join(cells)}</tr>' for first, *cells in rows]
+    shown, left = _fitting(body, _ROOM - len(head.encode()), "rows")
+    if not shown:
+        return left
+    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{shown}</tbody></table></div>{left}'
+
+
+def _fitting(pieces: list[str], room: int, kind: str) -> tuple[str, str]:
+    """As many of the pieces as fit into `room` bytes, and what is to be said of the others."""
+    kept = sum(size <= room for size in accumulate(len(piece.encode()) for piece in pieces))
+    left = len(pieces) - kept
+    words = f"<p>{left:,} of {len(pieces):,} {kind} are left out, for want of room; evaluation.json has all.</p>"
+    return "".join(pieces[:kept]), words if left else ""
 
 
 def _cell(metric: dict, prompts: int, spec: str, word: str = "") -> str:
@@ -130,8 +145,8 @@ def _heading(title: str, settings: dict) -> str:
         "versions": ", ".join(f"{name} {number}" for name, number in settings["versions"].items()),
     }
     listed = "".join(f"<dt>{name}</dt><dd>{text(value)}</dd>" for name, value in asked.items())
-    notes = "".join(f"<p><b>Note.</b> {text(note, 600)}</p>" for note in settings["notes"])
-    return f"<h1>{text(title)}</h1><dl>{listed}</dl>{notes}"
+    notes = _fitting([f"<p><b>Note.</b> {text(note, 600)}</p>" for note in settings["notes"]], _ROOM // 4, "notes")
+    return f"<h1>{text(title)}</h1><dl>{listed}</dl>{''.join(notes)}"
 
 
 def _measured(summaries: dict[str, dict], prompts: int) -> str:
@@ -160,56 +175,21 @@ def _differences(differences: Sequence[dict], first: str, prompts: int) -> str:
     return f"<p>{words}</p>{_table(['', *map(text, models)], cells)}"
 
 
-def _pictures(summaries: dict[str, dict]) -> str:
-    shared = [
-        m for m in next(iter(summaries.values()))["metrics"] if all(m in s["metrics"] for s in summaries.values())
-    ]
-    drawn = [metric for start in _DRAWN for metric in shared if metric.startswith(start)]
-    html = ""
-    if drawn:
-        columns = min(len(drawn), 3)
-        axes = _axes(-(-len(drawn) // columns), columns, 3.6 * columns, 3.3)
-        plots.bars(summaries, drawn, axes[: len(drawn)])
-        for ax in axes[len(drawn) :]:
-            ax.remove()
-        html += _picture(axes[0].figure, "Each metric with its 95 % interval.", _said(summaries, drawn))
-    if all(any(summary["ways"].values()) for summary in summaries.values()):
-        (ax,) = _axes(1, 1, 9, 1 + 0.4 * len(summaries))
-        said = "; ".join(f"{name}: {_counts(summary['ways'])}" for name, summary in summaries.items())
-        html += _picture(plots.ways(summaries, ax).figure, "The ways of thinking that the samples follow.", said)
-    if {"unique thoughts", "accuracy"} <= set(shared):
-        (ax,) = _axes(1, 1, 9, 4.2)
-        plots.frontier(
-            {name: {name: summary} for name, summary in summaries.items()}, "unique thoughts", "accuracy", ax
-        )
-        html += _picture(ax.figure, "Diversity against accuracy.", _said(summaries, ["unique thoughts", "accuracy"]))
-    return html
-
-
-def _axes(rows: int, columns: int, width: float, height: float) -> list:
-    """Axes of a figure of its own (inches, the height for each row), which no notebook shows."""
-    return list(Figure((width, height * rows), layout="constrained").subplots(rows, columns, squeeze=False).flat)
-
-
-def _picture(figure: Figure, caption: str, said: str) -> str:
-    """`said` is what the picture shows, in words."""
+def _frontier(summaries: dict[str, dict]) -> str:
+    """The picture of diversity against accuracy, where that is known."""
+    if any("accuracy" not in summary["metrics"] for summary in summaries.values()):
+        return ""
+    ax = Figure((9, 4.2), layout="constrained").subplots()
+    shown = ("unique thoughts", "accuracy")
+    plots.frontier({name: {name: summary} for name, summary in summaries.items()}, *shown, ax)
     file = io.BytesIO()
-    figure.savefig(file, format="png", dpi=130, metadata={"Software": None})
-    data = base64.b64encode(file.getvalue()).decode()
-    image = f'<img alt="{text(f"{caption} {said}", 2000)}" src="data:image/png;base64,{data}">'
-    return f"<figure>{image}<figcaption>{caption}</figcaption></figure>"
-
-
-def _said(summaries: dict[str, dict], metrics: Sequence[str]) -> str:
-    return "; ".join(
-        f"{metric}: "
-        + ", ".join(f"{name} {summary['metrics'][metric]['value']:.2f}" for name, summary in summaries.items())
-        for metric in metrics
+    ax.figure.savefig(file, format="png", dpi=130, metadata={"Software": None})
+    said = "; ".join(
+        f"{metric}: " + ", ".join(f"{name} {s['metrics'][metric]['value']:.2f}" for name, s in summaries.items())
+        for metric in shown
     )
-
-
-def _counts(counts: dict[str, int]) -> str:
-    return ", ".join(f"{name} {count:,}" for name, count in counts.items())
+    data = base64.b64encode(file.getvalue()).decode()
+    return f'<figure><img alt="{text(said, 2000)}" src="data:image/png;base64,{data}"></figure>'
 
 
 def _problems(summaries: dict[str, dict]) -> str:
@@ -235,17 +215,18 @@ def _share(count: int, samples: int) -> str:
 def _configuration(configs: dict[str, dict]) -> str:
     keys = dict.fromkeys([*_DIALS, *(key for config in configs.values() for key in config)])
     told = [key for key in keys if not key.startswith(_SAYS_NOTHING) and not key.endswith("_token")]
-    written = {key: [_written(config, key) for config in configs.values()] for key in told}
-    shown = {key: values for key, values in written.items() if key in _DIALS or len(set(values)) > 1}
-    rows = [
-        [f"{text(key)}{'' if len(set(values)) > 1 or len(values) == 1 else ' <small>(equal)</small>'}",
-         *(f"<td>{text(value)}</td>" for value in values)]
-        for key, values in shown.items()
-        if set(values) != {"\u2013"}
-    ]  # fmt: skip
+    rows, equal = [], 0
+    for key in told:
+        values = [_written(config, key) for config in configs.values()]
+        absent = {"\u2013"} if key.startswith("adapter.") else set()  # of a run without one, which base and data tell
+        differs = len(set(values) - absent) > 1
+        equal += not differs and key not in _DIALS
+        if differs or (key in _DIALS and set(values) != {"\u2013"}):
+            mark = "" if differs or len(values) == 1 else " <small>(equal)</small>"
+            rows.append([f"{text(key)}{mark}", *(f"<td>{text(value)}</td>" for value in values)])
     words = (
-        f"The {len(written) - len(shown)} other settings are equal; evaluation.json has them all, and where each run "
-        "lies. A dash: the run does not say."
+        f"The {equal} other settings are equal, those of adapters in all runs that have one; evaluation.json has them "
+        "all, and where each run lies. A dash: the run does not say."
     )
     return _table(["", *map(text, configs)], rows) + f"<p class='soft'>{words}</p>"
 

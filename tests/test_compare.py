@@ -1,12 +1,15 @@
 """Run folders compared on the same prompts: what is sampled, measured, written, taken up again, and refused by name."""
 
+import dataclasses
 import json
 import re
 import shutil
 import sys
+from pathlib import Path
 
 import pytest
 import torch
+from browser import ROOT
 
 import btsft_nb as bt
 
@@ -102,6 +105,22 @@ def test_differences_are_paired_with_the_first_model(found):
         found.differences("speed")
 
 
+def test_a_metric_that_two_models_know_on_different_prompts_has_no_difference(found):
+    """Their way entropy, say: one thinks in a way that has a name on prompt 0 only, the other on prompt 1 only."""
+    record = {"sample": 0, "question": "How many?", "finished": True, "prefilled": False, "tokens": 9}
+    summaries = {
+        name: bt.evaluate(
+            [record | {"prompt": i, "text": f"<think>{t}</think>1"} for i, t in enumerate(thoughts)], None, str.strip
+        )
+        for name, thoughts in {"a": ("sum", " "), "b": (" ", "sum"), "c": ("sum", "sum")}.items()
+    }
+    for summary, known in zip(summaries.values(), ([0, None], [None, 0], [0, 0]), strict=True):
+        summary["values"]["way entropy"] = known
+    differences = dataclasses.replace(found, summaries=summaries).differences()
+    assert ("way entropy", "b") not in differences.index and ("compliance", "b") in differences.index
+    assert differences.loc[("way entropy", "c")]["n"] == 1
+
+
 def test_what_is_written(found):
     """The folder holds all of it, and no secret; the table shows in a notebook."""
     names = ["before.jsonl", "evaluation.json", "full.jsonl", "index.html", "messy.jsonl", "plain.jsonl"]
@@ -148,17 +167,41 @@ def test_without_answers_the_rest_is_measured(runs, tmp_path):
     assert found.settings["notes"] == ["No run has adapters, so there is no model 'before' to sample."]
 
 
+def test_training_data_is_read_once(runs, tmp_path, monkeypatch):
+    compare, read = sys.modules["btsft_nb.compare"], []
+    monkeypatch.setattr(compare, "load_rows", lambda name, *a, **kw: read.append(name) or bt.load_rows(name, *a, **kw))
+    found = bt.compare([runs["plain"], runs["full"]], ["How many?"], tmp_path, n=1, max_new_tokens=4)
+    assert read == ["tiny/teacher"] and all("copied run" in s["values"] for s in found.summaries.values())
+
+
+def test_no_path_of_the_machine_is_told(runs, tmp_path, monkeypatch):
+    """Though the run was trained in a folder that was given whole; and a library that is absent is no error."""
+    shutil.copytree(runs["plain"], tmp_path / "run")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys.modules["btsft_nb.compare"], "_LIBRARIES", ("torch", "no-such-library"))
+    found = bt.compare(["run"], "tiny/test", "out", prompts=1, n=1, max_new_tokens=4)
+    assert found.settings["versions"] == {"torch": torch.__version__, "no-such-library": "absent"}
+    assert found.configs["run"]["output_dir"] == "run"
+    for name in ("evaluation.json", "index.html"):
+        told = (tmp_path / "out" / name).read_text()
+        assert not [path for path in (tmp_path, runs["plain"].parent, Path.home(), ROOT) if f"{path}/" in told]
+
+
 @pytest.mark.parametrize(
     ("source", "note"),
     [
         (None, "does not say what it was trained on"),
         ("somebody/something [train]", r"somebody/something \[train\] is no file here"),
-        ("{folder}/odd.jsonl", "cannot be read: .*odd.jsonl, row 0"),
+        ("{folder}/odd.jsonl", "odd.jsonl cannot be read: "),
+        ("{folder}/plain.jsonl", "plain.jsonl has no thoughts"),
+        ("tiny/messy", "tiny/messy has more than 20,000 characters"),
         ("{folder}/good.json [train]", None),
     ],
 )
-def test_training_data_that_is_not_at_hand_is_told(runs, tmp_path, source, note):
+def test_training_data_that_is_not_at_hand_is_told(runs, tmp_path, monkeypatch, source, note):
+    monkeypatch.setattr(sys.modules["btsft_nb.compare"], "_MOST_TRAINING", 20_000)
     run = shutil.copytree(runs["plain"], tmp_path / "run")
+    (tmp_path / "plain.jsonl").write_text('{"question": "How many?", "answer": "7"}\n')
     (tmp_path / "odd.jsonl").write_text("{}\n")
     (tmp_path / "good.json").write_text(json.dumps({"train": list(bt.load_rows("tiny/teacher")[:9])}))
     if source is None:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from payloads import PAYLOADS
 
-from btsft_nb import evaluate, metrics
+from btsft_nb import compare_html, evaluate, metrics
 from btsft_nb.compare_html import LIMIT
 from btsft_nb.compare_html import page as page_of
 from btsft_nb.compare_samples import _marked, side_by_side, text
@@ -94,10 +94,24 @@ def test_a_page_says_what_was_measured(show):
         "": ["before", "after"], "data (equal)": ["\"a.jsonl\"", "\"a.jsonl\""], "threshold": ["0.0", "0.5"],
         "lr": ["\u2013", "1"],
     }  # fmt: skip
-    images = opened.locator("img").all()
-    assert len(images) == 3 and all(image.evaluate("i => i.naturalWidth") > 500 for image in images)
-    assert "accuracy: before 1.00, after 0.75" in images[0].get_attribute("alt")
+    (image,) = opened.locator("img").all()
+    assert image.evaluate("i => i.naturalWidth") > 500
+    assert image.get_attribute("alt") == ("unique thoughts: before 0.75, after 1.00; accuracy: before 1.00, after 0.75")
     assert_quiet(opened)
+
+
+def test_the_configuration_shows_settings_of_adapters_where_two_differ(show):
+    """Not what a run without an adapter has not, nor what is equal in all; that is counted."""
+    configs = {
+        "before": {"adapter.r": 16, "adapter.bias": "none", "output_dir": "a", "qlora": True},
+        "after": {"adapter.r": 8, "adapter.bias": "none", "output_dir": "b", "qlora": True},
+    }
+    full = {**SAMPLES, "full": SAMPLES["after"]}
+    for runs, rank in ((configs, "adapter.r"), (configs | {"after": configs["before"]}, None)):
+        opened = show(made(full, None, runs | {"full": {"output_dir": "c"}}))
+        found = cells(opened, "The configuration that differs")
+        assert list(found) == ["", "qlora", *([rank] if rank else [])]
+        assert f"The {1 if rank else 2} other settings are equal" in opened.inner_text("body")
 
 
 def test_what_is_surely_higher_or_lower_says_so(show):
@@ -226,6 +240,21 @@ def test_a_whole_page_is_under_2_mb_whatever_the_texts():
     configs = {name: {f"{k}": f"{name}{k}" for k in range(200)} for name in samples}
     content = made(samples, ["1"] * 9, configs, notes=[long(0)] * 6, test=long(0))
     assert len(content.encode()) < LIMIT and "more characters)" in content and "<details" in content
+
+
+def test_a_page_that_tables_would_fill_leaves_out_rows_and_the_picture(monkeypatch):
+    """And counts them; so it does with notes."""
+    said = {f"{m}{chr(34) * 300}": [record(i, 0, THINK.format("a", "1")) for i in range(2)] for m in range(50)}
+    configs = {name: {f"{k}": f"{m}{k}" + "'" * 300 for k in range(300)} for m, name in enumerate(said)}
+    content = made(said, ["1"] * 2, configs, notes=["<" * 600] * 300)
+    assert len(content.encode()) < LIMIT
+    left = re.findall(r"<p>([\d,]+) of ([\d,]+) (rows|notes) are left out", content)
+    assert ("300", "rows") in {(whole, kind) for _, whole, kind in left} and left[0][1:] == ("300", "notes")
+    assert content.count("<b>Note.</b>") == 300 - int(left[0][0]) > 0
+    monkeypatch.setattr(compare_html, "LIMIT", len(content[: content.index("<h2>Samples")].encode()))
+    less = made(said, ["1"] * 2, configs, notes=["<" * 600] * 300)
+    assert "The picture is left out, for want of room." in less and len(less.encode()) < compare_html.LIMIT
+    assert "<img" in content and "<img" not in less
 
 
 words = st.text(st.sampled_from("ab <&\"'\n\t.\u6f22\u0301\r\0\u202e"), max_size=60)

@@ -63,18 +63,33 @@ def test_differences_are_printed(run, tmp_path, capsys):
         (["{run}", "--test={folder}/none.jsonl"], "none.jsonl: no such file"),
         (["{run}", "--test={folder}/broken.jsonl"], "broken.jsonl, row 0: line 1: not valid JSON"),
         (["{run}", "{run}", "--test=tiny/test"], "two models are called 'mine'"),
-        (["{run}", "--test=tiny/test", "--answer=guess"], "answer='guess'"),
+        (["{run}", "--test=tiny/test", "--folder={folder}/broken.jsonl"], "File exists: "),
     ],
 )
 def test_an_error_is_one_line(run, tmp_path, capsys, arguments, words):
     (tmp_path / "broken.jsonl").write_text("{\n")
     arguments = [argument.format(run=run, folder=tmp_path) for argument in arguments]
-    assert main(["evaluate", *arguments, f"--folder={tmp_path / 'out'}"]) == 2
+    assert main(["evaluate", f"--folder={tmp_path / 'out'}", *arguments]) == 2
     told = capsys.readouterr().err
     assert words in told and told.count("\n") == 1 and "Traceback" not in told
 
 
-@pytest.mark.parametrize("arguments", [[], ["evaluate"], ["evaluate", "x", "--samples=two"], ["dance"]])
+@pytest.mark.parametrize("error", [PermissionError(13, "Permission denied", "out"), ImportError("no\nbitsandbytes")])
+def test_what_the_machine_lacks_is_one_line(run, capsys, monkeypatch, error):
+    def fail(**asked):
+        raise error
+
+    monkeypatch.setattr(sys.modules["btsft_nb.__main__"], "_evaluate", fail)
+    assert main(["evaluate", str(run), "--test=tiny/test", "--folder=out"]) == 2
+    assert capsys.readouterr().err == f"btsft: {' '.join(str(error).split())}\n"
+
+
+NEEDED = ["evaluate", "x", "--test=tiny/test", "--folder=out"]
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["evaluate"], [*NEEDED, "--samples=two"], [*NEEDED, "--answer=guess"], ["dance"]]
+)
 def test_arguments_that_are_none_are_told_with_the_usage(capsys, arguments):
     with pytest.raises(SystemExit) as stop:
         main(arguments)
@@ -88,7 +103,8 @@ def test_help_has_the_defaults_of_compare(capsys):
     assert stop.value.code == 0
     defaults = {name: p.default for name, p in inspect.signature(bt.compare).parameters.items()}
     flags = {"n": "--samples N", "max_new_tokens": "--max-new-tokens TOKENS", "temperature": "--temperature T"}
-    flags |= {"batch_size": "--batch-size N", "seed": "--seed N", "answer": "--answer HOW"}
+    flags |= {"batch_size": "--batch-size N", "seed": "--seed N"}
+    flags["answer"] = "--answer {auto,exact,number,boxed,choice}"
     for name, flag in flags.items():
         assert f"(default: {defaults[name]})" in told.split(f" {flag} ")[-1].split(" --")[0], name
 
