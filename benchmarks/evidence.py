@@ -7,8 +7,9 @@ trains and samples what runs/evidence lacks, and writes btsft_nb/tiny/evidence.j
 Two families of problems: the embedded reasoner's own, and those of two_steps.py, on which a base model is trained
 first. Each arm fine-tunes 4-bit LoRA layers for 48 steps of 16 rows (4 epochs of 192), and is sampled 8 times on each
 of 100 problems that no training set holds. A seed changes the rows, the adapters, their order, the blur and the
-samples. The budget is equal in rows and steps; the anchor costs a second forward pass, and its expectation two steps in one. A run
-that is there and was made with the same settings is not run again, so an interrupted call goes on where it was.
+samples. The budget is equal in rows and steps; the anchor costs a second forward pass, and its expectation two steps
+in one. A run that is there and was made with the same settings is not run again, so an interrupted call goes on where
+it was.
 
 Intervals are 95 % percentiles over resampled seeds and problems, both at once; differences are paired by seed and
 problem. With five seeds they are somewhat too narrow, so each seed's own mean stands beside them. The 100 questions of

@@ -114,7 +114,7 @@ def test_every_arm_was_measured_with_five_seeds():
             for metric, m in arm["metrics"].items():
                 assert len(arm["seeds"][metric]) == 5
                 assert m["low"] <= m["value"] <= m["high"]
-                assert m["value"] == pytest.approx(np.mean(arm["seeds"][metric]), abs=2e-4)
+                assert m["value"] == pytest.approx(np.mean(arm["seeds"][metric]), abs=5e-3)
         assert all(m["value"] == 0 for m in arms["plain SFT"]["difference"].values())
     assert found["budget"]["max_steps"] == evidence.STEPS and found["made"]["command"] == "make evidence"
 
