@@ -46,8 +46,7 @@ def choices(
         its own tokens in nats; neither thought nor end of turn counts), `bytes` (of each option in UTF-8), `raw` and
         `normalised` (the chosen index, by the sum and by the sum per byte), `correct_raw` and `correct_normalised`.
 
-    Raises RowError for a malformed question, with its row and field, and FloatingPointError where the model gives no
-    numbers, since it has diverged.
+    Raises RowError for a malformed question, with its row and field; FloatingPointError where a model gives NaN.
     """
     read = render_questions(tokenizer, questions)
     options = [example for _, examples in read for example in examples]
@@ -64,9 +63,8 @@ def render_questions(
         try:
             question = _read(row)
             turns = [_turns(question, option) for option in question.options]
-            found.append(
-                (question, renderer.tokenize([draft for turn in turns for draft in renderer.drafts(turn, "")]))
-            )
+            drafts = [draft for turn in turns for draft in renderer.drafts(turn, "")]
+            found.append((question, renderer.tokenize(drafts)))
         except RowError as error:
             raise error.at(getattr(questions, "source", "questions"), i) from None
     return found
@@ -103,18 +101,16 @@ def _log_probs(model, tokenizer, options: list[Example], batch_size: int) -> lis
 
 def _logits(model, padded: dict[str, torch.Tensor], positions: list[int]) -> torch.Tensor:
     """(B, len(positions), V); all are made first only by a model whose forward does not take `logits_to_keep`."""
-    inputs = {name: padded[name] for name in ("input_ids", "attention_mask")}
-    keep = torch.tensor(positions) - inputs["input_ids"].shape[1]  # from the end: PEFT may put virtual tokens first
+    keep = torch.tensor(positions) - padded["input_ids"].shape[1]  # from the end: PEFT may put virtual tokens first
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     if "logits_to_keep" in inspect.signature(type(base).forward).parameters:
-        return model(**inputs, logits_to_keep=keep).logits
-    return model(**inputs).logits[:, keep]
+        return model(**padded, logits_to_keep=keep).logits
+    return model(**padded).logits[:, keep]
 
 
 def _record(question: Question, log_probs: list[float]) -> dict:
     if any(map(math.isnan, log_probs)):
-        found = f"the model gives log-probabilities {log_probs}; it has diverged"
-        raise FloatingPointError(f"question {shown(question.text)}: {found}")
+        raise FloatingPointError(f"question {shown(question.text)}: log-probabilities {log_probs}: it has diverged")
     n_bytes = [len(option.encode()) for option in question.options]
     chosen = choose(log_probs, n_bytes)
     right = {f"correct_{way}": index == question.answer for way, index in chosen.items()}
@@ -135,9 +131,8 @@ def _read(row: object) -> Question:
         options = _options(given.get("text"), "choices.text")
         labels, key = given.get("label"), "answerKey"
         if not isinstance(labels, list) or len(labels) != len(options):
-            raise RowError(
-                f"a label for each of {len(options)} options wanted, got {shown(labels)}", field="choices.label"
-            )
+            problem = f"a label for each of {len(options)} options wanted, got {shown(labels)}"
+            raise RowError(problem, field="choices.label")
         names, wanted = [(label,) for label in labels], "one of the labels"
     else:
         options, key = _options(given, "choices"), "answer"

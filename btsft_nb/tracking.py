@@ -83,8 +83,7 @@ class Probe(TrainerCallback):
         trainer.log({f"eval_{path.stem}/{name}": float(value) for name, value in means.items()})
         control.should_log = due  # Trainer takes any log for the one that was due at this step
         if trainer._mark:  # its clock runs
-            step, seen, since = trainer._mark
-            trainer._mark = step, seen, since + time.monotonic() - start
+            trainer._mark = *trainer._mark[:2], trainer._mark[2] + time.monotonic() - start
 
     def _measure(self, model) -> tuple[list[dict], dict[str, float]]:
         """The records, without their step, and the means to log."""
@@ -95,9 +94,8 @@ class TrackLogProbs(Probe):
     """Follows how likely the model finds the tagged stretches of some examples while it trains on whatever it does.
 
     When, and what becomes of the records: see `Probe`. The file is log_probs.jsonl, with a record for each stretch:
-    `step`, `id` of the example, `tag`, `log_prob` (the sum over its tokens, in nats) and `tokens` (how many). The log
-    has, under each tag, the mean over all its tokens, `per_token` of `log_prob_by_tag`. The first token of an example,
-    which nothing predicts, is not counted.
+    `step`, `id` of the example, `tag`, `log_prob` (the sum over its tokens, in nats) and `tokens` (how many, without
+    the first of an example). The log has, under each tag, the mean over all its tokens, as `log_prob_by_tag`.
 
     Args:
         examples: as `prepare` returns them, with `tags`: a list of {"tag": str, "start": int, "stop": int} in tokens.
