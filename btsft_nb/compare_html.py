@@ -88,11 +88,11 @@ def page(
         f'content="light dark"><title>{text(title)}</title><style>{_STYLE}</style></head><body>'
     )
     room = LIMIT - len((start + "".join(sections)).encode()) - 5_000  # bytes, 5,000 of them for words around samples
-    picture = _frontier(summaries)
-    if len(picture) > room:
-        picture = "<p>The picture is left out, for want of room.</p>"
-    sections.insert(3, _section("Diversity against accuracy", picture))
-    samples = side_by_side(samples, references, settings["answer"], room - len(picture.encode()))
+    pictures = _pictures(summaries)
+    if len(pictures.encode()) > room:
+        pictures = "<p>The pictures are left out, for want of room.</p>"
+    sections.insert(3, _section("Pictures", pictures))
+    samples = side_by_side(samples, references, settings["answer"], room - len(pictures.encode()))
     return f"{start}{''.join(sections)}{_section('Samples side by side', samples)}</body></html>\n"
 
 
@@ -175,19 +175,36 @@ def _differences(differences: Sequence[dict], first: str, prompts: int) -> str:
     return f"<p>{words}</p>{_table(['', *map(text, models)], cells)}"
 
 
-def _frontier(summaries: dict[str, dict]) -> str:
-    """The picture of diversity against accuracy, where that is known."""
-    if any("accuracy" not in summary["metrics"] for summary in summaries.values()):
-        return ""
-    ax = Figure((9, 4.2), layout="constrained").subplots()
-    shown = ("unique thoughts", "accuracy")
-    plots.frontier({name: {name: summary} for name, summary in summaries.items()}, *shown, ax)
-    file = io.BytesIO()
-    ax.figure.savefig(file, format="png", dpi=130, metadata={"Software": None})
-    said = "; ".join(
+def _pictures(summaries: dict[str, dict]) -> str:
+    """What all models have in bars, the ways of thinking where they can be told, and diversity against accuracy."""
+    wanted = ("unique thoughts", "accuracy", "compliance")
+    shared = [metric for metric in wanted if all(metric in s["metrics"] for s in summaries.values())]
+    html = _picture(plots.bars(summaries, shared, _axes(len(shared), 3.3)), _said(summaries, shared))
+    if all(summary["ways"] for summary in summaries.values()):
+        said = "; ".join(f"{name}: {summary['ways']}" for name, summary in summaries.items())
+        html += _picture([plots.ways(summaries, _axes(1, 1 + 0.4 * len(summaries))[0])], said)
+    if {"unique thoughts", "accuracy"} <= set(shared):
+        points = {name: {name: summary} for name, summary in summaries.items()}
+        html += _picture([plots.frontier(points, *shared[:2], _axes(1, 4.2)[0])], _said(summaries, shared[:2]))
+    return html
+
+
+def _axes(n: int, height: float) -> list:
+    """Axes beside each other, in a figure that no notebook shows."""
+    return list(Figure((9, height), layout="constrained").subplots(1, n, squeeze=False).flat)
+
+
+def _said(summaries: dict[str, dict], metrics: Sequence[str]) -> str:
+    return "; ".join(
         f"{metric}: " + ", ".join(f"{name} {s['metrics'][metric]['value']:.2f}" for name, s in summaries.items())
-        for metric in shown
+        for metric in metrics
     )
+
+
+def _picture(axes: list, said: str) -> str:
+    """`said` is what the picture shows, in words."""
+    file = io.BytesIO()
+    axes[0].figure.savefig(file, format="png", dpi=130, metadata={"Software": None})
     data = base64.b64encode(file.getvalue()).decode()
     return f'<figure><img alt="{text(said, 2000)}" src="data:image/png;base64,{data}"></figure>'
 
