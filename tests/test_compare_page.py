@@ -253,7 +253,7 @@ def test_a_page_that_tables_would_fill_leaves_out_rows_and_the_picture(monkeypat
     assert content.count("<b>Note.</b>") == 300 - int(left[0][0]) > 0
     monkeypatch.setattr(compare_html, "LIMIT", len(content[: content.index("<h2>Samples")].encode()))
     less = made(said, ["1"] * 2, configs, notes=["<" * 600] * 300)
-    assert "The picture is left out, for want of room." in less and len(less.encode()) < compare_html.LIMIT
+    assert "The pictures are left out, for want of room." in less and len(less.encode()) < compare_html.LIMIT
     assert "<img" in content and "<img" not in less
 
 
