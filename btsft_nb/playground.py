@@ -41,7 +41,8 @@ class Playground(anywidget.AnyWidget):
 
     `history` is the list of points, which json.dumps takes; the first is the model before fine-tuning. A point has
     `threshold`, `beta`, `anchor`, `data` (all None before fine-tuning), `seconds`, `metrics` and `ways` as `evaluate`
-    has them, and `samples` of three problems: `question`, `text`, `correct` and `problem` (of its format, or None).
+    has them (no thought at all is 0 unique thoughts), and `samples` of three problems: `question`, `text`, `correct`
+    and `problem` (of its format, or None).
 
     Args:
         history: points of an earlier playground, to compare with.
@@ -153,7 +154,8 @@ class Playground(anywidget.AnyWidget):
                 judged = {"correct": is_correct(parsed.answer, answers[record["prompt"]]), "problem": parsed.problem}
                 kept.append({name: record[name] for name in ("question", "text")} | judged)
         summary = evaluate(records, answers, tiny.way_of)
-        measured = {name: summary[name] for name in ("metrics", "ways")}
+        none = {"unique thoughts": {"value": 0.0, "low": 0.0, "high": 0.0, "n": 0}}  # `evaluate` leaves it out
+        measured = {"metrics": none | summary["metrics"], "ways": summary["ways"]}
         return {"seconds": time.monotonic() - start, **measured, "samples": kept}
 
     def _repr_mimebundle_(self, **kwargs) -> tuple[dict, dict]:

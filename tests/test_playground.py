@@ -61,6 +61,20 @@ def test_a_run_is_a_point(made, capfd):
     assert point["samples"] != made.history[0]["samples"]
 
 
+def test_a_model_that_writes_no_thought_is_a_point_too(monkeypatch):
+    """At 0 unique thoughts; what the model writes is cut down to its answers."""
+    playground, draw = bt.Playground(prompts=2, samples=2), bt.playground.sample
+
+    def untagged(*args, **options):
+        return [record | {"text": "7", "prefilled": False} for record in draw(*args, **options)]
+
+    monkeypatch.setattr(bt.playground, "sample", untagged)
+    point = playground.run(**DIALS)
+    assert point["metrics"]["unique thoughts"] == {"value": 0, "low": 0, "high": 0, "n": 0}
+    assert point["metrics"]["compliance"]["value"] == 0 and len(playground.history) == 2
+    assert bt.points.to_html(playground.history).count("0.00 [0.00, 0.00]") >= 4
+
+
 def test_the_metrics_are_those_of_the_samples(made):
     """Of three problems and three samples each, all are kept, and `evaluate` says the same of them."""
     point = bt.Playground(made.history[:1], prompts=3, samples=3, seed=1).run(0.0, 0.0, 0.0, "tiny/messy")
