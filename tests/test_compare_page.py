@@ -94,9 +94,11 @@ def test_a_page_says_what_was_measured(show):
         "": ["before", "after"], "data (equal)": ["\"a.jsonl\"", "\"a.jsonl\""], "threshold": ["0.0", "0.5"],
         "lr": ["\u2013", "1"],
     }  # fmt: skip
-    (image,) = opened.locator("img").all()
-    assert image.evaluate("i => i.naturalWidth") > 500
-    assert image.get_attribute("alt") == ("unique thoughts: before 0.75, after 1.00; accuracy: before 1.00, after 0.75")
+    images = opened.locator("img").all()
+    assert all(image.evaluate("i => i.naturalWidth") > 500 for image in images)
+    bars, ways, frontier = (image.get_attribute("alt") for image in images)
+    assert frontier == "unique thoughts: before 0.75, after 1.00; accuracy: before 1.00, after 0.75"
+    assert bars == f"{frontier}; compliance: before 1.00, after 0.75" and ways.startswith("before: {")
     assert_quiet(opened)
 
 
