@@ -342,7 +342,10 @@ def test_trackers_write_without_asking(tmp_path, monkeypatch, examples, tiny_tok
     monkeypatch.setenv("HF_TOKEN", "hf_plantedsecret")
     monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path))
     make_trainer(tmp_path / "run", adapted_model(), examples, tiny_tokenizer, report_to=tracker).train()
-    assert list(Path(tmp_path).glob(pattern))
+    folder = tmp_path
+    if tracker == "wandb-offline":  # a run that an earlier test of this process began goes on
+        folder = Path(pytest.importorskip("wandb").run.dir).parent
+    assert list(folder.glob(pattern))
     texts = [file.read_bytes() for file in (tmp_path / "run").rglob("*") if file.is_file()]
     assert texts and not any(b"plantedsecret" in text for text in texts)
 
