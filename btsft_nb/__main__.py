@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from . import tiny
 from .answers import ANSWERS
 from .compare import compare
+from .evaluate import table
 
 _ASKED = {  # parameters of `compare`, with the type of those whose default does not tell it
     "n": ("--samples", "N", "completions of each prompt", int),
@@ -58,7 +59,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _evaluate(test: str, **asked) -> None:
     found = compare(test=test, way_of=tiny.way_of if test.startswith("tiny/") else None, **asked)
-    print(found.table().T.to_string())
+    print(table(found.summaries).T.to_string())
     if len(found.summaries) > 1:
         print(f"\nless {next(iter(found.summaries))}, with 95 % intervals:")
         print(found.differences().to_string(float_format="{:+.3f}".format))

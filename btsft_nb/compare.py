@@ -13,7 +13,7 @@ from pathlib import Path
 import pandas as pd
 
 from .compare_html import metrics_table, page
-from .evaluate import evaluate, table
+from .evaluate import evaluate
 from .formats import to_messages
 from .generation import sample
 from .metrics import is_correct, paired_difference, parse
@@ -42,10 +42,6 @@ class Comparison:
     references: list[str] | None
     settings: dict
     folder: Path
-
-    def table(self) -> pd.DataFrame:
-        """`value [low, high]`, a row for each model; see `evaluate.table`."""
-        return table(self.summaries)
 
     def differences(self, *metrics: str) -> pd.DataFrame:
         """Paired differences of each model from the first one, over the prompts for which both have a value.

@@ -84,13 +84,13 @@ class BTSFTConfig(TrainingArguments):
         return super().__new__(cls)
 
     def __post_init__(self):
-        _check_number("threshold", self.threshold, 0, 1)
-        _check_number("beta", self.beta, 0, math.inf)
-        _check_number("anchor", self.anchor, 0, math.inf)
-        _check_number("keep_first", self.keep_first, 0, math.inf, Integral)
-        _check_number("negative_floor", self.negative_floor, 0, math.inf)
+        check_number("threshold", self.threshold, 0, 1)
+        check_number("beta", self.beta, 0, math.inf)
+        check_number("anchor", self.anchor, 0, math.inf)
+        check_number("keep_first", self.keep_first, 0, math.inf, Integral)
+        check_number("negative_floor", self.negative_floor, 0, math.inf)
         if self.threshold_end is not None:
-            _check_number("threshold_end", self.threshold_end, 0, 1)
+            check_number("threshold_end", self.threshold_end, 0, 1)
         _check_choice("resample", self.resample, ("epoch", "never"))
         _check_choice("unit", self.unit, UNITS)
         _check_choice("negative", self.negative, ("nll", "unlikelihood", "floor"))
@@ -115,7 +115,8 @@ class BTSFTConfig(TrainingArguments):
                 os.environ.pop("WANDB_MODE") if before is None else os.environ.update(WANDB_MODE=before)
 
 
-def _check_number(name: str, value: object, low: float, high: float, kind: type = Real) -> None:
+def check_number(name: str, value: object, low: float, high: float, kind: type = Real) -> None:
+    """Raises ValueError, by name, for a number out of its range, or not of its kind: Real or Integral."""
     if isinstance(value, bool) or not isinstance(value, kind) or not (low <= value <= high and math.isfinite(value)):
         upper = "" if math.isinf(high) else f" to {high}"
         noun = "whole number" if kind is Integral else "number"

@@ -1,9 +1,11 @@
 """Sampling completions, and scoring the tokens of an example."""
 
 import json
+import math
 from collections.abc import Sequence
 from contextlib import nullcontext
 from hashlib import blake2b
+from numbers import Integral
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,6 +22,7 @@ from transformers import (
 from transformers.utils.logging import tqdm
 
 from .collator import Collator
+from .config import check_number
 from .formats import to_prompt
 from .losses import expected_format_reward, find_completions, kl_divergence, tag_log_probs
 from .messages import THINK_TAGS, RowError
@@ -66,9 +69,7 @@ def sample(
     """
     if not adapters and not isinstance(model, PeftModel):
         raise ValueError("adapters=False: the model has no adapters to sample without")
-    _check(n=(n, 1), max_new_tokens=(max_new_tokens, 1), batch_size=(batch_size, 1), seed=(seed, 0))
-    if not 0 <= temperature < float("inf"):
-        raise ValueError(f"temperature={temperature!r}: a number from 0 wanted")
+    _check(temperature, seed=seed, n=n, max_new_tokens=max_new_tokens, batch_size=batch_size)
     renderer = Renderer(tokenizer)
     how = [fingerprint(model, adapters) if path else "", seed, float(temperature), max_new_tokens]
     jobs = _jobs(renderer, prompts, n, how)
@@ -92,11 +93,11 @@ def sample(
     return [records[job.key] for job in jobs]
 
 
-def _check(**given: tuple[int, int]) -> None:
-    """Raises ValueError for a number, given with the least it may be, that is out of its range or not whole."""
-    for name, (value, least) in given.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise ValueError(f"{name}={value!r}: a whole number from {least} wanted")
+def _check(temperature: float, seed: int, **sizes: int) -> None:
+    check_number("temperature", temperature, 0, math.inf)
+    check_number("seed", seed, 0, math.inf, Integral)
+    for name, size in sizes.items():
+        check_number(name, size, 1, math.inf, Integral)
 
 
 class _Job(NamedTuple):

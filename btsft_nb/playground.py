@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from numbers import Integral
 from pathlib import Path
 
 import anywidget
@@ -20,7 +21,7 @@ from transformers import PreTrainedTokenizerBase, PrinterCallback, TrainerCallba
 from transformers.utils import logging
 
 from . import tiny
-from .config import BTSFTConfig
+from .config import BTSFTConfig, check_number
 from .evaluate import evaluate
 from .formats import to_messages
 from .generation import sample
@@ -65,8 +66,7 @@ class Playground(anywidget.AnyWidget):
 
     def __init__(self, history: list[dict] | None = None, *, prompts: int = 50, samples: int = 8, seed: int = 0):
         for name, value, most in (("prompts", prompts, tiny.SIZES["test"]), ("samples", samples, 1000)):
-            if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
-                raise ValueError(f"{name}={value!r}: a whole number from 1 to {most} wanted")
+            check_number(name, value, 1, most, Integral)
         super().__init__(history=[] if history is None else history)
         self._problems, self._samples, self._seed = load_rows("tiny/test")[:prompts], samples, seed
         self._lock, self._cancelled = threading.Lock(), threading.Event()

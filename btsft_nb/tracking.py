@@ -5,7 +5,9 @@ import math
 import os
 import time
 import weakref
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from numbers import Integral
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback
@@ -13,6 +15,7 @@ from transformers.utils import logging
 
 from .answers import right_answer
 from .choices import choices, render_questions
+from .config import check_number
 from .evaluate import evaluate
 from .formats import to_prompt
 from .generation import sample, score
@@ -21,7 +24,7 @@ from .messages import RowError, as_text
 from .render import Renderer
 
 
-class Probe(TrainerCallback):
+class Probe(TrainerCallback, ABC):
     """Measures the model before the first step, at chosen steps and after the last one; the base of the trackers.
 
     The records of a measurement, each with its `step`, are added to `records` and to a file of the run folder, one
@@ -85,9 +88,9 @@ class Probe(TrainerCallback):
         if trainer._mark:  # its clock runs
             trainer._mark = *trainer._mark[:2], trainer._mark[2] + time.monotonic() - start
 
+    @abstractmethod
     def _measure(self, model) -> tuple[list[dict], dict[str, float]]:
         """The records, without their step, and the means to log."""
-        raise NotImplementedError
 
 
 class TrackLogProbs(Probe):
@@ -156,8 +159,7 @@ class TrackSamples(Probe):
     ):
         super().__init__(every)
         for name, value in (("n", n), ("max_new_tokens", max_new_tokens)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name}={value!r}: a whole number from 1 wanted")
+            check_number(name, value, 1, math.inf, Integral)
         self.prompts, self.tokenizer, self.way_of, self.answer = list(prompts), tokenizer, way_of, answer
         self.settings = {"n": n, "max_new_tokens": max_new_tokens}
         self.references = _references(self.prompts, references)

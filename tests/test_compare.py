@@ -133,7 +133,7 @@ def test_what_is_written(found):
     assert record["settings"]["versions"]["torch"] == torch.__version__
     assert len(record["differences"]) == len(found.differences())
     assert all(SECRET not in path.read_text() for path in found.folder.iterdir())
-    assert list(found.table().index) == list(found.summaries)
+    assert list(bt.table(found.summaries).index) == list(found.summaries)
     assert all(name in found._repr_html_() for name in found.summaries)
 
 
