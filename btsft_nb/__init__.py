@@ -31,10 +31,11 @@ from .readback import to_row
 from .render import Example, Renderer
 from .report import Report
 from .rows import Rows, RowStream, load_rows
+from .stages import finetune
 from .templates import use_template
 from .tokens import add_tags, tag_ids
 from .tracking import TrackChoices, TrackLogProbs, TrackSamples
-from .trainer import BTSFTTrainer, finetune
+from .trainer import BTSFTTrainer
 from .weights import sentence_weights
 
 __version__ = "0.1.0"

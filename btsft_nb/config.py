@@ -115,6 +115,80 @@ class BTSFTConfig(TrainingArguments):
                 os.environ.pop("WANDB_MODE") if before is None else os.environ.update(WANDB_MODE=before)
 
 
+@dataclass
+class ModelConfig:
+    """Which model, and what of it is trained; `load_model` makes it so.
+
+    Raises ValueError for a setting out of its range, or one that the method has no use for.
+    """
+
+    model: str = field(metadata={"help": "tiny, the id of a model on the Hub, a model's folder, or a run folder."})
+    tokenizer: str | None = field(default=None, metadata={"help": "Where it is not the model's own: as for model."})
+    method: str = field(
+        default="qlora",
+        metadata={"help": "qlora: adapters on quantised weights; lora: on the weights as they are; full: all weights."},
+    )
+    bits: int = field(default=4, metadata={"help": "qlora: bits of a weight, 4 (NF4, double quantisation) or 8."})
+    lora_r: int = field(default=16, metadata={"help": "Rank of the adapters."})
+    lora_alpha: float = field(default=32, metadata={"help": "Their scale is lora_alpha / lora_r."})
+    lora_dropout: float = field(default=0.0, metadata={"help": "Dropout before the adapters, 0 to 1."})
+    lora_targets: str | list[str] = field(
+        default="all-linear", metadata={"help": "Layers with adapters: all-linear, or the ends of their names."}
+    )
+    dora: bool = field(default=False, metadata={"help": "Train magnitude and direction apart (DoRA)."})
+    rslora: bool = field(default=False, metadata={"help": "Scale by lora_alpha / sqrt(lora_r) (rsLoRA)."})
+    freeze: list[str] = field(
+        default_factory=list,
+        metadata={"help": "full: parts that stay: embeddings, norms, attention, feed_forward, other."},
+    )
+    layers_not_to_freeze: list[int] = field(
+        default_factory=list, metadata={"help": "full: layers, from 0, that freeze leaves out."}
+    )
+    dtype: str = field(
+        default="auto", metadata={"help": "float32, bfloat16, float16, or auto: what the hardware computes best."}
+    )
+    attention: str = field(
+        default="auto", metadata={"help": "eager, sdpa, flash_attention_2, or auto: what the hardware has."}
+    )
+    device_map: str | None = field(
+        default=None, metadata={"help": "As accelerate's, to spread a model over devices: auto, balanced, sequential."}
+    )
+    max_memory: dict[str, str] | None = field(
+        default=None, metadata={"help": 'With device_map, what each device may hold: {"0": "14GiB", "cpu": "30GiB"}.'}
+    )
+
+    def __post_init__(self):
+        _check_choice("method", self.method, ("qlora", "lora", "full"))
+        _check_choice("bits", self.bits, (4, 8))
+        _check_choice("dtype", self.dtype, ("auto", "float32", "bfloat16", "float16"))
+        check_number("lora_r", self.lora_r, 1, math.inf, Integral)
+        check_number("lora_alpha", self.lora_alpha, 0, math.inf)
+        check_number("lora_dropout", self.lora_dropout, 0, 1)
+        if self.freeze and self.method != "full":
+            raise ValueError(f"freeze={self.freeze}: adapters leave all weights as they are; take method='full'")
+
+
+@dataclass
+class DataConfig:
+    """Which rows, and how they become examples: arguments of `load_rows` and `prepare`."""
+
+    data: str = field(metadata={"help": "Rows to train on: tiny/teacher, .json, .jsonl, .parquet, or a Hub id."})
+    split: str = field(default="train", metadata={"help": "Which split of data."})
+    eval_data: str | None = field(default=None, metadata={"help": "Rows for eval_loss, as data."})
+    eval_split: str = field(default="test", metadata={"help": "Which split of eval_data."})
+    template: str = field(
+        default="auto", metadata={"help": "chatml, qa, alpaca, a file, or auto: the tokenizer's, else chatml."}
+    )
+    max_length: int = field(default=1024, metadata={"help": "Tokens that an example may have."})
+    too_long: str = field(
+        default="drop", metadata={"help": "Examples that have more: drop, shorten, keep_first or keep_last."}
+    )
+    duplicates: str = field(default="keep", metadata={"help": "Examples that were there before: keep or drop."})
+    strict: bool = field(default=True, metadata={"help": "Stop at a malformed row; false: drop and count it."})
+    num_proc: int = field(default=1, metadata={"help": "Processes that prepare the rows."})
+    examples: int | None = field(default=None, metadata={"help": "Train on the first so many: an overfitting check."})
+
+
 def check_number(name: str, value: object, low: float, high: float, kind: type = Real) -> None:
     """Raises ValueError, by name, for a number out of its range, or not of its kind: Real or Integral."""
     if isinstance(value, bool) or not isinstance(value, kind) or not (low <= value <= high and math.isfinite(value)):

@@ -18,13 +18,11 @@ from .callbacks import LiveCurves, StopOnInterrupt
 from .checkpoints import last_checkpoint, writing
 from .collator import Collator
 from .config import BTSFTConfig
-from .data import prepare
 from .forward import HeadForward
 from .inspector import token_texts
 from .logs import PARTS, Sums, means
 from .losses import find_completions, objective
-from .models import load_model, record_base
-from .rows import load_rows
+from .models import record_base
 from .tokens import tag_ids
 from .tracking import Probe
 
@@ -274,26 +272,3 @@ def _check(model, config, ref_model, train_dataset, eval_dataset, tags) -> None:
         raise ValueError(
             f"{config.n_gpu} GPUs in one process: start one for each with torchrun, or set CUDA_VISIBLE_DEVICES=0"
         )
-
-
-def finetune(
-    name: str,
-    data: str,
-    config: BTSFTConfig,
-    *,
-    qlora: bool = True,
-    max_length: int = 1024,
-    callbacks: list[TrainerCallback] | None = None,
-) -> BTSFTTrainer:
-    """The main job in one call: load model and rows, prepare, train, save to `config.output_dir`.
-
-    Args:
-        name: as for `load_model`. data: as for `load_rows`. qlora: as for `load_model`. max_length: as for `prepare`.
-
-    Returns the trainer, with its model and history.
-    """
-    model, tokenizer = load_model(name, qlora=qlora)
-    examples = prepare(load_rows(data), tokenizer, max_length)
-    trainer = BTSFTTrainer(model, config, examples, processing_class=tokenizer, callbacks=callbacks)
-    trainer.train()
-    return trainer

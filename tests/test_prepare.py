@@ -242,7 +242,7 @@ def test_the_same_call_is_read_from_the_cache(tiny_tokenizer, cache, capsys):
         {"too_long": "shorten"}, {"duplicates": "drop"}, {"format": "messages"}, {"format": lambda row: row},
         {"rows": 51}, {"template": True}, {"tags": True},
     ],
-    ids=str,
+    ids=lambda change: "-".join(change),
 )  # fmt: skip
 def test_whatever_matters_makes_another_entry(cache, change):
     """Data, template, tokenizer, settings."""

@@ -19,7 +19,7 @@ LEAVES = [
     )
     if name in NAMES
 ]
-MAY_IMPORT_TRAINER = {"__init__", "__main__", "playground", "tiny/__main__"}
+MAY_IMPORT_TRAINER = {"__init__", "__main__", "playground", "stages", "tiny/__main__"}
 
 
 def imported(path: Path) -> set[str]:
