@@ -20,7 +20,7 @@ demo: $(INSTALLED)
 	$(BIN)/python tools/notebooks.py demo
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -n 2 --dist loadfile
 	$(BIN)/python -m pytest -x --nbval-lax --nbval-current-env --nbval-cell-timeout=300 notebooks
 
 lint: $(INSTALLED)

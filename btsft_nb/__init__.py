@@ -31,7 +31,8 @@ from .readback import to_row
 from .render import Example, Renderer
 from .report import Report
 from .rows import Rows, RowStream, load_rows
-from .stages import finetune
+from .settings import read_settings
+from .stages import finetune, plan
 from .templates import use_template
 from .tokens import add_tags, tag_ids
 from .tracking import TrackChoices, TrackLogProbs, TrackSamples
@@ -43,7 +44,7 @@ __all__ = [
     "BTSFTConfig", "BTSFTTrainer", "Collator", "Comparison", "Example", "Kind", "LiveCurves", "Playground",
     "Renderer", "Report", "RowError", "RowStream", "Rows", "TokenInspector", "TrackChoices", "TrackLogProbs",
     "TrackSamples", "add_tags", "choices", "compare", "draws", "evaluate", "example_key", "finetune", "load_model",
-    "load_rows", "load_tokenizer", "metrics", "mix", "overlap", "plots", "prepare", "read_run", "sample", "score",
+    "load_rows", "load_tokenizer", "metrics", "mix", "overlap", "plan", "plots", "prepare", "read_run", "read_settings", "sample", "score",
     "sentence_weights", "table", "tag_ids", "tiny", "to_messages", "to_prompt", "to_row", "token_texts",
     "use_template",
 ]  # fmt: skip

@@ -1,23 +1,45 @@
-"""The command line: `python -m btsft_nb evaluate RUN...`, or `btsft evaluate RUN...` where the package is installed."""
+"""The command line: `btsft --config run.yaml threshold=0.5`, or `python -m btsft_nb train ...`; `--help` lists all."""
 
 import argparse
-import inspect
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
-from . import tiny
-from .answers import ANSWERS
+import yaml
+
 from .compare import compare
 from .evaluate import table
+from .export import merge
+from .generation import score
+from .inspector import TokenInspector
+from .models import load_model, load_tokenizer
+from .settings import FILE, Settings, describe, read_settings
+from .stages import finetune, plan, prepare_data
+from .tiny import way_of
 
-_ASKED = {  # parameters of `compare`, with the type of those whose default does not tell it
-    "n": ("--samples", "N", "completions of each prompt", int),
-    "prompts": ("--prompts", "N", "how many of the test rows, from the first; all where left out", int),
-    "max_new_tokens": ("--max-new-tokens", "TOKENS", "cut a completion off after so many", int),
-    "temperature": ("--temperature", "T", "of the draws; 0 takes the most likely token", float),
-    "batch_size": ("--batch-size", "N", "completions drawn at once", int),
-    "seed": ("--seed", "N", "of the draws", int),
-}
+_HELP = """Blurred-Thoughts SFT from the command line.
+
+  btsft [train] --config FILE [key=value ...]   fine-tune; with --dry-run say what it would take, and stop
+  btsft train --resume RUN                      go on from the last checkpoint of a run folder
+  btsft prepare --config FILE [key=value ...]   rows -> examples, and a report of what became of each row
+  btsft evaluate RUN... test=ROWS               sample the test prompts from runs, measure, and write a report
+  btsft merge RUN [FOLDER]                      the adapter merged into its model, by default as RUN/merged
+  btsft inspect [RUN] [--config FILE]           a page of the examples' tokens: weights, blur, and the run's losses
+
+FILE is YAML or JSON, one setting a line; a run folder stands for its settings.yaml. key=value overrules it. `python -m
+btsft_nb` is the same, and what torchrun and accelerate launch start (-m btsft_nb). Settings:
+"""
+
+
+@dataclass
+class _Asked:
+    """What the command line says: settings, and what only one command has."""
+
+    settings: Settings
+    runs: list[str]
+    dry_run: bool
+    overwrite: bool
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -25,46 +47,118 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Returns the exit status: 0, or 2 after an error, told in one line, that the one who called can mend.
     """
-    asked = vars(_parser().parse_args(arguments))
-    command = asked.pop("command")
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if not arguments or {"-h", "--help"} & set(arguments):
+        print(_HELP + describe())
+        return 0
+    command = _COMMANDS[arguments.pop(0)] if arguments[0] in _COMMANDS else _train
     try:
-        command(**asked)
+        command(_asked(arguments))
     except (ValueError, OSError, ImportError) as error:
         print(f"btsft: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("btsft", description="Blurred-Thoughts SFT from the command line.")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    about = "sample the same prompts from runs, measure them, and write a report: a page, JSON and the samples"
-    evaluate = commands.add_parser("evaluate", help=about, description=about)
-    evaluate.set_defaults(command=_evaluate)
-    evaluate.add_argument("runs", nargs="+", metavar="RUN", help="a run folder; its last part is the model's name")
-    test = "rows with the field answer: tiny/test, a .json, .jsonl or .parquet file, or a data set on the Hub"
-    evaluate.add_argument("--test", required=True, metavar="ROWS", help=test)
-    evaluate.add_argument("--folder", required=True, help="where the report goes; one that was begun goes on")
-    defaults = inspect.signature(compare).parameters
-    for name, (flag, unit, words, kind) in _ASKED.items():
-        default = defaults[name].default
-        words += "" if default is None else f" (default: {default})"
-        evaluate.add_argument(flag, dest=name, type=kind, default=default, metavar=unit, help=words)
-    words = "how answers are compared; see btsft_nb.evaluate (default: auto)"
-    evaluate.add_argument("--answer", choices=("auto", *ANSWERS), default="auto", help=words)
-    words = "leave out the model under the adapters"
-    evaluate.add_argument("--no-base", dest="base", action="store_false", help=words)
-    return parser
+def _asked(arguments: list[str]) -> _Asked:
+    parser = argparse.ArgumentParser("btsft", add_help=False, exit_on_error=False, allow_abbrev=False)
+    parser.add_argument("--config")
+    parser.add_argument("--resume", metavar="RUN")
+    parser.add_argument("--dry-run", action="store_true")
+    parser.add_argument("--overwrite", action="store_true")
+    parser.add_argument("words", nargs="*")
+    try:
+        found = parser.parse_intermixed_args(arguments)
+    except argparse.ArgumentError as error:
+        raise ValueError(f"{error}; btsft --help says what there is") from error
+    given, runs = {}, []
+    for word in found.words:
+        key, equals, text = word.partition("=")
+        if not (equals and key.isidentifier()):
+            runs.append(word)
+            continue
+        try:
+            given[key] = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise ValueError(f"{word}: no YAML after the equals sign: {error}") from error
+    file = found.config or found.resume
+    if file is None and len(runs) == 1 and Path(runs[0], FILE).is_file():
+        file = runs[0]
+    if found.resume:
+        given |= {"output_dir": found.resume, "resume_from_checkpoint": found.resume}
+    return _Asked(read_settings(file, "command line", **given), runs, found.dry_run, found.overwrite)
 
 
-def _evaluate(test: str, **asked) -> None:
-    found = compare(test=test, way_of=tiny.way_of if test.startswith("tiny/") else None, **asked)
+def _no_runs(asked: _Asked) -> None:
+    if asked.runs:
+        raise ValueError(f"{asked.runs[0]}: neither key=value nor one of the commands {', '.join(_COMMANDS)}")
+
+
+def _train(asked: _Asked) -> None:
+    _no_runs(asked)
+    settings = asked.settings
+    if asked.dry_run:
+        print(plan(settings))
+        return
+    folder = Path(settings.training.output_dir)
+    if (folder / FILE).is_file() and not settings.training.resume_from_checkpoint and not asked.overwrite:
+        raise ValueError(
+            f"{folder} holds a run: go on with it (btsft train --resume {folder}), name another output_dir, or lose "
+            "it with --overwrite"
+        )
+    finetune(settings, show_plan=True)
+    print(f"saved in {folder}")
+
+
+def _prepare(asked: _Asked) -> None:
+    _no_runs(asked)
+    model = asked.settings.model
+    prepare_data(asked.settings, load_tokenizer(model.tokenizer or model.model))
+
+
+def _evaluate(asked: _Asked) -> None:
+    how, runs = asked.settings.evaluation, asked.runs or [asked.settings.training.output_dir]
+    if how.test is None or (how.report is None and len(runs) > 1):
+        raise ValueError("evaluate needs test=ROWS, with the field answer; and report=FOLDER where runs are several")
+    found = compare(
+        runs,
+        how.test,
+        how.report or Path(runs[0], "evaluation"),
+        prompts=how.test_prompts,
+        answer=how.answer,
+        way_of=way_of if how.test.startswith("tiny/") else None,
+        base=how.evaluate_base,
+        **how.sampling(),
+    )
     print(table(found.summaries).T.to_string())
     if len(found.summaries) > 1:
         print(f"\nless {next(iter(found.summaries))}, with 95 % intervals:")
         print(found.differences().to_string(float_format="{:+.3f}".format))
     print(f"\n{found.folder / 'evaluation.json'}\n{found.folder / 'index.html'}")
 
+
+def _merge(asked: _Asked) -> None:
+    if len(asked.runs) not in (1, 2):
+        raise ValueError("merge needs a run folder, and where the merged model goes, if not to RUN/merged")
+    print(merge(asked.runs[0], asked.runs[1] if len(asked.runs) == 2 else Path(asked.runs[0], "merged")))
+
+
+def _inspect(asked: _Asked) -> None:
+    settings, training = asked.settings, asked.settings.training
+    if asked.runs:
+        model, tokenizer = load_model(asked.runs[0])
+    else:
+        tokenizer = load_tokenizer(settings.model.tokenizer or settings.model.model)
+    examples = list(prepare_data(settings, tokenizer)[0].select(range(20)))
+    dials = {name: getattr(training, name) for name in ("threshold", "beta", "unit", "keep_first", "seed")}
+    scores = score(model, tokenizer, examples) if asked.runs else None
+    path = Path(asked.runs[0] if asked.runs else training.output_dir, "inspector.html")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    TokenInspector(examples, tokenizer, score=scores, **dials).to_html(path)
+    print(path)
+
+
+_COMMANDS = {"train": _train, "prepare": _prepare, "evaluate": _evaluate, "merge": _merge, "inspect": _inspect}
 
 if __name__ == "__main__":
     sys.exit(main())

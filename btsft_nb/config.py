@@ -189,6 +189,38 @@ class DataConfig:
     examples: int | None = field(default=None, metadata={"help": "Train on the first so many: an overfitting check."})
 
 
+@dataclass
+class EvaluationConfig:
+    """What a trained model is asked, and how: arguments of `compare`, `sample` and `TrackSamples`."""
+
+    test: str | None = field(default=None, metadata={"help": "Rows with the field answer, as data."})
+    test_prompts: int | None = field(default=None, metadata={"help": "How many of them, from the first; null: all."})
+    samples: int = field(default=8, metadata={"help": "Completions of each prompt."})
+    temperature: float = field(default=1.0, metadata={"help": "Of the draws; 0 takes the most likely token."})
+    max_new_tokens: int = field(default=256, metadata={"help": "Cut a completion off after so many tokens."})
+    top_k: int | None = field(default=None, metadata={"help": "Draw from the so many most likely tokens."})
+    top_p: float | None = field(
+        default=None, metadata={"help": "Draw from the most likely tokens that together have this probability."}
+    )
+    no_repeat_ngram_size: int | None = field(
+        default=None, metadata={"help": "No sequence of so many tokens comes twice."}
+    )
+    sample_batch_size: int = field(default=64, metadata={"help": "Completions drawn at once."})
+    sample_seed: int = field(default=0, metadata={"help": "Of the draws."})
+    answer: str = field(default="auto", metadata={"help": "How answers are compared; see btsft_nb.evaluate."})
+    report: str | None = field(default=None, metadata={"help": "Folder of the report; null: evaluation in the run's."})
+    evaluate_base: bool = field(default=True, metadata={"help": "Also ask the model under the adapters."})
+    track_every: int | None = field(
+        default=None, metadata={"help": "While training, sample the test prompts every so many steps; null: never."}
+    )
+
+    def sampling(self) -> dict:
+        """The arguments of `sample`."""
+        names = ("temperature", "max_new_tokens", "top_k", "top_p", "no_repeat_ngram_size")
+        how = {name: getattr(self, name) for name in names}
+        return {"n": self.samples, "batch_size": self.sample_batch_size, "seed": self.sample_seed} | how
+
+
 def check_number(name: str, value: object, low: float, high: float, kind: type = Real) -> None:
     """Raises ValueError, by name, for a number out of its range, or not of its kind: Real or Integral."""
     if isinstance(value, bool) or not isinstance(value, kind) or not (low <= value <= high and math.isfinite(value)):

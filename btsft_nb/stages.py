@@ -1,32 +1,154 @@
-"""The stages of a run, each in one call."""
+"""The stages of a run: what the command line does, each in one call that a notebook can make as well."""
 
-from transformers import TrainerCallback
+import contextlib
+import html
+import math
+import os
+from itertools import islice
+from pathlib import Path
 
+import numpy as np
+import psutil
+import torch
+from datasets import Dataset
+from transformers import PreTrainedTokenizerBase, TrainerCallback
+
+from .checkpoints import last_checkpoint
 from .config import BTSFTConfig
 from .data import prepare
-from .models import load_model
-from .rows import load_rows
+from .estimate import SHARE, estimate, measured_speed
+from .models import load_model, load_tokenizer
+from .rows import Rows, load_rows
+from .settings import FILE, Settings
+from .templates import use_template
+from .tracking import TrackSamples
 from .trainer import BTSFTTrainer
 
 
-def finetune(
-    name: str,
-    data: str,
-    config: BTSFTConfig,
-    *,
-    qlora: bool = True,
-    max_length: int = 1024,
-    callbacks: list[TrainerCallback] | None = None,
-) -> BTSFTTrainer:
-    """The main job in one call: load model and rows, prepare, train, save to `config.output_dir`.
+def prepare_data(settings: Settings, tokenizer: PreTrainedTokenizerBase) -> tuple[Dataset, Dataset | None]:
+    """The examples to train on, and those of `eval_data` where it is given; sets the tokenizer's template.
+
+    Of several processes on a machine one prepares, and the others read what it made.
+    """
+    data, sets = settings.data, []
+    if data.template != "auto":
+        use_template(tokenizer, data.template)
+    elif tokenizer.chat_template is None:
+        use_template(tokenizer, "chatml")
+        print(f"{tokenizer.name_or_path} has no chat template: chatml is taken; template=qa or alpaca are others.")
+    quiet = contextlib.redirect_stdout(None) if settings.training.process_index else contextlib.nullcontext()
+    how = {"too_long": data.too_long, "duplicates": data.duplicates, "strict": data.strict, "num_proc": data.num_proc}
+    with settings.training.main_process_first(desc="preparing the data"), quiet:
+        for name, split, count in ((data.data, data.split, data.examples), (data.eval_data, data.eval_split, None)):
+            if name is None:
+                sets.append(None)
+                continue
+            rows = load_rows(name, split, stream=Path(name).is_file(), strict=data.strict)
+            rows = rows if count is None else Rows(islice(rows, count), f"{rows.source}, the first {count}")
+            sets.append(prepare(rows, tokenizer, data.max_length, **how))
+    return sets[0], sets[1]
+
+
+class Plan(dict):
+    """What a run will train, name -> value; a table in a notebook, and as text."""
+
+    def __str__(self) -> str:
+        return "\n".join(f"{name:<24}{value}" for name, value in self.items())
+
+    def _repr_html_(self) -> str:
+        rows = (f"<tr><th>{html.escape(name)}</th><td>{html.escape(value)}</td></tr>" for name, value in self.items())
+        return f"<table>{''.join(rows)}</table>"
+
+
+def plan(settings: Settings, examples: Dataset | None = None) -> Plan:
+    """What a run would train and what it would take: parameters, steps, memory and time, before a model is loaded.
 
     Args:
-        name: as for `load_model`. data: as for `load_rows`. qlora: as for `load_model`. max_length: as for `prepare`.
+        examples: what is trained on, where it is prepared already.
+
+    The time is for half a second's speed of this machine's largest products, of which training reaches the share that
+    is said; memory is `estimate`'s, for the longest example in a full batch. See docs/scale.md for how good both are.
+    """
+    model, training = settings.model, settings.training
+    if examples is None:
+        examples, _ = prepare_data(settings, load_tokenizer(model.tokenizer or model.model))
+    lengths = np.array([len(ids) for ids in examples.with_format("numpy")["input_ids"]])
+    batch, processes = training.per_device_train_batch_size, training.world_size
+    window = batch * training.gradient_accumulation_steps * processes
+    steps = training.max_steps if training.max_steps > 0 else math.ceil(
+        math.ceil(len(lengths) / window) * training.num_train_epochs
+    )  # fmt: skip
+    needs = estimate(model, training, int(lengths.max()), processes=processes, sharding=_sharding(training))
+    speed = measured_speed(training.device.type, torch.float32) * SHARE
+    seconds = needs.seconds(
+        _padded(lengths, 1 if training.padding_free else batch) / len(lengths) * window * steps, speed
+    )
+    return Plan(
+        {
+            "model": f"{model.model}, {model.method}" + (f" in {model.bits} bits" if model.method == "qlora" else ""),
+            **dict(needs.rows()),
+            "memory there is": f"{_memory(training.device) / 2**30:.2f} GiB",
+            "examples": f"{len(lengths):,}, {lengths.sum():,} tokens, the longest {lengths.max():,}",
+            "examples a step": f"{window} = {batch} x {training.gradient_accumulation_steps} x {processes} processes",
+            "steps": f"{steps:,}, {steps * window / len(lengths):.1f} epochs",
+            "time": f"about {_time(seconds)}",
+        }
+    )
+
+
+def _padded(lengths: np.ndarray, batch: int) -> int:
+    """Tokens of an epoch in batches of so many, drawn at random, with their padding."""
+    shuffled = np.random.default_rng(0).permutation(lengths)
+    return sum(int(part.max()) * len(part) for part in np.split(shuffled, range(batch, len(shuffled), batch)))
+
+
+def _time(seconds: float) -> str:
+    for unit, size in (("days", 86400), ("hours", 3600), ("minutes", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} seconds"
+
+
+def _memory(device: torch.device) -> int:
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+
+
+def _sharding(training: BTSFTConfig) -> str:
+    plugin = training.deepspeed_plugin
+    if plugin is not None:
+        return {2: "zero2", 3: "zero3"}.get(plugin.zero_stage, "none")
+    return "fsdp" if os.environ.get("ACCELERATE_USE_FSDP") == "true" or training.fsdp else "none"
+
+
+def finetune(
+    settings: Settings, callbacks: list[TrainerCallback] | None = None, *, show_plan: bool = False
+) -> BTSFTTrainer:
+    """The main job: load the model, prepare the rows, train, and save to `output_dir`, with the settings.
+
+    With `resume_from_checkpoint`, a checkpoint or a run folder, for the last one in it, the run goes on from there.
+
+    Args:
+        show_plan: print what `plan` says of the run before it starts.
 
     Returns the trainer, with its model and history.
     """
-    model, tokenizer = load_model(name, qlora=qlora)
-    examples = prepare(load_rows(data), tokenizer, max_length)
-    trainer = BTSFTTrainer(model, config, examples, processing_class=tokenizer, callbacks=callbacks)
-    trainer.train()
+    training, asked = settings.training, settings.evaluation
+    model, tokenizer = load_model(settings.model)
+    examples, held_out = prepare_data(settings, tokenizer)
+    callbacks = [*(callbacks or [])]
+    if show_plan and not training.process_index:
+        print(plan(settings, examples))
+    if asked.track_every:
+        prompts = load_rows(asked.test)[: asked.test_prompts]
+        callbacks.append(
+            TrackSamples(prompts, tokenizer, every=asked.track_every, answer=asked.answer, **asked.sampling())
+        )
+    trainer = BTSFTTrainer(model, training, examples, held_out, processing_class=tokenizer, callbacks=callbacks)
+    resume = training.resume_from_checkpoint
+    if resume and not Path(resume, "trainer_state.json").is_file():
+        resume = str(last_checkpoint(resume))
+    elif not resume and trainer.is_world_process_zero():
+        Path(training.output_dir).mkdir(parents=True, exist_ok=True)
+        Path(training.output_dir, FILE).write_text(settings.to_yaml(), encoding="utf-8")
+    trainer.train(resume)
     return trainer

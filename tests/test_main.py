@@ -1,6 +1,5 @@
-"""The command line: a run is compared from a shell; what goes wrong is one line and status 2."""
+"""The command line: what it trains, compares, merges and shows; what goes wrong is one line and status 2."""
 
-import inspect
 import json
 import os
 import shutil
@@ -9,10 +8,25 @@ import sys
 import tomllib
 
 import pytest
+import torch
 from browser import ROOT
+from transformers import AutoModelForCausalLM
 
 import btsft_nb as bt
 from btsft_nb.__main__ import main
+
+FILE = """\
+model: tiny
+data: tiny/teacher
+examples: 12
+max_steps: 3
+per_device_train_batch_size: 4
+learning_rate: 1e-3
+logging_steps: 1
+save_strategy: "no"
+disable_tqdm: true
+threshold: 0.3
+"""
 
 
 @pytest.fixture(scope="module")
@@ -24,30 +38,115 @@ def run(tmp_path_factory):
     return folder
 
 
+def in_a_shell(folder, *arguments: str) -> str:
+    """What a command prints, in a process of its own."""
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "btsft_nb", *arguments]
+    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """The folder in which `train` was called, and what it printed."""
+    folder = tmp_path_factory.mktemp("trained")
+    (folder / "run.yaml").write_text(FILE)
+    return folder, in_a_shell(folder, "--config", "run.yaml", "threshold=0.6", "output_dir=out", "seed=5")
+
+
+def test_train_follows_file_and_command_line(trained):
+    """The command is left out here, as in the reference; the run says what it was made with, and whence."""
+    folder, told = trained
+    assert told.splitlines()[-1] == "saved in out" and "12 rows" in told
+    config = json.loads((folder / "out" / "training_config.json").read_text())
+    assert (config["threshold"], config["seed"], config["max_steps"]) == (0.6, 5, 3)
+    written = (folder / "out" / "settings.yaml").read_text().splitlines()
+    assert "threshold: 0.6  # command line" in written and "max_steps: 3  # run.yaml" in written
+    assert "beta: 0.5  # default" in written
+    model, _ = bt.load_model(folder / "out")
+    assert any(p.abs().sum() > 0 for name, p in model.named_parameters() if "lora_B" in name)
+
+
+def test_train_says_before_what_it_will_take(trained):
+    """Parameters as in the model, steps as they came, memory and time."""
+    told = trained[1]
+    model, _ = bt.load_model("tiny", qlora=True)
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert f"{trainable:,}" in told and "12, " in told and "4 = 4 x 1 x 1" in told
+    for name in ("memory", "steps", "time"):
+        assert any(line.startswith(name) for line in told.splitlines()), name
+
+
+def test_a_dry_run_prepares_and_stops(trained):
+    folder, _ = trained
+    told = in_a_shell(folder, "train", "--config", "run.yaml", "--dry-run", "output_dir=nothing", "num_train_epochs=2")
+    assert "12 rows" in told and "GiB" in told and not (folder / "nothing").exists()
+
+
+def test_a_run_is_not_written_over(trained, capsys, monkeypatch):
+    folder, _ = trained
+    monkeypatch.chdir(folder)
+    before = (folder / "out" / "training_config.json").read_bytes()
+    assert main(["--config", "run.yaml", "output_dir=out"]) == 2
+    assert "out holds a run: go on with it (btsft train --resume out)" in capsys.readouterr().err
+    assert (folder / "out" / "training_config.json").read_bytes() == before
+
+
+def test_a_run_goes_on_by_its_folder(trained, tmp_path):
+    """Stopped after 2 of 4 steps, and alone: the same weights, bit for bit."""
+    folder, _ = trained
+    asked = ["--config", str(folder / "run.yaml"), "save_strategy=steps", "save_steps=2", "max_steps=4"]
+    in_a_shell(tmp_path, *asked, "output_dir=alone")
+    shutil.copytree(tmp_path / "alone", tmp_path / "stopped")
+    shutil.rmtree(tmp_path / "stopped" / "checkpoint-4")
+    (tmp_path / "stopped" / "adapter_model.safetensors").unlink()
+    text = (tmp_path / "stopped" / "settings.yaml").read_text().replace("output_dir: alone", "output_dir: stopped")
+    (tmp_path / "stopped" / "settings.yaml").write_text(text)
+    in_a_shell(tmp_path, "train", "--resume", "stopped")
+    weights = [(tmp_path / name / "adapter_model.safetensors").read_bytes() for name in ("alone", "stopped")]
+    assert weights[0] == weights[1]
+
+
+def test_merge_and_inspect_take_a_run(trained):
+    """The merged model is a plain one with the adapter's logits; the page has the tokens and their losses."""
+    folder, _ = trained
+    assert in_a_shell(folder, "merge", "out").splitlines()[-1] == "out/merged"
+    ids = torch.arange(5, 25)[None]
+    with torch.no_grad():
+        merged = AutoModelForCausalLM.from_pretrained(folder / "out" / "merged", dtype=torch.float32)(ids).logits
+        ours = bt.load_model(folder / "out")[0](ids).logits
+    torch.testing.assert_close(merged, ours, atol=1e-4, rtol=1e-4)
+    assert in_a_shell(folder, "inspect", "out").splitlines()[-1] == "out/inspector.html"
+    assert "probability" in (folder / "out" / "inspector.html").read_text()
+
+
+def test_prepare_shows_the_report(trained):
+    folder, _ = trained
+    assert "12 rows" in in_a_shell(folder, "prepare", "--config", "run.yaml")
+
+
 def test_evaluate_prints_what_it_wrote(run, tmp_path):
     """In a process of its own: the table, and the paths of JSON and page; with the ways of thinking of tiny data."""
-    command = [sys.executable, "-m", "btsft_nb", "evaluate", str(run), "--test", "tiny/test", "--folder", "out"]
-    command += ["--prompts=3", "--samples=2", "--max-new-tokens=64", "--seed=5", "--no-base"]
-    env = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    asked = "test=tiny/test report=out test_prompts=3 samples=2 max_new_tokens=64 sample_seed=5 evaluate_base=false"
+    told = in_a_shell(tmp_path, "evaluate", str(run), *asked.split())
     record = json.loads((tmp_path / "out" / "evaluation.json").read_text())
-    assert done.stdout.splitlines()[-2:] == ["out/evaluation.json", "out/index.html"]
+    assert told.splitlines()[-2:] == ["out/evaluation.json", "out/index.html"]
     assert (tmp_path / "out" / "index.html").is_file()
     assert {name: record["settings"][name] for name in ("prompts", "n", "max_new_tokens", "seed", "temperature")} == {
         "prompts": 3, "n": 2, "max_new_tokens": 64, "seed": 5, "temperature": 1.0,
     }  # fmt: skip
     found = record["summaries"]["mine"]["metrics"]["accuracy"]
-    line = next(line for line in done.stdout.splitlines() if line.startswith("accuracy"))
+    line = next(line for line in told.splitlines() if line.startswith("accuracy"))
     assert line.split(maxsplit=1)[1] == "{value:.2f} [{low:.2f}, {high:.2f}]".format(**found)
-    assert "ways of thinking" in done.stdout
+    assert "ways of thinking" in told
 
 
 def test_differences_are_printed(run, tmp_path, capsys):
     """Of a second run from the first: none, between equal models; rows of a file have no ways of thinking."""
     (tmp_path / "test.jsonl").write_text('{"question": "Ann has 3 eggs and gets 4. How many?", "answer": "7"}\n')
     second = shutil.copytree(run, tmp_path / "second")
-    asked = [f"--test={tmp_path / 'test.jsonl'}", f"--folder={tmp_path / 'out'}", "--samples=2", "--max-new-tokens=32"]
+    asked = [f"test={tmp_path / 'test.jsonl'}", f"report={tmp_path / 'out'}", "samples=2", "max_new_tokens=32"]
     assert main(["evaluate", str(run), str(second), *asked]) == 0
     told = capsys.readouterr().out
     assert "less mine, with 95 % intervals:" in told and "ways" not in told
@@ -58,55 +157,52 @@ def test_differences_are_printed(run, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["nowhere/at/all", "--test=tiny/test"], "btsft: nowhere/at/all: no such run folder"),
-        (["{run}", "--test=tiny/exam"], "btsft: unknown data set 'tiny/exam'"),
-        (["{run}", "--test={folder}/none.jsonl"], "none.jsonl: no such file"),
-        (["{run}", "--test={folder}/broken.jsonl"], "broken.jsonl, row 0: line 1: not valid JSON"),
-        (["{run}", "{run}", "--test=tiny/test"], "two models are called 'mine'"),
-        (["{run}", "--test=tiny/test", "--folder={folder}/broken.jsonl"], "File exists: "),
+        ("evaluate nowhere/at/all test=tiny/test", "btsft: nowhere/at/all: no such run folder"),
+        ("evaluate {run} test=tiny/exam", "btsft: unknown data set 'tiny/exam'"),
+        ("evaluate {run} test={folder}/none.jsonl", "none.jsonl: no such file"),
+        ("evaluate {run} test={folder}/broken.jsonl", "broken.jsonl, row 0: line 1: not valid JSON"),
+        ("evaluate {run} {run} test=tiny/test", "two models are called 'mine'"),
+        ("evaluate {run} test=tiny/test report={folder}/broken.jsonl", "File exists: "),
+        ("evaluate {run} test=tiny/test samples=two", "samples='two': whole number wanted"),
+        ("evaluate {run}", "evaluate needs test=ROWS"),
+        ("merge", "merge needs a run folder"),
+        ("train data=tiny/teacher", "model is lacking"),
+        ("train model=tiny", "data is lacking"),
+        ("train model=tiny data=tiny/teacher thresold=1", "command line: unknown setting 'thresold'"),
+        ("--config {folder}/none.yaml", "none.yaml: no such file"),
+        ("train threshold=[", "no YAML after the equals sign"),
+        ("dance", "dance: "),
+        ("train --dry_run", "--dry_run"),
     ],
+    ids=lambda value: value if " " in value else None,
 )
 def test_an_error_is_one_line(run, tmp_path, capsys, arguments, words):
     (tmp_path / "broken.jsonl").write_text("{\n")
-    arguments = [argument.format(run=run, folder=tmp_path) for argument in arguments]
-    assert main(["evaluate", f"--folder={tmp_path / 'out'}", *arguments]) == 2
+    arguments = arguments.format(run=run, folder=tmp_path).split()
+    if arguments[0] == "evaluate" and not any(word.startswith("report=") for word in arguments):
+        arguments.append(f"report={tmp_path / 'out'}")
+    assert main(arguments) == 2
     told = capsys.readouterr().err
     assert words in told and told.count("\n") == 1 and "Traceback" not in told
 
 
 @pytest.mark.parametrize("error", [PermissionError(13, "Permission denied", "out"), ImportError("no\nbitsandbytes")])
 def test_what_the_machine_lacks_is_one_line(run, capsys, monkeypatch, error):
-    def fail(**asked):
+    def fail(*runs, **asked):
         raise error
 
-    monkeypatch.setattr(sys.modules["btsft_nb.__main__"], "_evaluate", fail)
-    assert main(["evaluate", str(run), "--test=tiny/test", "--folder=out"]) == 2
+    monkeypatch.setattr(sys.modules["btsft_nb.__main__"], "compare", fail)
+    assert main(["evaluate", str(run), "test=tiny/test", "report=out"]) == 2
     assert capsys.readouterr().err == f"btsft: {' '.join(str(error).split())}\n"
 
 
-NEEDED = ["evaluate", "x", "--test=tiny/test", "--folder=out"]
-
-
-@pytest.mark.parametrize(
-    "arguments", [[], ["evaluate"], [*NEEDED, "--samples=two"], [*NEEDED, "--answer=guess"], ["dance"]]
-)
-def test_arguments_that_are_none_are_told_with_the_usage(capsys, arguments):
-    with pytest.raises(SystemExit) as stop:
-        main(arguments)
-    assert stop.value.code == 2 and "usage: btsft" in capsys.readouterr().err
-
-
-def test_help_has_the_defaults_of_compare(capsys):
-    with pytest.raises(SystemExit) as stop:
-        main(["evaluate", "--help"])
-    told = " ".join(capsys.readouterr().out.split())
-    assert stop.value.code == 0
-    defaults = {name: p.default for name, p in inspect.signature(bt.compare).parameters.items()}
-    flags = {"n": "--samples N", "max_new_tokens": "--max-new-tokens TOKENS", "temperature": "--temperature T"}
-    flags |= {"batch_size": "--batch-size N", "seed": "--seed N"}
-    flags["answer"] = "--answer {auto,exact,number,boxed,choice}"
-    for name, flag in flags.items():
-        assert f"(default: {defaults[name]})" in told.split(f" {flag} ")[-1].split(" --")[0], name
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["train", "-h"]])
+def test_help_has_commands_and_settings(capsys, arguments):
+    assert main(arguments) == 0
+    told = capsys.readouterr().out
+    for command in ("train", "prepare", "evaluate", "merge", "inspect"):
+        assert f"{command}" in told.split("Settings:")[0]
+    assert "threshold=0.2" in told and max(map(len, told.splitlines())) <= 120
 
 
 def test_the_console_script_is_this_command():

@@ -56,7 +56,7 @@ def functions(path: Path) -> list[tuple[str, int]]:
 
 def test_the_parser_sees_imports():
     """Else the tests below would pass on anything."""
-    assert {"blur", "config", "data", "losses"} <= imported(ROOT / "trainer.py")
+    assert {"blur", "config", "forward", "losses"} <= imported(ROOT / "trainer.py")
     assert {"trainer", "data", "tiny", "plots"} <= imported(ROOT / "__init__.py")
     assert "tiny/problems" in imported(ROOT / "tiny" / "__init__.py")
     assert {"messages", "models", "__init__"} <= imported(ROOT / "tiny" / "__main__.py")

@@ -1,0 +1,82 @@
+"""The stages of a run: the reference's own file, data prepared as the settings say, and what a plan promises."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+from browser import ROOT
+from datasets import Dataset
+from test_settings import REFERENCE
+
+import btsft_nb as bt
+from btsft_nb.stages import prepare_data
+
+
+def make_hub_cache(folder, name: str, files) -> None:
+    """A model of the Hub, as if it had been loaded before."""
+    repository = folder / f"models--{name.replace('/', '--')}"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text("0" * 40)
+    shutil.copytree(files, repository / "snapshots" / ("0" * 40))
+
+
+def test_the_configuration_of_the_reference_runs_as_it_is(tmp_path):
+    """Its checkpoint without a tokenizer, its tokenizer without a template, its data set as `datasets` saves one."""
+    model, tokenizer = bt.load_model("tiny")
+    model.save_pretrained(tmp_path / "path" / "to" / "checkpoint")
+    tokenizer.chat_template = None
+    tokenizer.save_pretrained(tmp_path / "gpt2")
+    make_hub_cache(tmp_path / "hub", "gpt2", tmp_path / "gpt2")
+    rows = [{"messages": row["messages"]} for row in bt.load_rows("tiny/teacher")[:24]]
+    Dataset.from_list(rows).save_to_disk(tmp_path / "path" / "to" / "dataset")
+    (tmp_path / "config").mkdir()
+    (tmp_path / "config" / "default.yaml").write_text(REFERENCE)
+    env = os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-m", "btsft_nb", "--config", "config/default.yaml"]
+    shutil.rmtree(tmp_path / "gpt2")
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "bf_beta is beta here" in done.stdout and "chatml is taken" in done.stdout
+    run = tmp_path / "runs" / "checkpoint-dataset"
+    written = (run / "settings.yaml").read_text()
+    assert "beta: 0.05  # config/default.yaml, as bf_beta" in written
+    config = json.loads((run / "training_config.json").read_text())
+    assert (config["threshold"], config["learning_rate"], config["gradient_accumulation_steps"]) == (0.3, 5e-5, 12)
+
+
+@pytest.mark.parametrize(("count", "kept"), [(None, 30), (7, 7)])
+def test_data_is_what_the_settings_say(tmp_path, tiny_tokenizer, count, kept):
+    rows = bt.load_rows("tiny/teacher")
+    files = {"train": rows[:30], "held out": rows[30:40]}
+    (tmp_path / "rows.json").write_text(json.dumps(files))
+    data = str(tmp_path / "rows.json")
+    settings = bt.read_settings(data=data, eval_data=data, eval_split="held out", examples=count, output_dir=tmp_path)
+    examples, held_out = prepare_data(settings, tiny_tokenizer)
+    assert (len(examples), len(held_out)) == (kept, 10)
+    assert examples[0]["input_ids"] == bt.prepare(rows[:1], tiny_tokenizer)[0]["input_ids"]
+
+
+def test_without_a_template_chatml_is_taken_and_said(tmp_path, capsys):
+    tokenizer = bt.load_tokenizer("tiny")
+    own, tokenizer.chat_template = tokenizer.chat_template, None
+    settings = bt.read_settings(data="tiny/teacher", examples=2, output_dir=tmp_path)
+    prepare_data(settings, tokenizer)
+    assert "no chat template: chatml is taken" in capsys.readouterr().out
+    assert tokenizer.chat_template and tokenizer.chat_template != own
+
+
+@pytest.mark.parametrize(
+    ("given", "steps"),
+    [({}, 3 * 5), ({"num_train_epochs": 1.5}, 8), ({"max_steps": 4}, 4), ({"gradient_accumulation_steps": 2}, 3 * 3)],
+    ids=["epochs", "part", "steps", "accumulated"],
+)
+def test_a_plan_has_the_steps_of_the_run(tmp_path, given, steps):
+    """As many as Trainer makes of 18 examples in batches of 4."""
+    given = dict(model="tiny", data="tiny/teacher", examples=18, per_device_train_batch_size=4) | given
+    given |= dict(method="lora", anchor=0, threshold=0, learning_rate=0.0, save_strategy="no", disable_tqdm=True)
+    settings = bt.read_settings(output_dir=tmp_path, **given)
+    assert bt.plan(settings)["steps"].startswith(f"{steps} ")
+    assert bt.finetune(settings).state.global_step == steps
