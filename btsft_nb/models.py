@@ -1,11 +1,14 @@
-"""Model and tokenizer: the embedded one, one from the Hub, or one from a run folder; in 4 bits where asked."""
+"""Model and tokenizer: the embedded one, one from the Hub, or one from a run folder, made ready for what is trained."""
 
 import json
 import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
+from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
+from peft import LoraConfig, PeftModel, prepare_model_for_kbit_training
 from tokenizers import Tokenizer
 from transformers import (
     AutoModelForCausalLM,
@@ -17,44 +20,100 @@ from transformers import (
 )
 from transformers.utils import cached_file
 
+from .adapters import add_tag_rows, attach, lora_config, resize
+from .config import ModelConfig
+from .hardware import choose_attention, choose_dtype, detect
+from .parts import freeze_parts
+
 TINY = Path(__file__).parent / "tiny" / "model"
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
-_RECORD = "btsft_base.json"  # beside an adapter: the base model's name, and whether it was in 4 bits
+_RECORD = "btsft_base.json"  # beside an adapter: the base model's name, and how its weights were loaded
+_NO_PICKLES = (
+    "weights in other files (.bin, .pt) are pickles, which can run code when they are read, so they are not: convert "
+    "them where you trust them, with save_pretrained of the library that wrote them, or take another copy of the model"
+)
+_SAME = ("bits", "tokenizer", "dtype", "attention", "device_map", "max_memory", "freeze", "layers_not_to_freeze")
 
 
 def load_model(
-    name: str | Path, *, qlora: bool = False, lora: LoraConfig | None = None, seed: int = 0
+    name: str | Path | ModelConfig,
+    *,
+    qlora: bool = False,
+    bits: int = 4,
+    lora: LoraConfig | None = None,
+    full: bool = False,
+    tokenizer: str | Path | None = None,
+    dtype: str = "auto",
+    attention: str = "auto",
+    device_map: str | dict | None = None,
+    max_memory: dict | None = None,
+    freeze: Sequence[str] = (),
+    layers_not_to_freeze: Sequence[int] = (),
+    seed: int = 0,
 ) -> tuple[PreTrainedModel | PeftModel, PreTrainedTokenizerBase]:
     """A causal language model and its tokenizer.
 
+    Loaded to be trained, it gets the think tags that its tokenizer would split: as tokens, whose rows train and are
+    saved, too. What `auto` chose is printed. Weights come from safetensors, and no code comes with a model.
+
     Args:
         name: "tiny" (embedded), the id of a model on the Hub, a model's folder, or a run folder: that loads the base
-            model as it was when the adapter was trained, and the adapter on it.
-        qlora: load the weights in 4 bits (NF4, double quantisation; QLoRA, https://arxiv.org/abs/2305.14314) and
-            attach trainable LoRA layers.
+            model as it was when the adapter was trained, and the adapter on it. Or a ModelConfig, with `seed` at most.
+        qlora: quantise the weights and attach trainable LoRA layers (QLoRA, https://arxiv.org/abs/2305.14314).
+        bits: of the quantised weights: 4 (NF4, double quantisation) or 8 (LLM.int8, https://arxiv.org/abs/2208.07339).
         lora: the LoRA layers to attach; by default rank 16 on all linear layers where `qlora` is set, else none.
+        full, freeze, layers_not_to_freeze: train all weights, but for the parts that `parts.freeze_parts` freezes.
+        tokenizer: where it is not the model's own: as `name`.
+        dtype, attention: see `hardware`.
+        device_map, max_memory: as accelerate's; by default the GPU of this process, or the CPU.
         seed: of the LoRA layers' random start.
 
     Raises:
-        FileNotFoundError: no such model, or a folder without a model or tokenizer.
-        ValueError: `qlora` or `lora` on a run folder, which has its own.
+        FileNotFoundError: no such model, or a folder without a model, its safetensors or a tokenizer.
+        PermissionError: a model that the Hub gives to accounts that accepted its licence.
+        ValueError: `qlora`, `lora` or `full` on a run folder, which has its own; settings that do not go together, or
+            that the hardware cannot do; a LoRA target, a part or a layer that the model lacks.
     """
-    folder = Path(name)
-    if (folder / "adapter_config.json").is_file():
-        if qlora or lora:
-            raise ValueError(f"{name} is a run folder with its own adapter; load it without qlora and lora")
-        record = read_run(folder)
-        model = PeftModel.from_pretrained(_load_base(record["base_model"], record["qlora"], adapted=True), folder)
-        return model.eval(), load_tokenizer(folder)
-    tokenizer = load_tokenizer(name)
-    model = _load_base(str(name), qlora, adapted=qlora or lora is not None)
-    if qlora and not lora:
-        lora = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
-    if lora:
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            model = get_peft_model(model, lora)
-    return model, tokenizer
+    given = locals()
+    if isinstance(name, ModelConfig):
+        if beside := [key for key, value in load_model.__kwdefaults__.items() if key != "seed" and given[key] != value]:
+            raise ValueError(f"{', '.join(beside)}: to be set in the ModelConfig, not beside it")
+        return load_model(name.model, **_options(name), seed=seed)
+    where, adapted, full = {"device_map": device_map, "max_memory": max_memory}, bool(qlora or lora), full or freeze
+    if Path(name, "adapter_config.json").is_file():
+        if adapted or full:
+            raise ValueError(f"{name} is a run folder with its own adapter; load it without qlora, lora and full")
+        return load_run(name, **where)
+    if adapted and full:
+        raise ValueError("full or freeze with adapters, which leave all weights as they are: take one of the two")
+    loaded = load_tokenizer(tokenizer or name)
+    model = _load_base(str(name), bits if qlora else None, dtype, attention, adapted=adapted, full=full, **where)
+    rows = add_tag_rows(model, loaded) if adapted or full else []
+    if adapted:
+        model = attach(model, lora or lora_config(ModelConfig(str(name))), rows, seed)
+    if freeze:
+        _freeze(model, freeze, layers_not_to_freeze, rows)
+    return model, loaded
+
+
+def load_run(folder: str | Path, *, dequantize: bool = False, **where) -> tuple[PeftModel, PreTrainedTokenizerBase]:
+    """The model of a run folder as it was trained, its adapter on its base; and its tokenizer.
+
+    Args:
+        dequantize: with the numbers that its quantised weights stand for, in the type that the model computed in.
+        where: device_map and max_memory.
+    """
+    run = read_run(folder)
+    if not Path(folder, "adapter_model.safetensors").is_file():
+        raise FileNotFoundError(f"{folder}: no adapter_model.safetensors; {_NO_PICKLES}")
+    dtype, bits = run.get("dtype", "auto"), run.get("bits", 4) if run["qlora"] else None
+    if dtype == "bfloat16" and not detect().bf16:
+        dtype = "auto"
+    model = _load_base(run["base_model"], bits, dtype, run.get("attention", "auto"), adapted=True, **where)
+    if dequantize and bits:
+        model = model.dequantize(model.config.dtype)
+    resize(model, run.get("rows", 0))
+    return PeftModel.from_pretrained(model, folder).eval(), load_tokenizer(folder)
 
 
 def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
@@ -62,16 +121,42 @@ def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
     path = _resolve(name)
     if os.path.isdir(path) and not any((Path(path) / file).is_file() for file in _TOKENIZER_FILES):
         raise FileNotFoundError(f"{name}: the folder has no tokenizer; one of {', '.join(_TOKENIZER_FILES)} wanted")
+    with _explained(name):
+        tokenizer = _as_its_file_says(AutoTokenizer.from_pretrained(path, trust_remote_code=False), path)
+    if tokenizer.pad_token is None and tokenizer.eos_token is None:
+        raise ValueError(
+            f"{name}: the tokenizer has neither a padding nor an end token, and a completion has to end; give it one "
+            "with tokenizer.eos_token = ..., save it with tokenizer.save_pretrained(folder), and name that folder"
+        )
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+@contextmanager
+def _explained(name: str | Path) -> Iterator[None]:
+    """Within, an error of the Hub or of transformers says what to do."""
     try:
-        tokenizer = _as_its_file_says(AutoTokenizer.from_pretrained(path), path)
+        yield
     except OSError as error:
+        cause, status = error, None
+        while cause is not None and not (isinstance(cause, HfHubHTTPError) and cause.response is not None):
+            cause = cause.__cause__ or cause.__context__
+        if cause is not None and (isinstance(cause, GatedRepoError) or not isinstance(cause, RepositoryNotFoundError)):
+            status = cause.response.status_code
+        if status in (401, 403):
+            raise PermissionError(
+                f"{name}: the Hub refuses it to this account (HTTP {status}). If its page asks to accept "
+                f"a licence, https://huggingface.co/{name}, do so, and wait until access is granted. Make a token that "
+                "may read it at https://huggingface.co/settings/tokens, and set HF_TOKEN to it before Python starts: "
+                "in the environment, in .env, or in Colab's secrets"
+            ) from error
+        if "safetensors" in str(error):
+            raise FileNotFoundError(f"{name}: no model.safetensors; {_NO_PICKLES}") from error
         raise FileNotFoundError(
             f"{name}: neither a folder nor a model that the Hub gave: check the spelling, the network, and access to "
             'gated models; "tiny" is the embedded one'
         ) from error
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
 
 
 def _as_its_file_says(tokenizer: PreTrainedTokenizerBase, path: str) -> PreTrainedTokenizerBase:
@@ -84,7 +169,7 @@ def _as_its_file_says(tokenizer: PreTrainedTokenizerBase, path: str) -> PreTrain
     ids = tokenizer.encode(probe, add_special_tokens=False)
     if file is None or Tokenizer.from_file(file).encode(probe, add_special_tokens=False).ids == ids:
         return tokenizer
-    return PreTrainedTokenizerFast.from_pretrained(path)
+    return PreTrainedTokenizerFast.from_pretrained(path, trust_remote_code=False)
 
 
 def record_base(folder: str | Path, model: PeftModel) -> None:
@@ -92,7 +177,10 @@ def record_base(folder: str | Path, model: PeftModel) -> None:
     base = model.get_base_model()
     name = base.config._name_or_path
     name = "tiny" if name == str(TINY) else name
-    record = {"base_model": name, "qlora": bool(getattr(base, "is_loaded_in_4bit", False))}
+    bits = next((bits for bits in (4, 8) if getattr(base, f"is_loaded_in_{bits}bit", False)), None)
+    record = {"base_model": name, "qlora": bits is not None, "bits": bits}
+    record |= {"dtype": _name(base.config.dtype), "attention": base.config._attn_implementation}
+    record["rows"] = len(base.get_input_embeddings().weight)
     Path(folder, _RECORD).write_text(json.dumps(record, indent=2) + "\n")
     config_file = Path(folder, "adapter_config.json")
     config = json.loads(config_file.read_text()) | {"base_model_name_or_path": name}
@@ -100,7 +188,7 @@ def record_base(folder: str | Path, model: PeftModel) -> None:
 
 
 def read_run(folder: str | Path) -> dict:
-    """What a run folder holds: `base_model`, `qlora`, `data`, `threshold`, `anchor`, `beta`, as far as it says.
+    """What a run folder holds: `base_model`, `qlora`, `bits`, `data`, `threshold`, `anchor`, `beta`, as far as it says.
 
     Raises FileNotFoundError where the folder holds an adapter that another tool made, or none.
     """
@@ -121,28 +209,61 @@ def _resolve(name: str | Path) -> str:
     return str(TINY) if str(name) == "tiny" else str(name)
 
 
-def _load_base(name: str, qlora: bool, adapted: bool) -> PreTrainedModel:
-    path = _resolve(name)
+def _load_base(
+    name: str,
+    bits: int | None,
+    dtype: str = "auto",
+    attention: str = "auto",
+    *,
+    adapted: bool,
+    full: bool = False,
+    device_map: str | dict | None = None,
+    max_memory: dict | None = None,
+) -> PreTrainedModel:
+    path, hardware = _resolve(name), detect()
     if os.path.isdir(path) and not (Path(path) / "config.json").is_file():
         raise FileNotFoundError(f"{name}: the folder has no config.json, so it holds no model")
-    cuda = torch.cuda.is_available()
-    half = torch.bfloat16 if cuda and torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-    dtype = half if cuda and adapted else torch.float32  # weights that train themselves need float32
-    options = {"dtype": dtype}
-    if cuda:
-        options["device_map"] = {"": int(os.environ.get("LOCAL_RANK", 0))}
-    if qlora:
+    kind, reason = choose_dtype(dtype, hardware, adapted=adapted, full=full)
+    options = {"dtype": kind, "attn_implementation": choose_attention(attention, hardware, kind)}
+    if device_map is not None or hardware.device == "cuda":
+        options["device_map"] = device_map or {"": int(os.environ.get("LOCAL_RANK", 0))}
+    if max_memory:  # JSON has no numbers for keys
+        options["max_memory"] = {int(key) if str(key).isdecimal() else key: most for key, most in max_memory.items()}
+    if bits:
         options["quantization_config"] = BitsAndBytesConfig(
-            load_in_4bit=True,
+            load_in_4bit=bits == 4,
+            load_in_8bit=bits == 8,
             bnb_4bit_quant_type="nf4",
             bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=dtype,
+            bnb_4bit_compute_dtype=kind,
         )
-    model = AutoModelForCausalLM.from_pretrained(path, **options)
+    with _explained(name):
+        model = AutoModelForCausalLM.from_pretrained(path, use_safetensors=True, trust_remote_code=False, **options)
+    if dtype == "auto" and (adapted or full):
+        print(f"{name}: weights in {_name(kind)}: {reason}; attention: {model.config._attn_implementation}")
     for module in model.modules():
         # On CPUs with AVX512-BF16, bitsandbytes repacks a 4-bit layer the first time it runs without gradients, and
         # from then on computes in bfloat16 and passes no gradient on: training after sampling would learn nothing.
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
-    # what is not in 4 bits becomes float32, in training and when a run is reloaded: the same logits in both
-    return prepare_model_for_kbit_training(model, use_gradient_checkpointing=False) if qlora else model
+    # what is not quantised becomes float32, in training and when a run is reloaded: the same logits in both
+    return prepare_model_for_kbit_training(model, use_gradient_checkpointing=False) if bits else model
+
+
+def _options(config: ModelConfig) -> dict:
+    """What a configuration comes to, as arguments of `load_model`."""
+    full, qlora = config.method == "full", config.method == "qlora"
+    lora = None if full else lora_config(config)
+    return {"qlora": qlora, "full": full, "lora": lora} | {key: getattr(config, key) for key in _SAME}
+
+
+def _freeze(model: PreTrainedModel, parts: Sequence[str], kept: Sequence[int], rows: list[int]) -> None:
+    freeze_parts(model, parts, kept)
+    if rows and not model.get_input_embeddings().weight.requires_grad:
+        raise ValueError(
+            f"freeze={[*parts]}: the tokens {rows} are new, and would stay untrained; leave embeddings out"
+        )
+
+
+def _name(dtype: torch.dtype | str) -> str:
+    return str(dtype).removeprefix("torch.")
