@@ -20,7 +20,7 @@ from datasets.fingerprint import Hasher
 from transformers import PreTrainedTokenizerBase
 
 from .blur import Kind
-from .fit import TOO_LONG, fit
+from .fit import TOO_LONG, PromptFrame, fit
 from .formats import to_messages
 from .messages import RowError, UnsuitableRow
 from .render import Renderer
@@ -105,6 +105,7 @@ class _Make:
         self.source, self.max_length, self.format = source, max_length, format
         self.too_long, self.strict, self.weighting = too_long, strict, Weighting(weights)
         self.renderer = Renderer(tokenizer, kind_weights=self.weighting.factors, response_marker=response_marker)
+        self.frame = PromptFrame(self.renderer) if too_long == "shorten_prompt" else None
         self.settings = (source, max_length, format, weights, response_marker, too_long, strict, self.renderer.tags)
 
     def __call__(self, rows: list[tuple[int, object]]) -> tuple[pa.Table, Tally]:
@@ -124,7 +125,7 @@ class _Make:
             numbers += [i] * len(found)
         kept = []
         for i, example in zip(numbers, self.renderer.tokenize(drafts), strict=True):
-            example, what = fit(example, self.max_length, self.too_long)
+            example, what = fit(example, self.max_length, self.too_long, self.frame)
             if example is None:
                 tally.drop(i, what)
             elif not any(example.weights):

@@ -9,6 +9,7 @@ import pandas as pd
 from .answers import Parsed, extract, is_same, majority, parse, pass_at_k, right_answer
 from .diversity import copied_ngrams, copied_run, distinct_n, run_lengths, self_bleu, unique_share, way_entropy
 from .intervals import interval
+from .text_scores import bleu, rouge
 
 
 def evaluate(
@@ -18,6 +19,7 @@ def evaluate(
     *,
     answer: str = "auto",
     training: Sequence[str] | None = None,
+    text_scores: bool = False,
 ) -> dict:
     """Measures samples, as `sample` returns them: their format, their diversity, and whether they are right.
 
@@ -27,6 +29,7 @@ def evaluate(
         answer: how answers are read and compared: "auto", "exact", "number", "boxed" or "choice", see
             `metrics.is_correct`.
         training: the texts of training thoughts, to tell what was copied from them.
+        text_scores: also compare answers with references as texts.
 
     Returns:
         `metrics`: name -> `{"value", "low", "high", "n"}`, the mean over the n prompts that have a value and its 95 %
@@ -38,6 +41,8 @@ def evaluate(
           with two samples or more `self-BLEU`, 0 to 1. A missing or empty thought counts in `compliance` alone.
         - with `way_of`: `ways of thinking`, their number, and `way entropy`, in bits.
         - with `references`: `accuracy`; `pass@n`; `majority`, whether the most frequent answer is right.
+        - with `text_scores`: `bleu`, `rouge1`, `rouge2` and `rougeL` of the answers, see `metrics.bleu` and `.rouge`;
+          they are in `metrics` alone.
         - with `training`: `copied run`, words of a thought's longest run that stands in a training thought too, over
           its words, and `training 4-grams`, the share of its word 4-grams that do; means over samples.
 
@@ -45,9 +50,11 @@ def evaluate(
         `ways`: way -> completions; `unparsed`: answers in which nothing of the kind was found, all counted as wrong,
         None without references; `prompts` and `samples`: how many.
 
-    Raises ValueError where prompts and references do not match, prompts have unequal numbers of samples, or a
-    reference has no answer of the kind.
+    Raises ValueError where prompts and references do not match, prompts have unequal numbers of samples, a reference
+    has no answer of the kind, or `text_scores` has no references.
     """
+    if text_scores and references is None:
+        raise ValueError("text_scores compares answers with references, and there are none")
     groups = _by_prompt(samples, references)
     parsed = [[parse(r["text"], prefilled=r["prefilled"], finished=r["finished"]) for r in group] for group in groups]
     thoughts = [[p.thought for p in group] for group in parsed]
@@ -63,8 +70,12 @@ def evaluate(
     if training is not None:
         rows = [row | copied for row, copied in zip(rows, _copied(thoughts, training), strict=True)]
     values = {name: [row[name] for row in rows] for name in rows[0]}
+    metrics = {name: found for name, column in values.items() if (found := interval(column))}
+    if text_scores:
+        answers = [[p.answer for p in group] for group in parsed]
+        metrics |= {"bleu": bleu(answers, references)} | rouge(answers, references)
     return {
-        "metrics": {name: found for name, column in values.items() if (found := interval(column))},
+        "metrics": metrics,
         "values": values,
         "problems": dict(Counter(p.problem for group in parsed for p in group if p.problem).most_common()),
         "ways": dict(Counter(way or "other" for group in ways for way in group).most_common()),

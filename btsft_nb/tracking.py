@@ -7,7 +7,6 @@ import time
 import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from numbers import Integral
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback
@@ -15,12 +14,10 @@ from transformers.utils import logging
 
 from .answers import right_answer
 from .choices import choices, render_questions
-from .config import check_number
 from .evaluate import evaluate
-from .formats import to_prompt
-from .generation import sample, score
+from .generation import check_sampling, sample, sample_jobs, score
 from .likelihood import log_prob_by_tag
-from .messages import RowError, as_text
+from .messages import as_text
 from .render import Renderer
 
 
@@ -131,16 +128,19 @@ class TrackSamples(Probe):
     """Samples completions of held-out prompts while a model trains, with the same draws each time.
 
     When, and what becomes of the records: see `Probe`. The file is samples.jsonl, with the records of `sample`. The
-    log has all metrics of `evaluate`: compliance, unique thoughts, accuracy and so on.
+    log has all metrics of `evaluate`: compliance, unique thoughts, accuracy and so on. Any can choose the best
+    checkpoint: `BTSFTConfig(metric_for_best_model="eval_samples/rougeL", eval_strategy="steps", eval_steps=50, ...)`
+    with `every=50`, or a divisor of it.
 
     Args:
         prompts: as for `sample`.
         references: the right answer of each prompt; by default the field `answer` of the rows. Where no prompt has
             one, what needs no reference is logged.
-        n, max_new_tokens: as for `sample`. way_of, answer: as for `evaluate`.
+        way_of, answer, text_scores: as for `evaluate`.
+        sampling: n, max_new_tokens, temperature and so on, as for `sample`, but n is 4 unless given.
 
     Raises RowError for a malformed prompt or reference, and ValueError where there is no prompt, some have a reference
-    and others have none, or a reference has no answer of the kind.
+    and others have none, a reference has no answer of the kind, or a setting is unknown or out of its range.
     """
 
     file = "samples.jsonl"
@@ -152,35 +152,31 @@ class TrackSamples(Probe):
         references: Sequence[str] | None = None,
         *,
         every: int | str = 50,
-        n: int = 4,
-        max_new_tokens: int = 256,
         way_of: Callable[[str], str | None] | None = None,
         answer: str = "auto",
+        text_scores: bool = False,
+        **sampling: float,
     ):
         super().__init__(every)
-        for name, value in (("n", n), ("max_new_tokens", max_new_tokens)):
-            check_number(name, value, 1, math.inf, Integral)
-        self.prompts, self.tokenizer, self.way_of, self.answer = list(prompts), tokenizer, way_of, answer
-        self.settings = {"n": n, "max_new_tokens": max_new_tokens}
+        self.prompts, self.tokenizer, self.sampling = prompts, tokenizer, {"n": 4} | sampling
+        self.how = {"way_of": way_of, "answer": answer, "text_scores": text_scores}
+        check_sampling(self.sampling)
         self.references = _references(self.prompts, references)
         for reference in self.references or ():
             right_answer(reference, answer)
-        renderer = Renderer(tokenizer)
-        for i, prompt in enumerate(self.prompts):  # what sampling would stumble over stops here, not in mid-run
-            try:
-                renderer.prompt_ids(to_prompt(prompt))
-            except RowError as error:
-                raise error.at(getattr(prompts, "source", "prompts"), i) from None
+        if text_scores and self.references is None:
+            raise ValueError("text_scores compares answers with references, and no prompt has one")
+        sample_jobs(Renderer(tokenizer), prompts, self.sampling, [])  # what it would stumble over in mid-run
 
     def _measure(self, model) -> tuple[list[dict], dict[str, float]]:
         bars = logging.is_progress_bar_enabled()
         logging.disable_progress_bar()  # one for each measurement would pile up under the trainer's
         try:
-            records = sample(model, self.tokenizer, self.prompts, **self.settings)
+            records = sample(model, self.tokenizer, self.prompts, **self.sampling)
         finally:
             if bars:
                 logging.enable_progress_bar()
-        metrics = evaluate(records, self.references, self.way_of, answer=self.answer)["metrics"]
+        metrics = evaluate(records, self.references, **self.how)["metrics"]
         return records, {name: metric["value"] for name, metric in metrics.items()}
 
 

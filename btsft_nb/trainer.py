@@ -228,6 +228,11 @@ class BTSFTTrainer(Trainer):
             self._sums.clear()
         super().log(logs, start_time)
 
+    def _determine_best_metric(self, metrics: dict[str, float], trial) -> bool:
+        """As Trainer's, of all that was logged at this step: what trackers measured, too."""
+        logged = (log for log in self.state.log_history if log["step"] == self.state.global_step)
+        return super()._determine_best_metric({name: log[name] for log in logged for name in log} | metrics, trial)
+
     def evaluation_loop(self, *args, metric_key_prefix: str = "eval", **kwargs):
         """As Trainer's, with the loss and its parts over the whole set in place of the mean of batch means."""
         self._eval_sums.clear()

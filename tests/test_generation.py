@@ -248,7 +248,8 @@ def test_the_name_of_an_adapter_says_nothing(tmp_path):
 
 @pytest.mark.parametrize(
     "setting", [dict(n=0), dict(batch_size=0), dict(batch_size=-1), dict(max_new_tokens=0), dict(seed=-1), dict(n=True),
-                dict(temperature=-1), dict(temperature=float("nan")), dict(max_new_tokens=1.5)],
+                dict(temperature=-1), dict(temperature=float("nan")), dict(max_new_tokens=1.5), dict(top_k=0),
+                dict(top_p=1.2), dict(top_p="0.9"), dict(no_repeat_ngram_size=0), dict(max_prompt_length=0.5)],
 )  # fmt: skip
 def test_a_setting_out_of_range_is_named(tiny, setting):
     ((name, value),) = setting.items()
@@ -270,3 +271,99 @@ def test_the_models_own_end_ends_a_completion(tiny):
     changed.generation_config.eos_token_id = [tokenizer.eos_token_id, space]
     (record,) = bt.sample(changed, tokenizer, ["How many?"], n=1, temperature=0)
     assert record["finished"] and record["tokens"] <= 4 and whole["text"].startswith(record["text"])
+
+
+# ------------------------------------------------------------------------------------------- top-k, top-p, n-grams
+
+
+@pytest.fixture(scope="module")
+def noisy(tiny):
+    """The embedded model with a random head: many tokens are likely."""
+    model = copy.deepcopy(tiny[0])
+    torch.manual_seed(0)
+    with torch.no_grad():
+        model.lm_head.weight.copy_(0.2 * torch.randn_like(model.lm_head.weight))
+    return model
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        dict(top_k=5),
+        dict(top_p=0.4),
+        dict(no_repeat_ngram_size=1),
+        dict(temperature=0.7, top_k=9, top_p=0.8, no_repeat_ngram_size=1),
+    ],
+    ids=str,
+)
+def test_tokens_are_drawn_from_those_that_transformers_keeps(tiny, noisy, settings):
+    """The first tokens of 3,000 samples are of the set that its own sampling leaves, all of that, in its shares."""
+    tokenizer = tiny[1]
+    prompt = torch.tensor([bt.Renderer(tokenizer).prompt_ids(bt.to_prompt("How many?"))])
+    theirs = dict(top_k=0, pad_token_id=0) | settings  # unlike ours, generate has a top_k of 50 unless told
+    out = noisy.generate(
+        prompt, do_sample=True, max_new_tokens=1, output_scores=True, return_dict_in_generate=True, **theirs
+    )
+    p = out.scores[0][0].softmax(-1).numpy()
+    assert 1 < (p > 0).sum() < len(p)
+    texts = {}  # single bytes read alike
+    for token in np.flatnonzero(p):
+        text = "" if token == tokenizer.eos_token_id else tokenizer.decode([token])
+        texts[text] = texts.get(text, 0) + p[token] * 3000
+    drawn = bt.sample(noisy, tokenizer, ["How many?"], n=3000, max_new_tokens=1, batch_size=1000, **settings)
+    counts = {text: [record["text"] for record in drawn].count(text) for text in texts}
+    assert sum(counts.values()) == 3000, "none of another token"
+    assert all(counts[text] for text, wanted in texts.items() if wanted > 20)
+    assert all(abs(counts[text] - wanted) < 6 * wanted**0.5 + 3 for text, wanted in texts.items())
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_ngrams_are_banned_as_in_transformers(tiny, size):
+    """Greedy completions are those of `generate`; of the one most likely token, those at temperature 1, too."""
+    model, tokenizer = tiny
+    problems = bt.load_rows("tiny/test")[:4]
+    greedy = bt.sample(model, tokenizer, problems, n=1, temperature=0, no_repeat_ngram_size=size, max_new_tokens=30)
+    assert greedy != bt.sample(model, tokenizer, problems, n=1, temperature=0, max_new_tokens=30)
+    assert greedy == bt.sample(model, tokenizer, problems, n=1, top_k=1, no_repeat_ngram_size=size, max_new_tokens=30)
+    for problem, record in zip(problems, greedy, strict=True):
+        prompt = torch.tensor([bt.Renderer(tokenizer).prompt_ids(bt.to_prompt(problem))])
+        options = dict(do_sample=False, no_repeat_ngram_size=size, max_new_tokens=30)
+        whole = model.generate(prompt, attention_mask=torch.ones_like(prompt), **options)[0, prompt.shape[1] :]
+        assert tokenizer.decode(whole).removesuffix(tokenizer.eos_token) == record["text"]
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_padding_is_in_no_ngram(tiny, size):
+    """Prompts of unequal length, alone and together, where the token that pads also ends a completion."""
+    model, tokenizer = tiny[0], copy.deepcopy(tiny[1])
+    tokenizer.pad_token = tokenizer.eos_token
+    prompts = ["Ann?", *bt.load_rows("tiny/test")[:3], "How many pens does Ben have, and how many has Tom?"]
+    settings = dict(n=2, no_repeat_ngram_size=size, top_k=20, top_p=0.9, max_new_tokens=40)
+    alone, together = (bt.sample(model, tokenizer, prompts, batch_size=b, **settings) for b in (1, 10))
+    assert alone == together
+
+
+def test_a_long_prompt_loses_the_first_of_its_text(tiny, capsys):
+    """Sampled from what a shorter question would give; template whole; counted, printed and in each record."""
+    model, tokenizer = tiny
+    long, short = "Ivo? Tom? Ann has 3 pens. How many?", " Ann has 3 pens. How many?"
+    ids = [bt.Renderer(tokenizer).prompt_ids(bt.to_prompt(text)) for text in (long, short)]
+    settings = dict(n=2, temperature=0, max_prompt_length=len(ids[1]))
+    found = bt.sample(model, tokenizer, [long, "Ann?"], **settings)
+    assert f"max_prompt_length={len(ids[1])}: 1 of 2 prompts cut" in capsys.readouterr().out
+    assert [record["prompt_cut"] for record in found] == [len(ids[0]) - len(ids[1])] * 2 + [0] * 2
+    wanted = bt.sample(model, tokenizer, [short, "Ann?"], n=2, temperature=0)
+    assert [record["text"] for record in found] == [record["text"] for record in wanted]
+    assert found[0]["question"] == long and "prompts cut" not in capsys.readouterr().out
+    with pytest.raises(bt.RowError, match=r"prompts, row 0: max_prompt_length=9 leaves nothing of the prompt but"):
+        bt.sample(model, tokenizer, [long], max_prompt_length=9)
+
+
+def test_how_samples_are_drawn_tells_files_apart(tiny, tmp_path):
+    """Each setting alone; those of a call without any are as they were."""
+    path = tmp_path / "samples.jsonl"
+    bt.sample(*tiny, ["How many?"], n=1, path=path)
+    bt.sample(*tiny, ["How many?"], n=1, top_k=None, path=path)
+    for setting in (dict(top_k=5), dict(top_p=0.5), dict(no_repeat_ngram_size=2), dict(max_prompt_length=99)):
+        with pytest.raises(ValueError, match="1 samples that this call would not draw"):
+            bt.sample(*tiny, ["How many?"], n=1, path=path, **setting)
