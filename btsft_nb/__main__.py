@@ -98,7 +98,7 @@ def _train(asked: _Asked) -> None:
     _no_runs(asked)
     settings = asked.settings
     if asked.dry_run:
-        print(plan(settings))
+        print(plan(settings).to_string(header=False))
         return
     folder = Path(settings.training.output_dir)
     if (folder / FILE).is_file() and not settings.training.resume_from_checkpoint and not asked.overwrite:

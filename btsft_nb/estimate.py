@@ -69,7 +69,8 @@ class Estimate:
         """Time for so many tokens, padding too, on `processes` devices that each reach so many operations a second."""
         return tokens * self.flops_per_token / (flops_per_second * self.processes)
 
-    def _table(self) -> pd.Series:
+    def table(self) -> pd.Series:
+        """Its figures, by name, as text."""
         parts = [field.name for field in fields(self)[2:-2]] + ["total"]
         share = f"{self.trainable:,} ({self.trainable / self.parameters:.2%})"
         rows = {"parameters": f"{self.parameters:,}", "trainable": share}
@@ -77,10 +78,10 @@ class Estimate:
         return pd.Series(rows | {"computation": f"{self.flops_per_token / 1e9:.3g} GFLOP a token"})
 
     def __str__(self) -> str:
-        return self._table().to_string()
+        return self.table().to_string()
 
     def _repr_html_(self) -> str:
-        return self._table().to_frame().to_html(header=False)
+        return self.table().to_frame().to_html(header=False)
 
 
 def estimate(

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow.parquet
-from datasets import load_dataset
+from datasets import DatasetDict, load_dataset, load_from_disk
 
 from .messages import RowError
 from .tiny import problems
@@ -65,7 +65,8 @@ def load_rows(
 
     Args:
         name: `tiny/pretrain`, `tiny/teacher`, `tiny/messy` or `tiny/test` (generated); a path that ends in .json (a
-            list, or an object with a list for each split), .jsonl or .parquet; or the id of a data set on the Hub.
+            list, or an object with a list for each split), .jsonl or .parquet; the folder of a data set that was
+            saved to disk; or the id of one on the Hub.
         split, config: which split (of an object or on the Hub) and which configuration (on the Hub).
         stream: read rows when they are asked for, again each time: .jsonl by line, .parquet by batch, the Hub as it
             comes. A `RowStream` has no length.
@@ -82,6 +83,8 @@ def load_rows(
         if key not in problems.SIZES:
             raise ValueError(f"unknown data set {name!r}; generated are tiny/{', tiny/'.join(problems.SIZES)}")
         rows = Rows(problems.rows(key), name)
+    elif any((path / file).is_file() for file in ("dataset_dict.json", "state.json")):
+        rows = _from_disk(path, split)
     elif path.suffix not in (".json", ".jsonl", ".parquet"):
         if path.exists():
             raise ValueError(f"{name}: a file that ends in .json, .jsonl or .parquet wanted")
@@ -104,6 +107,15 @@ def _from_hub(name: str, split: str, config: str | None, stream: bool) -> RowStr
     except (ConnectionError, FileNotFoundError) as error:
         raise FileNotFoundError(f"{name}: neither a file nor a data set that the Hub gave: {error}") from error
     return RowStream(rows.__iter__, f"{name} [{split}]", lambda: None)
+
+
+def _from_disk(path: Path, split: str) -> RowStream:
+    rows = load_from_disk(str(path))
+    if isinstance(rows, DatasetDict):
+        if split not in rows:
+            raise ValueError(f"{path}: no split {split!r}; there are {', '.join(rows)}")
+        rows = rows[split]
+    return RowStream(rows.__iter__, str(path), lambda: rows._fingerprint)
 
 
 def _from_json(path: Path, split: str, strict: bool) -> Rows:

@@ -1,13 +1,13 @@
 """The stages of a run: what the command line does, each in one call that a notebook can make as well."""
 
 import contextlib
-import html
 import math
 import os
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import psutil
 import torch
 from datasets import Dataset
@@ -43,24 +43,13 @@ def prepare_data(settings: Settings, tokenizer: PreTrainedTokenizerBase) -> tupl
             if name is None:
                 sets.append(None)
                 continue
-            rows = load_rows(name, split, stream=Path(name).is_file(), strict=data.strict)
+            rows = load_rows(name, split, stream=Path(name).exists(), strict=data.strict)
             rows = rows if count is None else Rows(islice(rows, count), f"{rows.source}, the first {count}")
             sets.append(prepare(rows, tokenizer, data.max_length, **how))
     return sets[0], sets[1]
 
 
-class Plan(dict):
-    """What a run will train, name -> value; a table in a notebook, and as text."""
-
-    def __str__(self) -> str:
-        return "\n".join(f"{name:<24}{value}" for name, value in self.items())
-
-    def _repr_html_(self) -> str:
-        rows = (f"<tr><th>{html.escape(name)}</th><td>{html.escape(value)}</td></tr>" for name, value in self.items())
-        return f"<table>{''.join(rows)}</table>"
-
-
-def plan(settings: Settings, examples: Dataset | None = None) -> Plan:
+def plan(settings: Settings, examples: Dataset | None = None) -> pd.DataFrame:
     """What a run would train and what it would take: parameters, steps, memory and time, before a model is loaded.
 
     Args:
@@ -75,25 +64,23 @@ def plan(settings: Settings, examples: Dataset | None = None) -> Plan:
     lengths = np.array([len(ids) for ids in examples.with_format("numpy")["input_ids"]])
     batch, processes = training.per_device_train_batch_size, training.world_size
     window = batch * training.gradient_accumulation_steps * processes
-    steps = training.max_steps if training.max_steps > 0 else math.ceil(
-        math.ceil(len(lengths) / window) * training.num_train_epochs
-    )  # fmt: skip
+    an_epoch = math.ceil(len(lengths) / window)
+    steps = training.max_steps if training.max_steps > 0 else math.ceil(an_epoch * training.num_train_epochs)
     needs = estimate(model, training, int(lengths.max()), processes=processes, sharding=_sharding(training))
     speed = measured_speed(training.device.type, torch.float32) * SHARE
     seconds = needs.seconds(
         _padded(lengths, 1 if training.padding_free else batch) / len(lengths) * window * steps, speed
     )
-    return Plan(
-        {
-            "model": f"{model.model}, {model.method}" + (f" in {model.bits} bits" if model.method == "qlora" else ""),
-            **dict(needs.rows()),
-            "memory there is": f"{_memory(training.device) / 2**30:.2f} GiB",
-            "examples": f"{len(lengths):,}, {lengths.sum():,} tokens, the longest {lengths.max():,}",
-            "examples a step": f"{window} = {batch} x {training.gradient_accumulation_steps} x {processes} processes",
-            "steps": f"{steps:,}, {steps * window / len(lengths):.1f} epochs",
-            "time": f"about {_time(seconds)}",
-        }
-    )
+    rows = {
+        "model": f"{model.model}, {model.method}" + (f" in {model.bits} bits" if model.method == "qlora" else ""),
+        **needs.table(),
+        "memory there is": f"{_memory(training.device) / 2**20:,.0f} MiB",
+        "examples": f"{len(lengths):,}, {lengths.sum():,} tokens, the longest {lengths.max():,}",
+        "examples a step": f"{window} = {batch} x {training.gradient_accumulation_steps} x {processes} processes",
+        "steps": f"{steps:,}, {steps / an_epoch:.3g} epochs",
+        "time": f"about {_time(seconds)}",
+    }
+    return pd.DataFrame({"this run": rows})
 
 
 def _padded(lengths: np.ndarray, batch: int) -> int:
@@ -137,7 +124,7 @@ def finetune(
     examples, held_out = prepare_data(settings, tokenizer)
     callbacks = [*(callbacks or [])]
     if show_plan and not training.process_index:
-        print(plan(settings, examples))
+        print(plan(settings, examples).to_string(header=False))
     if asked.track_every:
         prompts = load_rows(asked.test)[: asked.test_prompts]
         callbacks.append(

@@ -39,6 +39,21 @@ def test_files_give_their_rows(tmp_path, monkeypatch, suffix, as_text):
     assert list(stream) == list(stream) == loaded
 
 
+@pytest.mark.parametrize("splits", [False, True])
+def test_a_data_set_saved_to_disk_gives_its_rows(tmp_path, splits):
+    """Of the split asked for, where it has several; its digest is that of its rows."""
+    one = Dataset.from_list(ROWS)
+    (DatasetDict(train=one, test=one.select([0])) if splits else one).save_to_disk(tmp_path / "saved")
+    loaded = load_rows(tmp_path / "saved")
+    assert [{k: v for k, v in row.items() if v is not None} for row in loaded] == ROWS
+    stream = load_rows(tmp_path / "saved", stream=True)
+    assert list(stream) == list(loaded) and stream.digest() == load_rows(tmp_path / "saved", stream=True).digest()
+    if splits:
+        assert len(load_rows(tmp_path / "saved", "test")) == 1
+        with pytest.raises(ValueError, match="no split 'dev'; there are train, test"):
+            load_rows(tmp_path / "saved", "dev")
+
+
 def test_a_missing_file_is_named(tmp_path):
     """With the folder it was looked for from."""
     with pytest.raises(FileNotFoundError, match=r"nowhere\.jsonl: no such file, seen from /"):

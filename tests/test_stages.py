@@ -78,5 +78,5 @@ def test_a_plan_has_the_steps_of_the_run(tmp_path, given, steps):
     given = dict(model="tiny", data="tiny/teacher", examples=18, per_device_train_batch_size=4) | given
     given |= dict(method="lora", anchor=0, threshold=0, learning_rate=0.0, save_strategy="no", disable_tqdm=True)
     settings = bt.read_settings(output_dir=tmp_path, **given)
-    assert bt.plan(settings)["steps"].startswith(f"{steps} ")
+    assert bt.plan(settings).loc["steps", "this run"].startswith(f"{steps},")
     assert bt.finetune(settings).state.global_step == steps
