@@ -63,8 +63,8 @@ def _check_targets(targets: str | list[str] | set[str], modules: dict[str, torch
             ends = sorted({name.rpartition(".")[2] for name, module in modules.items() if isinstance(module, kinds)})
             raise ValueError(
                 f"LoRA target {target!r}: the model has no such layer; did you mean "
-                f"{get_close_matches(target, ends, 1, 0)[0]!r}? Its linear layers end in {', '.join(ends)}; a list names "
-                "ends, 'all-linear' takes all but the head"
+                f"{get_close_matches(target, ends, 1, 0)[0]!r}? Its linear layers end in {', '.join(ends)}; or take "
+                "'all-linear'"
             )
 
 

@@ -1,4 +1,4 @@
-"""What the hardware computes, and the precision and attention that follow from it, each with its reason."""
+"""What the hardware computes, and the precision and attention that follow from it."""
 
 from importlib.util import find_spec
 from typing import NamedTuple
@@ -11,73 +11,60 @@ class Hardware(NamedTuple):
 
     device: str  # cuda, mps or cpu
     name: str
-    capability: tuple[int, int] | None = None  # CUDA's compute capability
+    capability: tuple[int, int] = (0, 0)  # CUDA's compute capability
     bf16: bool = True  # whether it computes in bfloat16 without emulation
 
 
 def detect() -> Hardware:
-    """The hardware of this process: the current GPU, where it has one."""
+    """The hardware of this process: its current GPU, where there is one."""
     if torch.cuda.is_available():
         bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
         return Hardware("cuda", torch.cuda.get_device_name(), torch.cuda.get_device_capability(), bf16)
-    if torch.backends.mps.is_available():
-        return Hardware("mps", "an Apple GPU")
-    return Hardware("cpu", "the CPU")
+    return Hardware("mps", "an Apple GPU") if torch.backends.mps.is_available() else Hardware("cpu", "the CPU")
 
 
-def choose_dtype(asked: str, hardware: Hardware, *, adapted: bool, full: bool = False) -> tuple[torch.dtype, str]:
-    """The type of a model's weights, and why.
+def choose_dtype(asked: str, hardware: Hardware, method: str | None) -> tuple[torch.dtype, str]:
+    """The type of a model's weights, and why; adapters are float32 whatever it is.
 
     Args:
         asked: float32, bfloat16, float16 or auto.
-        adapted: whether the weights stay as they are and adapters train, which are float32 whatever this says.
-        full: whether the weights train themselves.
+        method: qlora, lora or full; None for a model that is not to be trained.
 
     Raises ValueError for a type that the hardware lacks, or that cannot be trained.
     """
     if asked == "bfloat16":
         check_bf16(hardware, "dtype='bfloat16'", "dtype='float16' or 'auto'")
-    if asked == "float16" and full:
-        raise ValueError(
-            "dtype='float16' with all weights trained: their updates are too small for it; take dtype='auto', which "
-            "is float32, and fp16=True to compute in half precision"
-        )
+    if asked == "float16" and method == "full":
+        raise ValueError("dtype='float16' cannot hold the updates of all weights; take 'auto' (float32) and fp16=True")
     if asked != "auto":
         return getattr(torch, asked), "as asked"
-    if not adapted:
-        return torch.float32, "all weights train, and small updates need it" if full else "the most precise"
+    if method in (None, "full"):
+        return torch.float32, "weights that train need it for small updates"
     if hardware.device != "cuda":
         return torch.float32, f"{hardware.name} computes nothing faster"
-    if hardware.bf16:
-        return torch.bfloat16, f"{hardware.name} computes in it"
-    return torch.float16, f"{hardware.name}{_capability(hardware)} has no bfloat16"
+    reason = f"{hardware.name} has {'' if hardware.bf16 else 'no '}bfloat16"
+    return torch.bfloat16 if hardware.bf16 else torch.float16, reason
 
 
 def choose_attention(asked: str, hardware: Hardware, dtype: torch.dtype) -> str | None:
-    """What transformers takes as `attn_implementation`; None leaves it the choice.
+    """What transformers takes as `attn_implementation`; None, for auto, leaves it the choice.
 
-    With auto that is PyTorch's own (sdpa), which has the kernels of flash attention, or eager for models without it.
+    That is PyTorch's own (sdpa), which has flash attention's kernels, or eager for models without it.
 
-    Raises ValueError for flash_attention_2 where the GPU, the type of the weights or the package is not for it.
+    Raises ValueError for flash_attention_2 where GPU, type or package are not for it.
     """
-    if asked != "flash_attention_2":
-        return None if asked == "auto" else asked
-    if hardware.device != "cuda" or hardware.capability < (8, 0):
-        lacking = f"{hardware.name}{_capability(hardware)} cannot run it: a GPU of capability 8.0 or more wanted"
-    elif dtype == torch.float32:
-        lacking = "it takes no float32: set dtype='bfloat16' or 'float16'"
-    elif find_spec("flash_attn") is None:
-        lacking = "the package flash-attn is not installed"
-    else:
-        return asked
-    raise ValueError(f"attention='flash_attention_2': {lacking}; or take attention='auto'")
+    if asked == "flash_attention_2":
+        if hardware.device != "cuda" or hardware.capability < (8, 0):
+            raise ValueError(
+                f"attention={asked!r} wants a GPU of capability 8.0 or more, not {hardware.name}; take 'auto'"
+            )
+        if dtype == torch.float32 or find_spec("flash_attn") is None:
+            raise ValueError(f"attention={asked!r} wants half precision and the package flash-attn; or take 'auto'")
+    return None if asked == "auto" else asked
 
 
 def check_bf16(hardware: Hardware, asked: str = "bf16=True", instead: str = "fp16=True") -> None:
-    """Raises ValueError, which says what to take instead, where a GPU does not compute in bfloat16: a T4, say."""
-    if hardware.device == "cuda" and not hardware.bf16:
-        raise ValueError(f"{asked}: {hardware.name}{_capability(hardware)} has no bfloat16; take {instead}")
-
-
-def _capability(hardware: Hardware) -> str:
-    return f" (compute capability {'.'.join(map(str, hardware.capability))})" if hardware.capability else ""
+    """Raises ValueError, with what to take instead, where a GPU does not compute in bfloat16: a T4, say."""
+    if not hardware.bf16:
+        number = ".".join(map(str, hardware.capability))
+        raise ValueError(f"{asked}: {hardware.name} (compute capability {number}) has no bfloat16; take {instead}")

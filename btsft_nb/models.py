@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -32,68 +32,51 @@ _NO_PICKLES = (
     "weights in other files (.bin, .pt) are pickles, which can run code when they are read, so they are not: convert "
     "them where you trust them, with save_pretrained of the library that wrote them, or take another copy of the model"
 )
-_SAME = ("bits", "tokenizer", "dtype", "attention", "device_map", "max_memory", "freeze", "layers_not_to_freeze")
+_METHODS = {(True, False): "qlora", (True, True): "qlora", (False, True): "lora", (False, False): "full"}
 
 
 def load_model(
-    name: str | Path | ModelConfig,
-    *,
-    qlora: bool = False,
-    bits: int = 4,
-    lora: LoraConfig | None = None,
-    full: bool = False,
-    tokenizer: str | Path | None = None,
-    dtype: str = "auto",
-    attention: str = "auto",
-    device_map: str | dict | None = None,
-    max_memory: dict | None = None,
-    freeze: Sequence[str] = (),
-    layers_not_to_freeze: Sequence[int] = (),
-    seed: int = 0,
+    name: str | Path | ModelConfig, *, qlora: bool = False, lora: LoraConfig | None = None, seed: int = 0
 ) -> tuple[PreTrainedModel | PeftModel, PreTrainedTokenizerBase]:
     """A causal language model and its tokenizer.
 
-    Loaded to be trained, it gets the think tags that its tokenizer would split: as tokens, whose rows train and are
-    saved, too. What `auto` chose is printed. Weights come from safetensors, and no code comes with a model.
+    With adapters or a ModelConfig it is made to be trained: think tags that the tokenizer would split become tokens,
+    and their rows of the embeddings train, too. Only safetensors are read, and no code that comes with a model is run.
 
     Args:
         name: "tiny" (embedded), the id of a model on the Hub, a model's folder, or a run folder: that loads the base
-            model as it was when the adapter was trained, and the adapter on it. Or a ModelConfig, with `seed` at most.
-        qlora: quantise the weights and attach trainable LoRA layers (QLoRA, https://arxiv.org/abs/2305.14314).
-        bits: of the quantised weights: 4 (NF4, double quantisation) or 8 (LLM.int8, https://arxiv.org/abs/2208.07339).
-        lora: the LoRA layers to attach; by default rank 16 on all linear layers where `qlora` is set, else none.
-        full, freeze, layers_not_to_freeze: train all weights, but for the parts that `parts.freeze_parts` freezes.
-        tokenizer: where it is not the model's own: as `name`.
-        dtype, attention: see `hardware`.
-        device_map, max_memory: as accelerate's; by default the GPU of this process, or the CPU.
+            model as it was when the adapter was trained, and the adapter on it. Or a ModelConfig, which says it all; of
+            one that names a run folder only `device_map` and `max_memory` are taken.
+        qlora: load the weights in 4 bits (NF4, double quantisation; QLoRA, https://arxiv.org/abs/2305.14314) and
+            attach trainable LoRA layers. 8 bits, by ModelConfig: LLM.int8, https://arxiv.org/abs/2208.07339.
+        lora: the LoRA layers to attach; by default those of ModelConfig where `qlora` is set, else none.
         seed: of the LoRA layers' random start.
 
     Raises:
         FileNotFoundError: no such model, or a folder without a model, its safetensors or a tokenizer.
         PermissionError: a model that the Hub gives to accounts that accepted its licence.
-        ValueError: `qlora`, `lora` or `full` on a run folder, which has its own; settings that do not go together, or
-            that the hardware cannot do; a LoRA target, a part or a layer that the model lacks.
+        ValueError: `qlora` or `lora` on a run folder or beside a ModelConfig, which have their own; what the hardware
+            cannot do; a LoRA target, a part or a layer that the model lacks.
     """
-    given = locals()
-    if isinstance(name, ModelConfig):
-        if beside := [key for key, value in load_model.__kwdefaults__.items() if key != "seed" and given[key] != value]:
-            raise ValueError(f"{', '.join(beside)}: to be set in the ModelConfig, not beside it")
-        return load_model(name.model, **_options(name), seed=seed)
-    where, adapted, full = {"device_map": device_map, "max_memory": max_memory}, bool(qlora or lora), full or freeze
-    if Path(name, "adapter_config.json").is_file():
-        if adapted or full:
-            raise ValueError(f"{name} is a run folder with its own adapter; load it without qlora, lora and full")
-        return load_run(name, **where)
-    if adapted and full:
-        raise ValueError("full or freeze with adapters, which leave all weights as they are: take one of the two")
-    loaded = load_tokenizer(tokenizer or name)
-    model = _load_base(str(name), bits if qlora else None, dtype, attention, adapted=adapted, full=full, **where)
-    rows = add_tag_rows(model, loaded) if adapted or full else []
-    if adapted:
-        model = attach(model, lora or lora_config(ModelConfig(str(name))), rows, seed)
-    if freeze:
-        _freeze(model, freeze, layers_not_to_freeze, rows)
-    return model, loaded
+    config = name if isinstance(name, ModelConfig) else ModelConfig(str(name), method=_METHODS[qlora, lora is not None])
+    run = Path(config.model, "adapter_config.json").is_file()
+    if (run or config is name) and (qlora or lora):
+        raise ValueError(
+            f"{name} is {'a run folder with' if run else ''} its own adapter; load it without qlora and lora"
+        )
+    if run:
+        return load_run(config.model, device_map=config.device_map, max_memory=config.max_memory)
+    tokenizer = load_tokenizer(config.tokenizer or config.model)
+    trained = config is name or config.method != "full"
+    model = _load_base(config.model, config, trained)
+    rows = add_tag_rows(model, tokenizer) if trained else []
+    if config.method != "full":
+        return attach(model, lora or lora_config(config), rows, seed), tokenizer
+    if config.freeze or config.layers_not_to_freeze:
+        freeze_parts(model, config.freeze, config.layers_not_to_freeze)
+    if rows and not model.get_input_embeddings().weight.requires_grad:
+        raise ValueError(f"freeze={config.freeze}: the tokens {rows} are new, so their embeddings have to train")
+    return model, tokenizer
 
 
 def load_run(folder: str | Path, *, dequantize: bool = False, **where) -> tuple[PeftModel, PreTrainedTokenizerBase]:
@@ -103,22 +86,23 @@ def load_run(folder: str | Path, *, dequantize: bool = False, **where) -> tuple[
         dequantize: with the numbers that its quantised weights stand for, in the type that the model computed in.
         where: device_map and max_memory.
     """
-    run = read_run(folder)
+    run = {"bits": 4, "dtype": "auto", "attention": "auto", "rows": 0} | read_run(folder)
     if not Path(folder, "adapter_model.safetensors").is_file():
         raise FileNotFoundError(f"{folder}: no adapter_model.safetensors; {_NO_PICKLES}")
-    dtype, bits = run.get("dtype", "auto"), run.get("bits", 4) if run["qlora"] else None
-    if dtype == "bfloat16" and not detect().bf16:
-        dtype = "auto"
-    model = _load_base(run["base_model"], bits, dtype, run.get("attention", "auto"), adapted=True, **where)
-    if dequantize and bits:
+    if run["dtype"] == "bfloat16" and not detect().bf16:
+        run["dtype"] = "auto"
+    same = {name: run[name] for name in ("bits", "dtype", "attention")}
+    config = ModelConfig(run["base_model"], method="qlora" if run["qlora"] else "lora", **same, **where)
+    model = _load_base(config.model, config, True)
+    if dequantize and run["qlora"]:
         model = model.dequantize(model.config.dtype)
-    resize(model, run.get("rows", 0))
+    resize(model, run["rows"])
     return PeftModel.from_pretrained(model, folder).eval(), load_tokenizer(folder)
 
 
 def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
     """The tokenizer of "tiny", a Hub id or a folder; one without a padding token pads with its end token."""
-    path = _resolve(name)
+    path = resolve(name)
     if os.path.isdir(path) and not any((Path(path) / file).is_file() for file in _TOKENIZER_FILES):
         raise FileNotFoundError(f"{name}: the folder has no tokenizer; one of {', '.join(_TOKENIZER_FILES)} wanted")
     with _explained(name):
@@ -178,7 +162,7 @@ def record_base(folder: str | Path, model: PeftModel) -> None:
     name = base.config._name_or_path
     name = "tiny" if name == str(TINY) else name
     bits = next((bits for bits in (4, 8) if getattr(base, f"is_loaded_in_{bits}bit", False)), None)
-    record = {"base_model": name, "qlora": bits is not None, "bits": bits}
+    record = {"base_model": name, "qlora": bits is not None} | ({"bits": bits} if bits else {})
     record |= {"dtype": _name(base.config.dtype), "attention": base.config._attn_implementation}
     record["rows"] = len(base.get_input_embeddings().weight)
     Path(folder, _RECORD).write_text(json.dumps(record, indent=2) + "\n")
@@ -205,41 +189,33 @@ def read_run(folder: str | Path) -> dict:
     return run
 
 
-def _resolve(name: str | Path) -> str:
+def resolve(name: str | Path) -> str:
+    """The path of the embedded model for "tiny", else the name."""
     return str(TINY) if str(name) == "tiny" else str(name)
 
 
-def _load_base(
-    name: str,
-    bits: int | None,
-    dtype: str = "auto",
-    attention: str = "auto",
-    *,
-    adapted: bool,
-    full: bool = False,
-    device_map: str | dict | None = None,
-    max_memory: dict | None = None,
-) -> PreTrainedModel:
-    path, hardware = _resolve(name), detect()
+def _load_base(name: str, config: ModelConfig, trained: bool) -> PreTrainedModel:
+    """The weights; says what was chosen for a model that is to be trained."""
+    path, hardware = resolve(name), detect()
     if os.path.isdir(path) and not (Path(path) / "config.json").is_file():
         raise FileNotFoundError(f"{name}: the folder has no config.json, so it holds no model")
-    kind, reason = choose_dtype(dtype, hardware, adapted=adapted, full=full)
-    options = {"dtype": kind, "attn_implementation": choose_attention(attention, hardware, kind)}
-    if device_map is not None or hardware.device == "cuda":
-        options["device_map"] = device_map or {"": int(os.environ.get("LOCAL_RANK", 0))}
-    if max_memory:  # JSON has no numbers for keys
-        options["max_memory"] = {int(key) if str(key).isdecimal() else key: most for key, most in max_memory.items()}
-    if bits:
+    kind, reason = choose_dtype(config.dtype, hardware, config.method if trained else None)
+    options = {"dtype": kind, "attn_implementation": choose_attention(config.attention, hardware, kind)}
+    if config.device_map is not None or hardware.device == "cuda":
+        options["device_map"] = config.device_map or {"": int(os.environ.get("LOCAL_RANK", 0))}
+    if config.max_memory:  # JSON has no numbers for keys
+        options["max_memory"] = {int(k) if k.isdecimal() else k: most for k, most in config.max_memory.items()}
+    if config.method == "qlora":
         options["quantization_config"] = BitsAndBytesConfig(
-            load_in_4bit=bits == 4,
-            load_in_8bit=bits == 8,
+            load_in_4bit=config.bits == 4,
+            load_in_8bit=config.bits == 8,
             bnb_4bit_quant_type="nf4",
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=kind,
         )
     with _explained(name):
         model = AutoModelForCausalLM.from_pretrained(path, use_safetensors=True, trust_remote_code=False, **options)
-    if dtype == "auto" and (adapted or full):
+    if trained and config.dtype == "auto":
         print(f"{name}: weights in {_name(kind)}: {reason}; attention: {model.config._attn_implementation}")
     for module in model.modules():
         # On CPUs with AVX512-BF16, bitsandbytes repacks a 4-bit layer the first time it runs without gradients, and
@@ -247,22 +223,7 @@ def _load_base(
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
     # what is not quantised becomes float32, in training and when a run is reloaded: the same logits in both
-    return prepare_model_for_kbit_training(model, use_gradient_checkpointing=False) if bits else model
-
-
-def _options(config: ModelConfig) -> dict:
-    """What a configuration comes to, as arguments of `load_model`."""
-    full, qlora = config.method == "full", config.method == "qlora"
-    lora = None if full else lora_config(config)
-    return {"qlora": qlora, "full": full, "lora": lora} | {key: getattr(config, key) for key in _SAME}
-
-
-def _freeze(model: PreTrainedModel, parts: Sequence[str], kept: Sequence[int], rows: list[int]) -> None:
-    freeze_parts(model, parts, kept)
-    if rows and not model.get_input_embeddings().weight.requires_grad:
-        raise ValueError(
-            f"freeze={[*parts]}: the tokens {rows} are new, and would stay untrained; leave embeddings out"
-        )
+    return prepare_model_for_kbit_training(model, False) if config.method == "qlora" else model
 
 
 def _name(dtype: torch.dtype | str) -> str:

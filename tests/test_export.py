@@ -1,0 +1,119 @@
+"""Merging an adapter into its base, and the way to the Hub and back, by a stand-in for it."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from hub import TOKEN, Hub
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import btsft_nb as bt
+from btsft_nb.config import ModelConfig
+from btsft_nb.export import merge
+
+THERE_AND_BACK = """
+import os, sys
+from huggingface_hub import snapshot_download
+from transformers import AutoModelForCausalLM
+from btsft_nb.export import push
+
+folder = sys.argv[1]
+for name in ("run", "whole"):
+    print(push(f"{folder}/{name}", name))
+    snapshot_download(f"someone/{name}", local_dir=f"{folder}/{name} again")
+print(type(AutoModelForCausalLM.from_pretrained("someone/whole")).__name__)
+for name in ("run", "empty", "run"):
+    try:
+        push(f"{folder}/{name}", "someone/public")
+    except (ValueError, FileNotFoundError) as error:
+        print(error)
+    if name == "empty":
+        del os.environ["HF_TOKEN"]
+"""
+IDS = torch.arange(5, 45)[None]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Adapters that change something, on weights of 4, 8 and 32 bits."""
+    folders = {}
+    for name, settings in {"4": {}, "8": {"bits": 8}, "plain": {"method": "lora"}}.items():
+        folders[name] = tmp_path_factory.mktemp("run") / name
+        model, tokenizer = bt.load_model(ModelConfig("tiny", lora_r=4, **settings))
+        examples = bt.prepare(bt.load_rows("tiny/teacher")[:4], tokenizer)
+        config = bt.BTSFTConfig(str(folders[name]), max_steps=1, save_steps=1, per_device_train_batch_size=2)
+        trainer = bt.BTSFTTrainer(model, config, examples, processing_class=tokenizer)
+        with torch.no_grad():
+            for key, parameter in model.named_parameters():
+                if "lora_B" in key:
+                    parameter.normal_(std=0.02)
+        trainer.train()
+    return folders
+
+
+@pytest.mark.parametrize(("name", "tolerance"), [("plain", 1e-5), ("4", 1e-5), ("8", 0.05)])
+def test_a_merged_model_is_the_adapter_on_its_base(runs, tmp_path, name, tolerance):
+    """With transformers alone, relative to the largest logit. LLM.int8 rounds the inputs of layers, merged does not."""
+    with torch.no_grad():
+        want = bt.load_model(runs[name])[0](input_ids=IDS).logits
+        base = AutoModelForCausalLM.from_pretrained(bt.models.TINY, dtype=torch.float32)(input_ids=IDS).logits
+        merge(runs[name], tmp_path / "merged", dtype="float32")
+        got = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", use_safetensors=True)(input_ids=IDS).logits
+    assert got.dtype == torch.float32
+    assert (got - want).abs().max() < tolerance * want.abs().max() < (base - want).abs().max()
+
+
+def test_a_merged_model_comes_with_all_it_takes_to_chat(runs, tmp_path):
+    """In the type its base was published in, without a trace of 4 bits; it stops where a turn ends."""
+    merge(runs["4"], tmp_path / "merged")
+    config = json.loads((tmp_path / "merged" / "config.json").read_text())
+    assert config["dtype"] == "float16" and "quantization_config" not in config
+    model, tokenizer = bt.load_model(tmp_path / "merged")
+    ours = bt.load_tokenizer("tiny")
+    assert tokenizer.chat_template == AutoTokenizer.from_pretrained(tmp_path / "merged").chat_template
+    assert tokenizer.chat_template == ours.chat_template
+    assert ours.convert_tokens_to_ids("<|im_end|>") in model.generation_config.eos_token_id
+
+
+def test_only_a_run_with_an_adapter_is_merged_and_nothing_overwritten(runs, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no btsft_base.json"):
+        merge(bt.models.TINY, tmp_path / "merged")
+    (tmp_path / "mine.txt").touch()
+    with pytest.raises(FileExistsError, match="not empty"):
+        merge(runs["4"], tmp_path)
+
+
+def test_what_is_pushed_comes_back_byte_for_byte(runs, tmp_path):
+    """A run: its adapter, tokenizer and settings, no checkpoint, no pickle; and a merged model. No token, no push."""
+    run = tmp_path / "run"
+    shutil.copytree(runs["4"], run)
+    (run / "README.md").write_text("---\nlicense: mit\n---\nMine.\n")
+    (run / "settings.yaml").write_text("model: tiny\n")
+    (run / "samples.jsonl").write_text("{}\n")
+    (tmp_path / "empty").mkdir()
+    merge(run, tmp_path / "whole")
+    with Hub() as hub:
+        hub.repositories["someone/public"], hub.private["someone/public"] = {}, False
+        done = hub.run(THERE_AND_BACK, tmp_path / "home", tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert TOKEN not in done.stdout + done.stderr
+        first, second, kind, public, empty, no_token = done.stdout.splitlines()
+        assert first.startswith(f"{hub.url}/someone/run/") and second.startswith(f"{hub.url}/someone/whole/")
+        assert kind == "Qwen3ForCausalLM"
+        assert "is there already, and public" in public and hub.repositories["someone/public"] == {}
+        assert "nothing to push" in empty and "HF_TOKEN is not set" in no_token
+        for name in ("run", "whole"):
+            pushed, again = hub.repositories[f"someone/{name}"], tmp_path / f"{name} again"
+            assert hub.private[f"someone/{name}"] and {"tokenizer.json", "chat_template.jinja"} < set(pushed)
+            assert {file.name for file in again.iterdir() if file.is_file()} == set(pushed)
+            assert all((again / file).read_bytes() == (tmp_path / name / file).read_bytes() for file in pushed)
+        whole = {"README.md", "settings.yaml", "training_config.json"} | {
+            "adapter_model.safetensors",
+            "btsft_base.json",
+        }
+        pushed = set(hub.repositories["someone/run"])
+        assert whole < pushed and not pushed & {"samples.jsonl", "training_args.bin", "history.jsonl"}
+        assert not any("/" in file for file in pushed)
+    again, _ = bt.load_model(tmp_path / "run again")
+    assert torch.equal(again(input_ids=IDS).logits, bt.load_model(run)[0](input_ids=IDS).logits)
