@@ -43,7 +43,11 @@ def load_model(
     if (folder / "adapter_config.json").is_file():
         if qlora or lora:
             raise ValueError(f"{name} is a run folder with its own adapter; load it without qlora and lora")
-        record = read_run(folder)
+        if not (folder / _RECORD).is_file():
+            raise FileNotFoundError(
+                f"{name}: no {_RECORD}, so this is no run of btsft_nb; load it with peft, on its base"
+            )
+        record = json.loads((folder / _RECORD).read_text())
         model = PeftModel.from_pretrained(_load_base(record["base_model"], record["qlora"], adapted=True), folder)
         return model.eval(), load_tokenizer(folder)
     tokenizer = load_tokenizer(name)
@@ -97,24 +101,6 @@ def record_base(folder: str | Path, model: PeftModel) -> None:
     config_file = Path(folder, "adapter_config.json")
     config = json.loads(config_file.read_text()) | {"base_model_name_or_path": name}
     config_file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-
-
-def read_run(folder: str | Path) -> dict:
-    """What a run folder holds: `base_model`, `qlora`, `data`, `threshold`, `anchor`, `beta`, as far as it says.
-
-    Raises FileNotFoundError where the folder holds an adapter that another tool made, or none.
-    """
-    folder = Path(folder)
-    if not (folder / _RECORD).is_file():
-        raise FileNotFoundError(
-            f"{folder}: no {_RECORD}, so this is no run of btsft_nb; load another tool's adapter with peft, on its base"
-        )
-    run = json.loads((folder / _RECORD).read_text())
-    for file, names in (("data_report.json", ["source"]), ("training_config.json", ["threshold", "anchor", "beta"])):
-        if (folder / file).is_file():
-            record = json.loads((folder / file).read_text())
-            run |= {"data" if name == "source" else name: record[name] for name in names}
-    return run
 
 
 def _resolve(name: str | Path) -> str:
