@@ -21,16 +21,19 @@ from .compare import Comparison, compare
 from .config import BTSFTConfig
 from .data import mix, overlap, prepare
 from .evaluate import evaluate, table
+from .export import merge, push
 from .formats import to_messages, to_prompt
 from .generation import sample, score
 from .inspector import TokenInspector, token_texts
 from .messages import RowError
-from .models import load_model, load_tokenizer, read_run
+from .models import load_model, load_tokenizer
 from .playground import Playground
 from .readback import to_row
 from .render import Example, Renderer
 from .report import Report
 from .rows import Rows, RowStream, load_rows
+from .run import Run
+from .secrets import load_secrets
 from .settings import read_settings
 from .stages import finetune, plan
 from .templates import use_template
@@ -42,9 +45,10 @@ from .weights import sentence_weights
 __version__ = "0.1.0"
 __all__ = [
     "BTSFTConfig", "BTSFTTrainer", "Collator", "Comparison", "Example", "Kind", "LiveCurves", "Playground",
-    "Renderer", "Report", "RowError", "RowStream", "Rows", "TokenInspector", "TrackChoices", "TrackLogProbs",
+    "Renderer", "Report", "RowError", "RowStream", "Rows", "Run", "TokenInspector", "TrackChoices", "TrackLogProbs",
     "TrackSamples", "add_tags", "choices", "compare", "draws", "evaluate", "example_key", "finetune", "load_model",
-    "load_rows", "load_tokenizer", "metrics", "mix", "overlap", "plan", "plots", "prepare", "read_run", "read_settings", "sample", "score",
+    "load_rows", "load_secrets", "load_tokenizer", "merge", "metrics", "mix", "overlap", "plan", "plots", "prepare",
+    "push", "read_settings", "sample", "score",
     "sentence_weights", "table", "tag_ids", "tiny", "to_messages", "to_prompt", "to_row", "token_texts",
     "use_template",
 ]  # fmt: skip

@@ -1,12 +1,24 @@
-"""The checkpoints of a run folder: written whole or not at all, and the one to go on from."""
+"""The checkpoints of a run folder: written whole or not at all, with room for all; and the one to go on from."""
 
 import json
+import math
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from torch import nn
+from transformers import TrainerState, TrainingArguments
+
+CONFIG, ENVIRONMENT, REPORT = "training_config.json", "environment.json", "data_report.json"  # how it was made
 _LAST = "trainer_state.json"  # transformers writes it when all else is there
+_FREE = re.compile(  # settings that may differ after a resume, since the same steps come out
+    r"(output_dir|run_|job_type|project|log|report_to|trackio_|hub_|push_|save_|(per_device_)?eval_|prediction_loss|"
+    r"include_|batch_eval|load_best|metric_for|greater_is|disable_tqdm|dataloader_(?!drop_last)|ddp_|do_|debug|local_|"
+    r"skip_memory|resume_|restore_|enable_jit|torch_|(gradient|activation)_checkpointing|use_c|auto_find)"
+)
+_CONSTANT = ("constant", "constant_with_warmup")
 
 
 def is_whole(checkpoint: Path) -> bool:
@@ -17,6 +29,12 @@ def is_whole(checkpoint: Path) -> bool:
         return False
 
 
+def checkpoints(run: str | Path) -> list[Path]:
+    """The checkpoints of a run folder, whole or not, by step."""
+    found = [path for path in Path(run).glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdecimal()]
+    return sorted(found, key=lambda path: int(path.name.split("-")[1]))
+
+
 def last_checkpoint(run: str | Path) -> Path:
     """The whole checkpoint that was written last; what a killed run left of others is removed.
 
@@ -24,13 +42,70 @@ def last_checkpoint(run: str | Path) -> Path:
 
     Raises ValueError where there is none.
     """
-    found = [path for path in Path(run).glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdecimal()]
-    whole = [path for path in found if is_whole(path)]
-    for path in set(found) - set(whole):
+    whole = [path for path in checkpoints(run) if is_whole(path)]
+    for path in set(checkpoints(run)) - set(whole):
         shutil.rmtree(path)
     if not whole:
         raise ValueError(f"{run} has no whole checkpoint to resume from; train() without it starts anew")
     return max(whole, key=lambda path: ((path / _LAST).stat().st_mtime_ns, int(path.name.split("-")[1])))
+
+
+def check_same(checkpoint: Path, now: dict[str, dict]) -> None:
+    """Raises ValueError, with a table of what differs, where a run would go on with other settings than it had.
+
+    What leaves the steps as they are may differ: logging, saving, evaluation, trackers, workers, gradient
+    checkpointing, and how the examples of a step are split over batches, accumulation and processes. More steps make
+    another schedule, unless learning rate and threshold are constant. `now`: a checkpoint's JSON files, by name.
+    """
+    if not (checkpoint / ENVIRONMENT).is_file():
+        return print(f"{checkpoint} does not say how it was made: whether all is as it was is not checked.")
+    read = {name: json.loads((checkpoint / name).read_text("utf-8")) for name in now if (checkpoint / name).is_file()}
+    then, now = _bound(read), _bound(json.loads(json.dumps(now)))
+    if then["lr_scheduler_type"] in _CONSTANT and then["threshold_end"] is None:
+        then |= {name: now[name] for name in ("max_steps", "num_train_epochs")}
+    table = [(name, repr(then[name]), repr(now[name])) for name in then if name in now and then[name] != now[name]]
+    if table:
+        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+        lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in [("", "then", "now"), *table]]
+        raise ValueError(
+            f"{checkpoint} is of a run with other settings:\n"
+            + "\n".join(lines)
+            + "\nSet them as they were to go on, or "
+            "train() anew in another output_dir. max_steps and num_train_epochs may change only under "
+            f"lr_scheduler_type={' or '.join(map(repr, _CONSTANT))}, without threshold_end"
+        )
+
+
+def _bound(files: dict[str, dict]) -> dict:
+    """What has to stay as it is, by name; of the sizes of batches only the examples of a step."""
+    kept = {name: value for name, value in files[CONFIG].items() if not _FREE.match(name)}
+    found = files[ENVIRONMENT]
+    batch = kept.pop("per_device_train_batch_size") * kept.pop("gradient_accumulation_steps") * found["processes"]
+    data = files.get(REPORT, {}).get("source")
+    return (
+        kept | {"examples per step": batch, "data": data} | {name: found[name] for name in ("examples", "base_model")}
+    )
+
+
+def check_room(args: TrainingArguments, state: TrainerState, model: nn.Module) -> None:
+    """Raises OSError where the disk has less room than the checkpoints to come will need, by estimate.
+
+    Each holds the weights that are saved, and two moments of each trained one, in an 8-bit optimiser a byte each.
+    """
+    trained = [p for p in model.parameters() if p.requires_grad]
+    saved = trained if hasattr(model, "peft_config") else model.parameters()
+    weights = sum(p.numel() * p.element_size() for p in saved)
+    moments = sum(2 * p.numel() * (1 if "8bit" in args.optim else p.element_size()) for p in trained)
+    every = state.save_steps if args.save_strategy == "steps" else state.max_steps / state.num_train_epochs
+    new = 0 if args.save_strategy == "no" else math.ceil((state.max_steps - state.global_step) / every)
+    if args.save_total_limit:  # one is written before one is removed
+        new = min(new, max(args.save_total_limit + 1 - len(checkpoints(args.output_dir)), 1))
+    need = (weights + new * (weights + moments * (not args.save_only_model))) / 1e6
+    if need > (free := shutil.disk_usage(args.output_dir).free / 1e6):
+        raise OSError(
+            f"{args.output_dir}: {new} checkpoints and the model take about {need:,.1f} MB, and its disk has "
+            f"{free:,.1f} MB left; set save_total_limit=1, a larger save_steps, or another output_dir"
+        )
 
 
 @contextmanager

@@ -4,9 +4,9 @@ import json
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from itertools import islice
 from pathlib import Path
 
@@ -17,8 +17,9 @@ from .evaluate import evaluate
 from .formats import to_messages
 from .generation import sample
 from .metrics import is_correct, paired_difference, parse
-from .models import load_model, load_tokenizer, read_run
+from .models import load_model, load_tokenizer
 from .rows import Rows, load_rows
+from .run import Run, versions
 
 BEFORE = "before"  # the row of the model under the adapters
 _MOST_TRAINING = 30_000_000  # characters of a data set, among which what was copied is looked for
@@ -123,7 +124,7 @@ def compare(
     asked = dict(n=n, temperature=temperature, max_new_tokens=max_new_tokens, batch_size=batch_size, seed=seed)
     settings = {"test": rows.source, "prompts": len(rows), **asked, "answer": answer, "notes": (notes := [])}
     settings |= {"date": datetime.now(UTC).isoformat(timespec="seconds")}
-    settings |= {"versions": {name: _version(name) for name in _LIBRARIES}}
+    settings |= {"versions": versions(_LIBRARIES)}
     configs = {name: _config(path) for name, path in runs.items()}
     folder.mkdir(parents=True, exist_ok=True)
     known = {source: _thoughts(source) for source in {config.get("data") for config in configs.values()}}
@@ -198,16 +199,15 @@ def _references(rows: Rows, how: str) -> list[str] | None:
 
 def _config(run: Path) -> dict:
     """What is known of a run: base model, data, and every argument of adapter and training; its folder as given."""
-
-    def read(file: str) -> dict:
-        return json.loads((run / file).read_text(encoding="utf-8")) if (run / file).is_file() else {}
-
-    adapter, report = read("adapter_config.json"), read("data_report.json")
-    config = read_run(run) if adapter else {}
-    config |= {"data": report["source"], "examples": report["kept"]} if report else {}
+    file, config = run / "adapter_config.json", {}
+    adapter = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    with suppress(FileNotFoundError):  # a model's folder
+        found = Run(run)
+        config = found.base | found.config
+        config |= {"data": found.report.source, "examples": found.report.kept} if found.report else {}
     for key, value in adapter.items():  # sets, written in an order of chance
         config[f"adapter.{key}"] = sorted(value) if isinstance(value, list) else value
-    return config | read("training_config.json") | {"output_dir": str(run)}
+    return config | {"output_dir": str(run)}
 
 
 def _sampled(runs: dict[str, Path], configs: dict, rows: Rows, folder: Path, base: bool, **asked) -> dict:
@@ -251,10 +251,3 @@ def _thoughts(source: str | None) -> tuple[list[str] | None, str]:
     except (ValueError, OSError) as error:
         return None, f"{source} cannot be read: {error}"
     return (thoughts, "") if thoughts else (None, f"{source} has no thoughts")
-
-
-def _version(library: str) -> str:
-    try:
-        return version(library)
-    except PackageNotFoundError:
-        return "absent"

@@ -61,6 +61,9 @@ class BTSFTConfig(TrainingArguments):
     report_to: str | list[str] = field(
         default="none", metadata={"help": "Trackers: none, tensorboard, wandb, wandb-offline, or a list."}
     )
+    run_group: str | None = field(default=None, metadata={"help": "wandb: the group of the run."})
+    run_tags: list[str] = field(default_factory=list, metadata={"help": "wandb: tags of the run."})
+    job_type: str | None = field(default=None, metadata={"help": "wandb: the type of job of the run."})
     remove_unused_columns: bool = field(
         default=False, metadata={"help": "Stays False: the weights and kinds are columns that no model knows."}
     )
@@ -98,21 +101,35 @@ class BTSFTConfig(TrainingArguments):
             raise ValueError("label_smoothing_factor: the objective has no label smoothing; leave it 0")
         if self.remove_unused_columns:
             raise ValueError("remove_unused_columns=True would remove the token weights and kinds; leave it False")
+        if self.hub_token or self.push_to_hub:
+            raise ValueError(
+                "push_to_hub, hub_token: a run folder keeps its arguments, a token too; leave them out, and push the "
+                "folder when the run is finished, with the token in HF_TOKEN, see load_secrets"
+            )
         self.label_names = ["labels"] if self.label_names is None else self.label_names
         self.report_to, self._wandb_offline = _trackers(self.report_to)
         super().__post_init__()
 
     @contextmanager
-    def wandb_mode(self):
-        """While a run trains with report_to="wandb-offline", and no longer, wandb is told so by its variable."""
-        before = os.environ.get("WANDB_MODE")
-        if self._wandb_offline:
-            os.environ["WANDB_MODE"] = "offline"
+    def tracking(self):
+        """While a run trains, and no longer, wandb is told of its mode, project, group, tags and job type.
+
+        transformers' callback passes none of them on; wandb reads them from its environment variables.
+        """
+        told = {
+            "WANDB_MODE": "offline" if self._wandb_offline else None,
+            "WANDB_PROJECT": None if self.project == "huggingface" else self.project,
+            "WANDB_RUN_GROUP": self.run_group,
+            "WANDB_TAGS": ",".join(self.run_tags),
+            "WANDB_JOB_TYPE": self.job_type,
+        }
+        before = {name: os.environ.get(name) for name, value in told.items() if value}
+        os.environ.update({name: value for name, value in told.items() if value})
         try:
             yield
         finally:
-            if self._wandb_offline:
-                os.environ.pop("WANDB_MODE") if before is None else os.environ.update(WANDB_MODE=before)
+            for name, value in before.items():
+                os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
 @dataclass

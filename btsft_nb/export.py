@@ -7,7 +7,7 @@ import torch
 from huggingface_hub import HfApi
 from transformers import AutoConfig
 
-from .models import load_run, read_run, resolve
+from .models import load_run, read_base, resolve
 from .render import Renderer
 
 _PUSHED = (
@@ -30,7 +30,7 @@ def merge(run: str | Path, folder: str | Path, *, dtype: str = "auto") -> Path:
 
     Raises FileNotFoundError where `run` has no adapter, FileExistsError where `folder` holds something else.
     """
-    folder, base = Path(folder), read_run(run)["base_model"]
+    folder, base = Path(folder), read_base(run)["base_model"]
     if folder.exists() and any(folder.iterdir()):
         raise FileExistsError(f"{folder} is not empty; name a new folder for the merged model")
     kind = getattr(torch, dtype) if dtype != "auto" else AutoConfig.from_pretrained(resolve(base)).dtype

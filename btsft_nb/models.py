@@ -86,7 +86,7 @@ def load_run(folder: str | Path, *, dequantize: bool = False, **where) -> tuple[
         dequantize: with the numbers that its quantised weights stand for, in the type that the model computed in.
         where: device_map and max_memory.
     """
-    run = {"bits": 4, "dtype": "auto", "attention": "auto", "rows": 0} | read_run(folder)
+    run = read_base(folder)
     if not Path(folder, "adapter_model.safetensors").is_file():
         raise FileNotFoundError(f"{folder}: no adapter_model.safetensors; {_NO_PICKLES}")
     if run["dtype"] == "bfloat16" and not detect().bf16:
@@ -171,22 +171,17 @@ def record_base(folder: str | Path, model: PeftModel) -> None:
     config_file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
-def read_run(folder: str | Path) -> dict:
-    """What a run folder holds: `base_model`, `qlora`, `bits`, `data`, `threshold`, `anchor`, `beta`, as far as it says.
+def read_base(folder: str | Path) -> dict:
+    """What stands beside an adapter: `base_model`, `qlora`, and how its weights were loaded.
 
     Raises FileNotFoundError where the folder holds an adapter that another tool made, or none.
     """
-    folder = Path(folder)
-    if not (folder / _RECORD).is_file():
+    file = Path(folder, _RECORD)
+    if not file.is_file():
         raise FileNotFoundError(
             f"{folder}: no {_RECORD}, so this is no run of btsft_nb; load another tool's adapter with peft, on its base"
         )
-    run = json.loads((folder / _RECORD).read_text())
-    for file, names in (("data_report.json", ["source"]), ("training_config.json", ["threshold", "anchor", "beta"])):
-        if (folder / file).is_file():
-            record = json.loads((folder / file).read_text())
-            run |= {"data" if name == "source" else name: record[name] for name in names}
-    return run
+    return {"bits": 4, "dtype": "auto", "attention": "auto", "rows": 0} | json.loads(file.read_text())
 
 
 def resolve(name: str | Path) -> str:

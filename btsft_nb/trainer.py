@@ -1,8 +1,8 @@
 """BTSFTTrainer: transformers' Trainer with the blur drawn per batch and the objective of `losses`, without logits."""
 
-import json
 import time
 from dataclasses import asdict
+from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
 
@@ -14,8 +14,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallba
 from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
 
 from .blur import draws, unit_ids
-from .callbacks import LiveCurves, StopOnInterrupt
-from .checkpoints import last_checkpoint, writing
+from .callbacks import LiveCurves, Record, StopOnInterrupt, less_memory
+from .checkpoints import CONFIG, ENVIRONMENT, REPORT, check_same, is_whole, last_checkpoint, writing
 from .collator import Collator
 from .config import BTSFTConfig
 from .forward import HeadForward
@@ -23,6 +23,7 @@ from .inspector import token_texts
 from .logs import PARTS, Sums, means
 from .losses import find_completions, objective
 from .models import record_base
+from .run import Run, environment
 from .tokens import tag_ids
 from .tracking import Probe
 
@@ -69,6 +70,8 @@ class BTSFTTrainer(Trainer):
             processing_class=processing_class,
             callbacks=[*(callbacks or []), self._interrupt],
         )
+        self._record = Record()
+        self.callback_handler.callbacks.insert(0, self._record)  # before what logs at the start
         if any(isinstance(callback, LiveCurves) for callback in callbacks or []):
             self.remove_callback(PrinterCallback)
             self.remove_callback(DEFAULT_PROGRESS_CALLBACK)
@@ -82,44 +85,59 @@ class BTSFTTrainer(Trainer):
             self.ref_model = self.accelerator.prepare_model(ref_model, evaluation_mode=True)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs):
-        """As Trainer.train, and then saves model, tokenizer, settings, history and data report to the run folder.
+        """As Trainer.train, in a run folder that explains itself: `Run` reads it, README.md in it is a model card.
+
+        Args:
+            resume_from_checkpoint: True, a run folder or a checkpoint: go on from there, from the last checkpoint.
 
         An interrupt lets the step end and leaves a checkpoint, from which `train(resume_from_checkpoint=True)` goes
         on as if nothing had been; then it is passed on. A second one stops at once. What a killed run left of a
         checkpoint that it was writing is removed.
+
+        Raises ValueError for a resume with another configuration, data or model, see `check_same`; OSError for a disk
+        without room for the checkpoints; and torch.OutOfMemoryError with what to change, in order.
         """
         self._sums.clear()
         self._mark = None
-        if resume_from_checkpoint is True:
+        report = getattr(self.train_dataset, "report", None)
+        self._record.files = {CONFIG: self.args.to_dict(), **({REPORT: asdict(report)} if report else {})}
+        self._record.files[ENVIRONMENT] = environment(self.model, self.args.world_size, len(self.train_dataset))
+        if resume_from_checkpoint:
+            given = Path(self.args.output_dir if resume_from_checkpoint is True else resume_from_checkpoint)
             with self.accelerator.main_process_first():
-                resume_from_checkpoint = str(last_checkpoint(self.args.output_dir))
-        with self.args.wandb_mode(), self._interrupt.listening(self.accelerator):
-            output = super().train(resume_from_checkpoint, **kwargs)
+                given = given if is_whole(given) else last_checkpoint(given)
+            check_same(given, self._record.files)
+            resume_from_checkpoint = str(given)
+        try:
+            with self.args.tracking(), self._interrupt.listening(self.accelerator):
+                output = super().train(resume_from_checkpoint, **kwargs)
+        except torch.OutOfMemoryError as error:
+            raise torch.OutOfMemoryError(
+                f"{error}\n{less_memory(self.args, self.model, report and report.longest)}"
+            ) from error
         if self._interrupt.stopped:
+            self._record.update()
             raise KeyboardInterrupt(f"stopped after step {self.state.global_step}, with a checkpoint")
         self.save_model()
-        if self.is_world_process_zero():
-            self._save_records(Path(self.args.output_dir))
+        self._record.update(datetime.now(UTC).isoformat(timespec="seconds"))
+        if self.is_world_process_zero() and not self.args.disable_tqdm:
+            print(Run(self.args.output_dir))
         if self._interrupt.requested:
             raise KeyboardInterrupt("it came after the last step; the run is complete and saved")
         return output
 
-    def _save_records(self, folder: Path) -> None:
-        (folder / "history.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in self.state.log_history))
-        (folder / "training_config.json").write_text(self.args.to_json_string() + "\n")
-        report = getattr(self.train_dataset, "report", None)
-        if report:
-            (folder / "data_report.json").write_text(json.dumps(asdict(report), indent=2) + "\n")
-
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         super()._save(output_dir, state_dict)
         if isinstance(self.model, PeftModel) and self.args.should_save:
+            Path(output_dir or self.args.output_dir, "README.md").unlink(missing_ok=True)  # peft's: a form to fill in
             record_base(output_dir or self.args.output_dir, self.model)
 
     def _save_checkpoint(self, model, trial) -> None:
         """As Trainer's, which leaves a part of a checkpoint where it fails, on a full disk, say."""
         folder = Path(self._get_output_dir(trial), f"checkpoint-{self.state.global_step}")
         with writing(folder, main=self.args.should_save):
+            if self.args.should_save:
+                self._record.save(folder)
             super()._save_checkpoint(model, trial)
 
     def _save_rng_state(self, output_dir: str) -> None:

@@ -6,6 +6,7 @@ benchmarks/kill.py kills at random moments; here are the moments that chance may
 import json
 import multiprocessing
 import os
+import re
 import resource
 import shutil
 import signal
@@ -262,6 +263,90 @@ def test_an_interrupt_after_the_last_step(tmp_path, alone):
     with pytest.raises(KeyboardInterrupt, match="complete and saved"):
         make_trainer(tmp_path, [Late()], save_strategy="no").train()
     assert result(tmp_path) == alone and checkpoints(tmp_path) == []
+
+
+def test_a_resume_with_other_settings_says_what_differs(tmp_path, alone):
+    """By name, then and now, before anything is written; what leaves the steps as they are may differ."""
+    trainer = make_trainer(tmp_path, [At(3, interrupt)])
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    changed = dict(threshold=0.4, learning_rate=2e-3, per_device_train_batch_size=4, max_steps=8, optim="adamw_torch")
+    with pytest.raises(ValueError, match="of a run with other settings") as caught:
+        make_trainer(tmp_path, **changed).train(resume_from_checkpoint=True)
+    table = [line.split() for line in str(caught.value).splitlines() if "  " in line]
+    told = {tuple(row) for row in table}
+    assert {("threshold", "0.5", "0.4"), ("learning_rate", "0.001", "0.002"), ("max_steps", "6", "8")} < told
+    assert ("examples", "per", "step", "4", "8") in told and len(told) == 6  # and the heading, with optim
+    assert "another output_dir" in str(caught.value) and "lr_scheduler_type='constant'" in str(caught.value)
+    other = make_trainer(tmp_path)
+    other.train_dataset = other.train_dataset.select(range(12))
+    with pytest.raises(ValueError, match=r"examples +16 +12"):
+        other.train(resume_from_checkpoint=True)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    same = dict(per_device_train_batch_size=4, gradient_accumulation_steps=1, save_steps=5, dataloader_num_workers=2)
+    same |= dict(logging_steps=1, gradient_checkpointing=True, per_device_eval_batch_size=1, run_name="other")
+    make_trainer(tmp_path, **same).train(resume_from_checkpoint=True)
+    _, logs = result(tmp_path)
+    assert [log["step"] for log in logs] == [log["step"] for log in alone[1]]
+    assert logs[-1]["loss"] == pytest.approx(alone[1][-1]["loss"], rel=0.05)
+
+
+def test_a_constant_schedule_goes_on_for_longer(tmp_path):
+    """2 steps and then 2 more end bit-equal to 4; a threshold that moves to the last step is a schedule as well."""
+    constant = dict(lr_scheduler_type="constant", save_steps=2)
+    make_trainer(tmp_path / "whole", max_steps=4, **constant).train()
+    make_trainer(tmp_path / "more", max_steps=2, **constant).train()
+    trainer = make_trainer(tmp_path / "more", max_steps=4, **constant)
+    trainer.train(resume_from_checkpoint=True)
+    assert trainer.state.global_step == 4 and result(tmp_path / "more") == result(tmp_path / "whole")
+    moving = make_trainer(tmp_path / "more", max_steps=6, threshold_end=0.9, **constant)
+    with pytest.raises(ValueError, match=r"threshold_end +None +0.9"):
+        moving.train(resume_from_checkpoint=True)
+
+
+def test_a_checkpoint_that_does_not_say_how_it_was_made(tmp_path, capsys):
+    """Of an earlier version: it goes on, and says that nothing was compared."""
+    make_trainer(tmp_path, max_steps=2).train()
+    (tmp_path / "checkpoint-2" / "environment.json").unlink()
+    make_trainer(tmp_path, max_steps=2, seed=1).train(resume_from_checkpoint=True)
+    assert "checkpoint-2 does not say how it was made" in capsys.readouterr().out
+
+
+def test_out_of_memory_says_what_to_change(tmp_path):
+    """In order, with the values in use, after the words of torch; of the same type, and the folder can go on."""
+
+    def exhausted():
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    trainer = make_trainer(tmp_path, [At(3, exhausted)])
+    with pytest.raises(torch.OutOfMemoryError, match=r"^CUDA out of memory\. Tried to allocate 2\.00 GiB\.") as caught:
+        trainer.train()
+    ways = ("per_device_train_batch_size (now 2)", "gradient_accumulation_steps (now 2)", "gradient_checkpointing=True")
+    ways += ("max_length", f"{trainer.train_dataset.report.longest} tokens", "qlora=True", "a smaller model")
+    places = [str(caught.value).find(way) for way in ways]
+    assert -1 not in places and places == sorted(places)
+    halved = dict(per_device_train_batch_size=1, gradient_accumulation_steps=4)
+    make_trainer(tmp_path, **halved).train(resume_from_checkpoint=True)
+    assert bt.Run(tmp_path).finished
+
+
+@pytest.mark.parametrize(("settings", "count"), [({}, 3), ({"save_total_limit": 1}, 2), ({"save_strategy": "no"}, 0)])
+def test_a_disk_too_small_is_told_before_the_first_step(tmp_path, monkeypatch, settings, count):
+    """The estimate is near what the checkpoints and the model then take, without the tokenizer and the like."""
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=100_000))
+    with pytest.raises(
+        OSError, match=rf"{count} checkpoints and the model take about [\d.]+ MB.*0.1 MB left"
+    ) as caught:
+        make_trainer(tmp_path, **settings).train()
+    assert checkpoints(tmp_path) == []
+    monkeypatch.undo()
+    if not settings:
+        told = float(re.search(r"about ([\d.]+) MB", str(caught.value))[1]) * 1e6
+        make_trainer(tmp_path).train()
+        files = [path for name in (ADAPTER, "optimizer.pt") for path in tmp_path.rglob(name)]
+        assert told == pytest.approx(sum(path.stat().st_size for path in files), rel=0.2)
 
 
 def received(trainer) -> list:

@@ -12,7 +12,7 @@ import sys
 import pyarrow
 import pyarrow.parquet
 import pytest
-from datasets import Dataset, load_dataset
+from datasets import Dataset, DatasetDict, load_dataset
 
 from btsft_nb import RowError, Rows, RowStream, load_rows
 

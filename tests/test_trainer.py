@@ -387,10 +387,19 @@ def test_curves_outside_a_notebook_draw_nothing(tmp_path, examples, tiny_tokeniz
 
 
 def test_offline_wandb_ends_with_the_run(tmp_path, monkeypatch):
-    """A config changes nothing in the process; the run sets the mode for itself alone."""
+    """A config changes nothing in the process; the run tells wandb for itself alone."""
     monkeypatch.delenv("WANDB_MODE", raising=False)
-    config = bt.BTSFTConfig(str(tmp_path), anchor=0, report_to="wandb-offline")
+    monkeypatch.setenv("WANDB_TAGS", "mine")
+    config = bt.BTSFTConfig(str(tmp_path), anchor=0, report_to="wandb-offline", run_tags=["a", "b"], project="p")
     assert config.report_to == ["wandb"] and "WANDB_MODE" not in os.environ
-    with config.wandb_mode():
-        assert os.environ["WANDB_MODE"] == "offline"
-    assert "WANDB_MODE" not in os.environ
+    with config.tracking():
+        told = [os.environ.get(f"WANDB_{name}") for name in ("MODE", "TAGS", "PROJECT", "RUN_GROUP")]
+        assert told == ["offline", "a,b", "p", None]
+    assert "WANDB_MODE" not in os.environ and os.environ["WANDB_TAGS"] == "mine"
+
+
+def test_what_would_store_a_token_is_refused(tmp_path):
+    for unsafe in (dict(hub_token="hf_secret"), dict(push_to_hub=True)):
+        with pytest.raises(ValueError, match=r"push the folder.*HF_TOKEN") as caught:
+            bt.BTSFTConfig(str(tmp_path), **unsafe)
+        assert "hf_secret" not in str(caught.value)

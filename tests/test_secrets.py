@@ -1,0 +1,126 @@
+"""Secrets: found where users keep them, and nowhere in what a run writes, logs or prints."""
+
+import os
+import subprocess
+import sys
+import types
+
+import pytest
+
+import btsft_nb as bt
+from btsft_nb.secrets import NAMES
+
+SECRETS = {name: f"planted_{i}_0123456789abcdef" for i, name in enumerate(NAMES)}
+
+
+@pytest.fixture(autouse=True)
+def unset(monkeypatch):
+    """No secret is set, and none stays."""
+    for name in NAMES:
+        monkeypatch.setenv(name, "gone")  # so that what the test leaves is undone
+        monkeypatch.delenv(name)
+
+
+def test_a_file_gives_known_names_and_overrides_nothing(tmp_path, monkeypatch):
+    file = tmp_path / ".env"
+    file.write_text(
+        "# HF_TOKEN=no\nexport HF_TOKEN = 'a#b' # mine\nWANDB_API_KEY=file\nPATH=/evil\nTRACKIO_WRITE_TOKEN=\nit's\n"
+    )
+    monkeypatch.setenv("WANDB_API_KEY", "set before")
+    before = os.environ["PATH"]
+    assert bt.load_secrets(file) == ["HF_TOKEN", "WANDB_API_KEY"]
+    assert (os.environ["HF_TOKEN"], os.environ["WANDB_API_KEY"]) == ("a#b", "set before")
+    assert os.environ["PATH"] == before
+
+
+def test_no_file_and_no_secret_are_no_error(tmp_path):
+    assert bt.load_secrets(tmp_path / ".env") == []
+
+
+def test_an_open_quote_is_named_without_its_value(tmp_path):
+    (tmp_path / ".env").write_text("A=1\nHF_TOKEN='hf_abc\n")
+    with pytest.raises(ValueError, match=r"\.env, line 2: HF_TOKEN has a quote that does not end") as caught:
+        bt.load_secrets(tmp_path / ".env")
+    assert "hf_abc" not in str(caught.value) and caught.value.__suppress_context__
+
+
+def test_colab_is_asked_for_what_is_still_missing(tmp_path, monkeypatch):
+    """A stand-in for google.colab, which exists in Colab alone; one secret is absent, one is not shared."""
+
+    class Absent(Exception):
+        pass
+
+    class Closed(Exception):
+        pass
+
+    def get(name):
+        asked.append(name)
+        if name == "WANDB_API_KEY":
+            raise Absent
+        if name == "TRACKIO_WRITE_TOKEN":
+            raise Closed
+        return "from colab"
+
+    asked, userdata = [], types.SimpleNamespace(get=get, SecretNotFoundError=Absent, NotebookAccessError=Closed)
+    monkeypatch.setitem(sys.modules, "google.colab", types.SimpleNamespace(userdata=userdata))
+    (tmp_path / ".env").write_text("HF_TOKEN=file\n")
+    assert bt.load_secrets(tmp_path / ".env") == ["HF_TOKEN"] and os.environ["HF_TOKEN"] == "file"
+    assert asked == ["WANDB_API_KEY", "TRACKIO_WRITE_TOKEN"]
+    monkeypatch.delenv("HF_TOKEN")
+    assert bt.load_secrets(tmp_path / "none") == ["HF_TOKEN"] and os.environ["HF_TOKEN"] == "from colab"
+
+
+TRAIN = """
+import sys
+import btsft_nb as bt
+names = bt.load_secrets()
+assert len(names) == 3, names
+model, tokenizer = bt.load_model("tiny", qlora=True)
+data = bt.prepare(bt.load_rows("tiny/teacher")[:4], tokenizer)
+trackers = dict(report_to=["tensorboard", "wandb-offline"], run_group="group-7", run_tags=["tag-7"], job_type="job-7")
+config = bt.BTSFTConfig("run", max_steps=2, save_steps=1, logging_steps=1, per_device_train_batch_size=2, **trackers)
+track = bt.TrackSamples(["How many?"], tokenizer, every=1, n=1, max_new_tokens=2)
+trainer = bt.BTSFTTrainer(model, config, data, processing_class=tokenizer, callbacks=[track])
+print(config, names)
+trainer.train()
+run = bt.Run("run")
+print(run, run._repr_html_(), run.environment, run.config)
+"""
+
+
+def test_a_whole_training_writes_no_secret(tmp_path):
+    """With TensorBoard and offline wandb: the secrets are in the environment, in .env and on the command line, and in
+    no byte of the folder, of wandb's, or of what is printed; the trackers have what they were given."""
+    pytest.importorskip("wandb")
+    file = "".join(f"{name}={value}\n" for name, value in list(SECRETS.items())[1:])
+    (tmp_path / ".env").write_text(file)
+    environment = os.environ | {
+        "HF_TOKEN": SECRETS["HF_TOKEN"],
+        "WANDB_SILENT": "true",
+        "PYTHONPATH": os.pathsep.join(sys.path),
+    }
+    environment.pop("WANDB_MODE", None)
+    command = [
+        sys.executable,
+        "-c",
+        TRAIN,
+        "--hub_token",
+        "hf_onthecommandline",
+        "api_key=verysecret",
+        f"{tmp_path}/x.yaml",
+    ]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:].decode()
+    (tmp_path / ".env").unlink()
+    written = {path.relative_to(tmp_path): path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    assert {path.parts[0] for path in written} == {"run", "wandb"}
+    texts = written | {"stdout": done.stdout, "stderr": done.stderr}
+    for secret in SECRETS.values():
+        assert [name for name, text in texts.items() if secret.encode() in text] == []
+    ours = [text for path, text in written.items() if path.parts[0] == "run" and "runs" not in path.parts]
+    assert not any(secret in text for text in ours for secret in (b"hf_onthe", b"verysecret"))
+    environment = written[next(path for path in written if str(path) == "run/environment.json")]
+    assert b"x.yaml" in environment and str(tmp_path).encode() not in environment
+    assert b"HF_TOKEN" in done.stdout
+    (log,) = [text for path, text in written.items() if path.suffix == ".wandb"]
+    assert all(word in log for word in (b"group-7", b"tag-7", b"job-7", b"expected_reward"))
