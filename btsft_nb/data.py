@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import tempfile
-import threading
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -206,23 +205,9 @@ def _parts(make: _Make, chunks: Iterator[list], num_proc: int) -> Iterator[tuple
     if num_proc == 1:
         yield from map(make, chunks)
         return
-    slots, done = threading.Semaphore(4 * num_proc), False
-
-    def bounded() -> Iterator[list]:  # a pool reads ahead without end, and a stream may not fit into memory
-        for chunk in chunks:
-            slots.acquire()
-            if done:
-                return
-            yield chunk
-
     with multiprocess.Pool(num_proc, _start, (make,)) as pool:
-        try:
-            for part in pool.imap(_work, bounded()):
-                slots.release()
-                yield part
-        finally:
-            done = True
-            slots.release()
+        while some := list(islice(chunks, 6 * num_proc)):  # a pool reads ahead without end; a stream may be too large
+            yield from pool.imap(_work, some)
 
 
 def _start(make: _Make) -> None:

@@ -7,6 +7,8 @@ import math
 import re
 from collections import Counter
 from collections.abc import Sequence
+from itertools import accumulate
+from operator import or_
 
 import numpy as np
 
@@ -40,51 +42,27 @@ def self_bleu(texts: Sequence[str]) -> float | None:
     https://arxiv.org/abs/1802.01886; BLEU as sacrebleu's `BLEU(effective_order=True, tokenize="none").sentence_score`
     over `words`, with each text's n-grams counted once.
     """
+    from sacrebleu.metrics import BLEU
+
     split = [found for text in texts if (found := words(text))]
     if len(split) < 2:
         return None
-    matches = np.array([_matches([Counter(_ngrams(text, n)) for text in split]) for n in _ORDERS])  # (4, texts)
-    lengths = [len(text) for text in split]
+    grams = [Counter(gram for n in _ORDERS for gram in _ngrams(text, n)) for text in split]
+    before, after = (list(accumulate(some, or_, initial=Counter())) for some in (grams, grams[::-1]))
     scores = []
-    for i, length in enumerate(lengths):
-        others = lengths[:i] + lengths[i + 1 :]
-        closest = min(others, key=lambda other: (abs(other - length), other))
-        scores.append(_sentence_bleu(matches[:, i], length, closest))
+    for i, text in enumerate(split):
+        lengths = [len(other) for other in split[:i] + split[i + 1 :]]
+        closest = min(lengths, key=lambda other: (abs(other - len(text)), other))
+        found = grams[i] & (before[i] | after[-2 - i])  # each as often at most as in one of the others
+        matches = [sum(count for gram, count in found.items() if len(gram) == n) for n in _ORDERS]
+        totals = [max(len(text) - n + 1, 0) for n in _ORDERS]
+        score = BLEU.compute_bleu(matches, totals, len(text), closest, smooth_method="exp", effective_order=True).score
+        scores.append(score / 100)
     return sum(scores) / len(scores)
 
 
 def _ngrams(text: list[str], n: int) -> zip:
     return zip(*(text[i:] for i in range(n)), strict=False)
-
-
-def _matches(counts: list[Counter]) -> list[int]:
-    """Of each text, how many n-grams stand in another text too, each as often at most as in one of the others."""
-    highest: dict[tuple, tuple[int, int]] = {}  # the two highest counts of an n-gram
-    for found in counts:
-        for gram, count in found.items():
-            first, second = highest.get(gram, (0, 0))
-            if count > second:
-                highest[gram] = (count, first) if count > first else (first, count)
-    matches = []
-    for found in counts:
-        tops = ((count, *highest[gram]) for gram, count in found.items())
-        matches.append(sum(count if count < first else second for count, first, second in tops))
-    return matches
-
-
-def _sentence_bleu(matches: Sequence[int], length: int, reference: int) -> float:
-    """BLEU from the matches of each order and two lengths; orders without a match are smoothed exponentially."""
-    if not any(matches):
-        return 0.0
-    logs, halved = [], 1
-    for n, matched in zip(_ORDERS, matches, strict=True):
-        total = length - n + 1
-        if total <= 0:
-            break
-        if not matched:
-            halved *= 2
-        logs.append(math.log(matched / total if matched else 1 / (halved * total)))
-    return math.exp(min(0.0, 1 - reference / length) + sum(logs) / len(logs))
 
 
 def way_entropy(ways: Sequence[str | None]) -> float | None:
