@@ -27,7 +27,7 @@ from transformers.quantizers.base import get_keys_to_not_convert
 
 from .config import BTSFTConfig, ModelConfig
 from .head_matrix import CHUNK, Plan, matrix_head
-from .models import _resolve
+from .models import resolve
 
 SHARE = 0.5  # of `measured_speed`, what training reaches; docs/scale.md has what benchmarks/memory.py measured
 _MOMENTS = {"adamw": 2, "ademamix": 3, "lion": 1, "rmsprop": 1, "adagrad": 1, "sgd": 0}  # kept of each weight
@@ -100,7 +100,7 @@ def estimate(
     shares = {"none": (1, 1), "zero2": (1, processes), "fsdp": (processes, processes), "zero3": (processes, processes)}
     if sharding not in shares:
         raise ValueError(f"sharding={sharding!r}: one of {', '.join(shares)} wanted")
-    config, (of_weights, of_gradients) = AutoConfig.from_pretrained(_resolve(model.model)), shares[sharding]
+    config, (of_weights, of_gradients) = AutoConfig.from_pretrained(resolve(model.model)), shares[sharding]
     whole = _skeleton(config, model)
     embeddings = {m.weight for m in whole.modules() if isinstance(m, nn.Embedding)}
     trained = [p for p in whole.parameters() if p.requires_grad]
