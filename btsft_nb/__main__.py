@@ -4,6 +4,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import yaml
@@ -68,9 +69,11 @@ def _asked(arguments: list[str]) -> _Asked:
     parser.add_argument("--overwrite", action="store_true")
     parser.add_argument("words", nargs="*")
     try:
-        found = parser.parse_intermixed_args(arguments)
+        found, unknown = parser.parse_known_intermixed_args(arguments)
     except argparse.ArgumentError as error:
         raise ValueError(f"{error}; btsft --help says what there is") from error
+    if unknown:
+        raise ValueError(f"unknown option {unknown[0]}; btsft --help says what there is")
     given, runs = {}, []
     for word in found.words:
         key, equals, text = word.partition("=")
@@ -149,7 +152,7 @@ def _inspect(asked: _Asked) -> None:
         model, tokenizer = load_model(asked.runs[0])
     else:
         tokenizer = load_tokenizer(settings.model.tokenizer or settings.model.model)
-    examples = list(prepare_data(settings, tokenizer)[0].select(range(20)))
+    examples = list(islice(prepare_data(settings, tokenizer)[0], 20))
     dials = {name: getattr(training, name) for name in ("threshold", "beta", "unit", "keep_first", "seed")}
     scores = score(model, tokenizer, examples) if asked.runs else None
     path = Path(asked.runs[0] if asked.runs else training.output_dir, "inspector.html")

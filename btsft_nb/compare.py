@@ -89,6 +89,9 @@ def compare(
     temperature: float = 1.0,
     batch_size: int = 64,
     seed: int = 0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    no_repeat_ngram_size: int | None = None,
     answer: str = "auto",
     way_of: Callable[[str], str | None] | None = None,
     base: bool = True,
@@ -104,7 +107,8 @@ def compare(
         test: what `load_rows` takes, or rows. The right answer is their field `answer`; without it, what needs one is
             not measured.
         prompts: how many of the test rows, from the first; None: all of them.
-        n, max_new_tokens, temperature, batch_size, seed: as for `sample`. answer, way_of: as for `evaluate`.
+        n, max_new_tokens, temperature, batch_size, seed, top_k, top_p, no_repeat_ngram_size: as for `sample`.
+        answer, way_of: as for `evaluate`.
         base: also sample the model under the adapters of the first run that has any, as the first row, "before".
 
     Thoughts are held against those of the training data where a run's `data_report.json` names a generated set or a
@@ -122,6 +126,7 @@ def compare(
     rows = _test_rows(test, prompts)
     references = _references(rows, answer)
     asked = dict(n=n, temperature=temperature, max_new_tokens=max_new_tokens, batch_size=batch_size, seed=seed)
+    asked |= dict(top_k=top_k, top_p=top_p, no_repeat_ngram_size=no_repeat_ngram_size)
     settings = {"test": rows.source, "prompts": len(rows), **asked, "answer": answer, "notes": (notes := [])}
     settings |= {"date": datetime.now(UTC).isoformat(timespec="seconds")}
     settings |= {"versions": versions(_LIBRARIES)}

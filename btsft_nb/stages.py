@@ -119,8 +119,8 @@ def finetune(
 
     Returns the trainer, with its model and history.
     """
-    training, asked = settings.training, settings.evaluation
-    model, tokenizer = load_model(settings.model)
+    name, _, training, asked = settings.model, settings.data, settings.training, settings.evaluation
+    model, tokenizer = load_model(name)
     examples, held_out = prepare_data(settings, tokenizer)
     callbacks = [*(callbacks or [])]
     if show_plan and not training.process_index:

@@ -81,7 +81,7 @@ def test_train_says_before_what_it_will_take(trained):
 def test_a_dry_run_prepares_and_stops(trained):
     folder, _ = trained
     told = in_a_shell(folder, "train", "--config", "run.yaml", "--dry-run", "output_dir=nothing", "num_train_epochs=2")
-    assert "12 rows" in told and "GiB" in told and not (folder / "nothing").exists()
+    assert "12 rows" in told and "MiB" in told and not (folder / "nothing").exists()
 
 
 def test_a_run_is_not_written_over(trained, capsys, monkeypatch):
@@ -109,14 +109,14 @@ def test_a_run_goes_on_by_its_folder(trained, tmp_path):
 
 
 def test_merge_and_inspect_take_a_run(trained):
-    """The merged model is a plain one with the adapter's logits; the page has the tokens and their losses."""
+    """The merged model is a plain one with the adapter's logits, in float16; the page has the tokens' losses."""
     folder, _ = trained
     assert in_a_shell(folder, "merge", "out").splitlines()[-1] == "out/merged"
     ids = torch.arange(5, 25)[None]
     with torch.no_grad():
         merged = AutoModelForCausalLM.from_pretrained(folder / "out" / "merged", dtype=torch.float32)(ids).logits
         ours = bt.load_model(folder / "out")[0](ids).logits
-    torch.testing.assert_close(merged, ours, atol=1e-4, rtol=1e-4)
+    assert (merged - ours).abs().max() < 1e-3 * ours.abs().max()
     assert in_a_shell(folder, "inspect", "out").splitlines()[-1] == "out/inspector.html"
     assert "probability" in (folder / "out" / "inspector.html").read_text()
 

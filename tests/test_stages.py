@@ -29,6 +29,7 @@ def test_the_configuration_of_the_reference_runs_as_it_is(tmp_path):
     model.save_pretrained(tmp_path / "path" / "to" / "checkpoint")
     tokenizer.chat_template = None
     tokenizer.save_pretrained(tmp_path / "gpt2")
+    (tmp_path / "gpt2" / "config.json").write_text('{"model_type": "gpt2"}')
     make_hub_cache(tmp_path / "hub", "gpt2", tmp_path / "gpt2")
     rows = [{"messages": row["messages"]} for row in bt.load_rows("tiny/teacher")[:24]]
     Dataset.from_list(rows).save_to_disk(tmp_path / "path" / "to" / "dataset")
