@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from .compare_html import metrics_table, page
-from .evaluate import evaluate
+from .compare_html import page
+from .evaluate import evaluate, table
 from .formats import to_messages
 from .generation import sample
 from .metrics import is_correct, paired_difference, parse
@@ -75,7 +75,7 @@ class Comparison:
         return pd.DataFrame(rows, columns=columns).set_index(["metric", "model"])
 
     def _repr_html_(self) -> str:
-        return metrics_table(self.summaries)
+        return table(self.summaries).T.to_html(na_rep="\u2013")
 
 
 def compare(

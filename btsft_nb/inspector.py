@@ -14,7 +14,7 @@ import traitlets
 from transformers import PreTrainedTokenizerBase
 
 from .blur import UNITS, Kind, draws, example_key
-from .inspector_data import browser_data, shown, token_texts
+from .inspector_data import browser_data, check_match, shown, token_texts
 from .inspector_html import page, static_view, with_script
 
 _NEEDS = {"loss": "score", "probability": "score", "gradient": "score", "kl": "kl", "change": "compare"}
@@ -101,8 +101,9 @@ class TokenInspector(anywidget.AnyWidget):
         if not len(self._examples):
             raise ValueError("no example to show: give a row of what prepare returns, or several")
         self._scores, self._others = ([given] if isinstance(given, dict) else given for given in (score, compare))
-        _check_scores("score", self._scores, self._examples)
-        _check_scores("compare", self._others, self._examples)
+        for name, scores in (("score", self._scores), ("compare", self._others)):
+            if scores is not None:
+                check_match(name, [score["log_probs"] for score in scores], self._examples)
         dials = dict(threshold=threshold, beta=beta, epoch=epoch, unit=unit, keep_first=keep_first, seed=seed)
         super().__init__(count=len(self._examples), view=view, editable=editable, index=index, **dials)
         if not self.data:
@@ -249,14 +250,3 @@ class TokenInspector(anywidget.AnyWidget):
     def __repr__(self) -> str:
         tokens = len(self.data["ids"])
         return f"TokenInspector({self.data['id']!r}: {tokens} tokens, {self._share} at threshold {self.threshold:.2f})"
-
-
-def _check_scores(name: str, scores: Sequence[dict] | None, examples: Sequence[dict]) -> None:
-    if scores is None:
-        return
-    if len(scores) != len(examples):
-        raise ValueError(f"{name}: one for each of the {len(examples)} examples wanted, got {len(scores)}")
-    for i, score in enumerate(scores):
-        given, wanted = len(score["log_probs"]), len(examples[i]["input_ids"])
-        if given != wanted:
-            raise ValueError(f"{name}[{i}] has {given} tokens, its example {wanted}: score the same examples")

@@ -94,3 +94,13 @@ def _score_data(score: dict, tokenizer: PreTrainedTokenizerBase) -> dict:
 def _rounded(values: np.ndarray) -> list:
     finite = np.nan_to_num(np.asarray(values, dtype=float), nan=0, neginf=-999, posinf=999)  # JSON has no others
     return (np.round(finite, 6) + 0.0).tolist()  # no -0
+
+
+def check_match(name: str, values: Sequence[Sequence], examples: Sequence[dict]) -> None:
+    """Raises ValueError where there is not one list of values of each example's length; `name` is what they are."""
+    if len(values) != len(examples):
+        raise ValueError(f"{name}: one for each of the {len(examples)} examples wanted, got {len(values)}")
+    for i, (found, example) in enumerate(zip(values, examples, strict=True)):
+        if len(found) != len(example["input_ids"]):
+            given = f"{name}[{i}] has {len(found)} tokens, its example {len(example['input_ids'])}"
+            raise ValueError(f"{given}: {name} of the same examples wanted")

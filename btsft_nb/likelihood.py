@@ -8,7 +8,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from .blur import Kind
-from .inspector_data import token_texts
+from .inspector_data import check_match, token_texts
 from .intervals import sums_interval
 
 
@@ -57,7 +57,9 @@ def nll_by_kind(
 
     Raises ValueError where examples, scores and `blurred` do not match.
     """
-    _match(examples, scores, blurred)
+    check_match("scores", [score["log_probs"] for score in scores], examples)
+    if blurred is not None:
+        check_match("blurred", blurred, examples)
     rows: dict[str, list] = {}
     for i, (example, score) in enumerate(zip(examples, scores, strict=True)):
         kinds, n_bytes = np.asarray(example["kinds"]), token_bytes(tokenizer, example["input_ids"])
@@ -98,7 +100,7 @@ def log_prob_by_tag(examples: Sequence[dict], scores: Sequence[dict]) -> dict[st
 
     Raises ValueError where examples and scores do not match.
     """
-    _match(examples, scores)
+    check_match("scores", [score["log_probs"] for score in scores], examples)
     rows: dict[str, dict[int, np.ndarray]] = {}
     for i, (example, score) in enumerate(zip(examples, scores, strict=True)):
         for block in example["tags"]:
@@ -118,18 +120,6 @@ def log_prob_by_tag(examples: Sequence[dict], scores: Sequence[dict]) -> dict[st
     return found
 
 
-def _match(examples: Sequence[dict], scores: Sequence[dict], blurred: Sequence[np.ndarray] | None = None) -> None:
-    """Raises ValueError where there is not one score, and one mask, of each example's length."""
-    values = [[score["log_probs"] for score in scores]] + [blurred] * (blurred is not None)
-    for name, lists in zip(("scores", "blurred"), values, strict=False):
-        if len(lists) != len(examples):
-            raise ValueError(f"{len(lists)} {name} for {len(examples)} examples: one each wanted, in the same order")
-        for example, found in zip(examples, lists, strict=True):
-            if len(found) != len(example["input_ids"]):
-                lengths = f"{len(found)} {name} for {len(example['input_ids'])} tokens"
-                raise ValueError(f"example {example['id']!r}: {lengths}: {name} of the same examples wanted")
-
-
 def choose(log_probs: Sequence[float], n_bytes: Sequence[int]) -> dict[str, int]:
     """Which option of a multiple-choice question a model finds most likely; of equally likely ones the first.
 
@@ -144,13 +134,9 @@ def choose(log_probs: Sequence[float], n_bytes: Sequence[int]) -> dict[str, int]
 
     Raises ValueError where the lists do not match, or a value is none that text can have.
     """
-    if len(log_probs) != len(n_bytes) or not len(log_probs):
-        raise ValueError(
-            f"{len(log_probs)} log-probabilities and {len(n_bytes)} lengths: one each for an option wanted"
-        )
-    if not all(value <= 0 for value in log_probs):
-        raise ValueError(f"log_probs={list(log_probs)}: log-probabilities, at most 0, wanted")
-    if not all(length > 0 for length in n_bytes):
-        raise ValueError(f"n_bytes={list(n_bytes)}: lengths above 0 wanted; an option has no text")
+    fit = len(log_probs) == len(n_bytes) > 0 and all(value <= 0 for value in log_probs) and all(n > 0 for n in n_bytes)
+    if not fit:
+        wanted = "a log-probability of at most 0 and a length above 0 for each option wanted"
+        raise ValueError(f"log_probs={list(log_probs)}, n_bytes={list(n_bytes)}: {wanted}")
     raw = np.asarray(log_probs, dtype=float)
     return {"raw": int(raw.argmax()), "normalised": int((raw / np.asarray(n_bytes)).argmax())}

@@ -21,7 +21,6 @@ from .plots import KIND_COLORS
 
 _QUANTILES = {"shortest": 0, "median": 0.5, "90%": 0.9, "longest": 1}
 _LISTED = 8
-_WIDTH = 3 + len(Kind)
 _DUPLICATE = "equal to an earlier example"
 _REPEATS = "repeats itself: {:.0%} distinct tokens, the median is {:.0%}"
 _OUTLIER = 3.5  # robust standard deviations from the median
@@ -46,16 +45,6 @@ class Report:
     supervised: int  # tokens kept with a weight other than 0
     lengths: dict[str, dict[str, int]]  # sequence, prompt, thought, answer -> shortest, median, 90%, longest
     suspicious: list[dict]  # up to ten, worst first: {"row": int, "id": str, "reasons": [str]}
-
-    @property
-    def shortest(self) -> int:
-        """Tokens of the shortest example kept."""
-        return self.lengths["sequence"]["shortest"]
-
-    @property
-    def longest(self) -> int:
-        """Tokens of the longest example kept."""
-        return self.lengths["sequence"]["longest"]
 
     @property
     def n_dropped(self) -> int:
@@ -87,7 +76,7 @@ class Report:
                 *more,
             ],
         }
-        size = f" of {self.shortest:,} to {self.longest:,} tokens" if self.kept else ""
+        size = " of {shortest:,} to {longest:,} tokens".format(**self.lengths["sequence"]) if self.kept else ""
         lines = [f"{self.source}: {self.rows:,} rows -> {self.kept:,} examples{size}"]
         for heading, texts in groups.items():
             lines += [f"  {heading if i == 0 else '':10}  {text}" for i, text in enumerate(texts)]
@@ -120,8 +109,8 @@ class Tally:
     """
 
     def __init__(self):
-        self._examples: list[tuple[str, bytes, list[str]]] = []  # id, digest of the tokens, flags
-        self._counts = array("q")  # _WIDTH numbers for each: row, supervised, distinct, of each kind
+        # id, digest of the tokens, flags; and row, supervised, distinct, and tokens of each kind
+        self._examples: list[tuple[str, bytes, list[str], tuple[int, ...]]] = []
         self._first: dict[bytes, int] = {}  # digest -> the example that had it first, by its place
         self._dropped: dict[str, list[int]] = {}
         self._changed: dict[str, list[int]] = {}
@@ -132,12 +121,8 @@ class Tally:
         digest = blake2b(array("q", ids).tobytes(), digest_size=16).digest()
         distinct = len(set(compress(ids, kinds)))  # of the completion: Kind.PROMPT is 0
         counts = (row, len(ids) - weights.count(0.0), distinct, *map(kinds.count, range(len(Kind))))
-        self._put((example.id, digest, example.flags), counts)
-
-    def _put(self, example: tuple[str, bytes, list[str]], counts: Sequence[int]) -> None:
-        self._first.setdefault(example[1], len(self._examples))
-        self._examples.append(example)
-        self._counts.extend(counts)
+        self._first.setdefault(digest, len(self._examples))
+        self._examples.append((example.id, digest, example.flags, counts))
 
     def drop(self, row: int, reason: str) -> None:
         """Counts an example that is left out."""
@@ -154,21 +139,22 @@ class Tally:
             for name, rows in others.items():
                 mine.setdefault(name, []).extend(rows)
         kept = []
-        for i, example in enumerate(other._examples):
-            counts = other._counts[i * _WIDTH : (i + 1) * _WIDTH]
-            kept.append(not drop_duplicates or example[1] not in self._first)
+        for example in other._examples:
+            _, digest, _, (row, *_) = example
+            kept.append(not drop_duplicates or digest not in self._first)
             if kept[-1]:
-                self._put(example, counts)
+                self._first.setdefault(digest, len(self._examples))
+                self._examples.append(example)
             else:
-                self.drop(counts[0], _DUPLICATE)
+                self.drop(row, _DUPLICATE)
         return kept
 
     def report(self, source: str, added_tags: Sequence[str] = ()) -> Report:
         """The report on a set called `source`."""
-        counts = np.array(self._counts, np.int64).reshape(-1, _WIDTH)
+        counts = np.array([counts for *_, counts in self._examples], np.int64).reshape(-1, 3 + len(Kind))
         row, kinds = counts[:, 0], counts[:, 3:]
         flagged, earlier = defaultdict(list), {}
-        for i, (_, digest, flags) in enumerate(self._examples):
+        for i, (_, digest, flags, _) in enumerate(self._examples):
             for flag in flags:
                 flagged[flag].append(i)
             if self._first[digest] != i:

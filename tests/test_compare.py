@@ -187,36 +187,35 @@ def test_no_path_of_the_machine_is_told(runs, tmp_path, monkeypatch):
         assert not [path for path in (tmp_path, runs["plain"].parent, Path.home(), ROOT) if f"{path}/" in told]
 
 
-@pytest.mark.parametrize(
-    ("source", "note"),
-    [
-        (None, "does not say what it was trained on"),
-        ("somebody/something [train]", r"somebody/something \[train\] is no file here"),
-        ("{folder}/odd.jsonl", "odd.jsonl cannot be read: "),
-        ("{folder}/plain.jsonl", "plain.jsonl has no thoughts"),
-        ("tiny/messy", "tiny/messy has more than 20,000 characters"),
-        ("{folder}/good.json [train]", None),
-    ],
-)
-def test_training_data_that_is_not_at_hand_is_told(runs, tmp_path, monkeypatch, source, note):
+SOURCES = {  # of the training data: what is said of it
+    None: "does not say what it was trained on",
+    "somebody/something [train]": r"somebody/something \[train\] is no file here",
+    "{folder}/odd.jsonl": "odd.jsonl cannot be read: ",
+    "{folder}/plain.jsonl": "plain.jsonl has no thoughts",
+    "tiny/messy": "tiny/messy has more than 20,000 characters",
+    "{folder}/good.json [train]": None,
+}
+
+
+def test_training_data_that_is_not_at_hand_is_told(runs, tmp_path, monkeypatch):
     monkeypatch.setattr(sys.modules["btsft_nb.compare"], "_MOST_TRAINING", 20_000)
-    run = shutil.copytree(runs["plain"], tmp_path / "run")
     (tmp_path / "plain.jsonl").write_text('{"question": "How many?", "answer": "7"}\n')
     (tmp_path / "odd.jsonl").write_text("{}\n")
     (tmp_path / "good.json").write_text(json.dumps({"train": list(bt.load_rows("tiny/teacher")[:9])}))
-    if source is None:
-        (run / "data_report.json").unlink()
-    else:
+    copies = [shutil.copytree(runs["plain"], tmp_path / f"run{i}") for i in range(len(SOURCES))]
+    for run, source in zip(copies, SOURCES, strict=True):
         report = json.loads((run / "data_report.json").read_text())
-        (run / "data_report.json").write_text(json.dumps(report | {"source": source.format(folder=tmp_path)}))
-    found = bt.compare([run], "tiny/test", tmp_path / "out", prompts=1, n=2, max_new_tokens=24, base=False)
-    if note is None:
-        assert found.settings["notes"] == [] and "copied run" in found.summaries["run"]["metrics"]
-    else:
-        (told,) = found.settings["notes"]
-        assert "copied run" not in found.summaries["run"]["metrics"]
-        assert told.startswith("run: ") and re.search(note, told)
-        assert note.split(":")[0].replace("\\", "") in (found.folder / "index.html").read_text()
+        (run / "data_report.json").unlink()
+        if source is not None:
+            (run / "data_report.json").write_text(json.dumps(report | {"source": source.format(folder=tmp_path)}))
+    found = bt.compare(copies, "tiny/test", tmp_path / "out", prompts=1, n=2, max_new_tokens=24, base=False)
+    page = (found.folder / "index.html").read_text()
+    for run, note in zip(copies, SOURCES.values(), strict=True):
+        told = [one for one in found.settings["notes"] if one.startswith(f"{run.name}: ")]
+        assert len(told) == (note is not None)
+        assert ("copied run" in found.summaries[run.name]["metrics"]) == (note is None)
+        if note is not None:
+            assert re.search(note, told[0]) and note.split(":")[0].replace("\\", "") in page
 
 
 @pytest.mark.parametrize(

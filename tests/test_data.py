@@ -113,7 +113,9 @@ def test_prepare_keeps_what_it_says(tiny_tokenizer, capsys):
     assert lengths == [len(x) for x in examples["weights"]] == [len(x) for x in examples["kinds"]]
     untagged = [i for i, row in enumerate(load_rows("tiny/messy")) if "<think>" not in row["messages"][1]["content"]]
     assert (report.rows, report.kept, report.dropped, report.flagged) == (1000, 1000, {}, {"untagged": untagged})
-    assert (report.shortest, report.longest, sum(report.tokens.values())) == (min(lengths), max(lengths), sum(lengths))
+    spread = report.lengths["sequence"]
+    assert (spread["shortest"], spread["longest"]) == (min(lengths), max(lengths))
+    assert sum(report.tokens.values()) == sum(lengths)
     assert report.tokens["tag"] == 1200
     assert report.supervised == sum(w != 0 for weights in examples["weights"] for w in weights)
     assert examples["id"][7] == "tiny/messy/7"
@@ -130,7 +132,7 @@ def test_the_report_adds_up(tiny_tokenizer, rank):
     fit = [length for length in every if length <= max_length]
     rows = [i for i, length in enumerate(lengths) if length > max_length]
     report = prepare(load_rows("tiny/messy"), tiny_tokenizer, max_length).report
-    assert (report.kept, report.longest) == (len(fit), max(fit))
+    assert (report.kept, report.lengths["sequence"]["longest"]) == (len(fit), max(fit))
     assert report.dropped == {f"longer than max_length={max_length}": rows}
 
 

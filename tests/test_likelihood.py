@@ -91,12 +91,12 @@ def test_log_prob_of_tagged_blocks_by_hand():
 
 def test_scores_of_other_examples_are_refused(scored):
     tokenizer, examples, scores = scored
-    with pytest.raises(ValueError, match="2 scores for 3 examples"):
+    with pytest.raises(ValueError, match="scores: one for each of the 3 examples wanted, got 2"):
         nll_by_kind(examples, scores[:2], tokenizer)
     shorter = [dict(scores[0]) | {"log_probs": scores[0]["log_probs"][:-1]}, *scores[1:]]
     with pytest.raises(ValueError, match="scores of the same examples wanted"):
         log_prob_by_tag(examples, shorter)
-    with pytest.raises(ValueError, match="1 blurred for 3 examples"):
+    with pytest.raises(ValueError, match="blurred: one for each of the 3 examples wanted, got 1"):
         nll_by_kind(examples, scores, tokenizer, [np.zeros(3, bool)])
 
 
@@ -118,11 +118,11 @@ def test_choose(log_probs, n_bytes, chosen):
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        (lambda: choose([], []), "0 log-probabilities and 0 lengths"),
-        (lambda: choose([-1], [1, 2]), "1 log-probabilities and 2 lengths"),
-        (lambda: choose([0.5], [1]), "at most 0, wanted"),
-        (lambda: choose([math.nan], [1]), "at most 0, wanted"),
-        (lambda: choose([-1], [0]), "an option has no text"),
+        (lambda: choose([], []), r"log_probs=\[\], n_bytes=\[\]: .* for each option wanted"),
+        (lambda: choose([-1], [1, 2]), r"log_probs=\[-1\], n_bytes=\[1, 2\]: "),
+        (lambda: choose([0.5], [1]), r"log_probs=\[0.5\], .* at most 0 "),
+        (lambda: choose([math.nan], [1]), r"log_probs=\[nan\], .* at most 0 "),
+        (lambda: choose([-1], [0]), r"n_bytes=\[0\]: .* above 0 "),
     ],
 )
 def test_no_choice_is_refused(call, words):

@@ -458,7 +458,7 @@ def test_all_of_gsm8k(request, shared, name):
     examples = bt.prepare(rows, tokenizer, max_length=300)
     report = examples.report
     assert report.kept == len(examples) and report.kept + report.n_dropped == 7473
-    assert 0 < len(report.dropped["longer than max_length=300"]) < 700 and report.longest <= 300
+    assert 0 < len(report.dropped["longer than max_length=300"]) < 700 and report.lengths["sequence"]["longest"] <= 300
     thoughts = [[t for t, k in zip(e["input_ids"], e["kinds"], strict=True) if k == Kind.THINK] for e in examples]
     for at, text in zip(examples["id"], tokenizer.batch_decode(thoughts), strict=True):
         assert same(text.strip(), rows[int(at.rpartition("#")[2])]["answer"].rpartition("####")[0].strip())

@@ -69,7 +69,8 @@ def test_the_figures_add_up(made):
     assert report.tokens == {k.name.lower(): sum(e.kinds.count(k) for _, e in kept) for k in Kind}
     assert report.supervised == sum(w != 0 for _, e in kept for w in e.weights)
     sizes = [len(e.input_ids) for _, e in kept]
-    assert (report.shortest, report.longest) == (min(sizes, default=0), max(sizes, default=0))
+    spread = report.lengths["sequence"]
+    assert (spread["shortest"], spread["longest"]) == (min(sizes, default=0), max(sizes, default=0))
     assert all(list(spread.values()) == sorted(spread.values()) for spread in report.lengths.values())
     seen = [e.input_ids for _, e in kept]
     assert report.duplicates == [row for i, (row, e) in enumerate(kept) if e.input_ids in seen[:i]]
@@ -211,7 +212,7 @@ def test_nothing_kept_is_still_a_report():
     tally = Tally()
     tally.drop(0, "too long")
     report = tally.report("s")
-    assert (report.rows, report.kept, report.longest, report.suspicious) == (1, 0, 0, [])
+    assert (report.rows, report.kept, report.lengths["sequence"]["longest"], report.suspicious) == (1, 0, 0, [])
     assert "1 rows -> 0 examples" in str(report) and "too long" in report._repr_html_()
 
 
