@@ -103,7 +103,7 @@ class _Handler(BaseHTTPRequestHandler):
             asked = json.loads(body)
             repo = f"{asked.get('organization') or 'someone'}/{asked['name']}"
             if repo in hub.repositories:
-                return self._answer({"error": "exists"}, 409)
+                return self._answer({"error": "You already created it", "url": f"{hub.url}/{repo}"}, 409)
             hub.repositories[repo], hub.private[repo] = (
                 {},
                 asked.get("visibility") == "private" or bool(asked.get("private")),

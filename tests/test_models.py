@@ -1,11 +1,18 @@
 """Loading: the embedded model, folders and Hub ids, in 4 bits; what is missing is named."""
 
+import json
+import pickle
+import shutil
+
 import pytest
 import torch
+from hub import Hub
 from peft import LoraConfig
 from tokenizers import Tokenizer
+from transformers import PreTrainedTokenizerFast
 
 import btsft_nb as bt
+from btsft_nb.config import ModelConfig
 from btsft_nb.models import TINY
 
 
@@ -104,3 +111,159 @@ def test_a_tokenizer_is_what_its_file_says(request, shared, name):
     for text in (" Two words,\n\n1234", "<think>caf\u00e9</think>\n\nx", "\u4e1c\u4eac  \t x"):
         assert loaded(text, add_special_tokens=False)["input_ids"] == file.encode(text, add_special_tokens=False).ids
         assert loaded.decode(loaded(text, add_special_tokens=False)["input_ids"]) == text
+
+
+class Planted:
+    """Unpickled, it leaves a file behind."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+def adapter_run(folder, **settings):
+    """A run of one step; its model and tokenizer."""
+    model, tokenizer = bt.load_model(ModelConfig("tiny", **settings))
+    examples = bt.prepare(bt.load_rows("tiny/teacher")[:2], tokenizer)
+    config = bt.BTSFTConfig(str(folder), max_steps=1, save_steps=1, per_device_train_batch_size=2)
+    trainer = bt.BTSFTTrainer(model, config, examples, processing_class=tokenizer)
+    trainer.train()
+    return trainer
+
+
+def test_a_configuration_says_it_all():
+    """As adapters of their own; nothing can be said beside it."""
+    config = ModelConfig("tiny", lora_r=3, lora_alpha=5, lora_targets=["up_proj"], rslora=True, dora=True)
+    lora = bt.load_model(config)[0].peft_config["default"]
+    assert (lora.r, lora.lora_alpha, lora.target_modules) == (3, 5, {"up_proj"}) and lora.use_rslora and lora.use_dora
+    with pytest.raises(ValueError, match="its own adapter"):
+        bt.load_model(config, qlora=True)
+    one, two = bt.load_model("tiny", qlora=True)[0], bt.load_model(ModelConfig("tiny"))[0]
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
+
+
+def test_a_model_that_only_writes_keeps_its_tokenizer(tmp_path):
+    """Tags are added to what is to be trained, and to nothing else."""
+    plain = untagged(tmp_path)
+    model, tokenizer = bt.load_model(plain)
+    assert len(tokenizer) == len(model.get_input_embeddings().weight) == 449
+    model, tokenizer = bt.load_model(ModelConfig(str(plain), method="full"))
+    assert bt.tag_ids(tokenizer) == (449, 450) and len(model.get_input_embeddings().weight) == 451
+    with pytest.raises(ValueError, match=r"freeze=\['embeddings'\]: the tokens \[449, 450\] are new"):
+        bt.load_model(ModelConfig(str(plain), method="full", freeze=["embeddings"]))
+
+
+def untagged(folder):
+    """The embedded model without its last two tokens, which are the think tags."""
+    model, tokenizer = bt.load_model("tiny")
+    model.resize_token_embeddings(449)
+    model.save_pretrained(folder / "plain")
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    state["added_tokens"] = [token for token in state["added_tokens"] if "think" not in token["content"]]
+    plain = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(state)), eos_token="<|im_end|>")
+    plain.save_pretrained(folder / "plain")
+    return folder / "plain"
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_adapters_are_float32_on_weights_in_half_precision(tmp_path, dtype):
+    """The rows of new tokens as well; and the run is reloaded in the same type."""
+    config = ModelConfig(str(untagged(tmp_path)), method="lora", dtype=dtype)
+    model, _ = bt.load_model(config)
+    kinds = {parameter.requires_grad: parameter.dtype for parameter in model.parameters()}
+    assert kinds == {True: torch.float32, False: getattr(torch, dtype)}
+    assert {parameter.dtype for parameter in model.parameters() if parameter.requires_grad} == {torch.float32}
+    model.save_pretrained(tmp_path / "run")
+    bt.models.record_base(tmp_path / "run", model)
+    bt.load_tokenizer(tmp_path / "plain").save_pretrained(tmp_path / "run")
+    again, _ = bt.load_model(tmp_path / "run")
+    ids = torch.arange(9)[None]
+    assert torch.equal(again(input_ids=ids).logits, model.eval()(input_ids=ids).logits)
+    assert again.get_base_model().dtype == getattr(torch, dtype)
+
+
+@pytest.mark.parametrize(
+    "where", [{"device_map": "cpu"}, {"device_map": "auto", "max_memory": {"cpu": "1GiB"}}], ids=str
+)
+def test_a_device_map_changes_nothing_but_the_place(where):
+    ids = torch.arange(9)[None]
+    for method in ("qlora", "full"):
+        one, two = (bt.load_model(ModelConfig("tiny", method=method, **more))[0] for more in ({}, where))
+        assert {parameter.device.type for parameter in two.parameters()} == {"cpu"}
+        assert torch.equal(one(input_ids=ids).logits, two(input_ids=ids).logits)
+
+
+def test_a_target_that_does_not_exist_is_named_with_the_closest():
+    words = r"LoRA target 'q_pro': .* did you mean 'q_proj'\? Its linear layers end in down_proj, gate_proj, k_proj"
+    for targets in (["v_proj", "q_pro"], "q_pro"):
+        with pytest.raises(ValueError, match=words):
+            bt.load_model(ModelConfig("tiny", lora_targets=targets))
+    bt.load_model(ModelConfig("tiny", lora_targets=r".*\.[qk]_proj"))
+
+
+def test_a_tokenizer_without_an_end_is_refused(tmp_path):
+    shutil.copy(TINY / "tokenizer.json", tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
+    with pytest.raises(ValueError, match=r"neither a padding nor an end token.*tokenizer.eos_token = "):
+        bt.load_tokenizer(tmp_path)
+
+
+def test_weights_in_a_pickle_are_refused_and_do_not_run(tmp_path):
+    """A model's, an adapter's, and an optimizer's, from which a run would go on."""
+    model, other = tmp_path / "model", tmp_path / "other"
+    shutil.copytree(TINY, model)
+    shutil.copytree(TINY, other)
+    (model / "model.safetensors").unlink()
+    (other / "adapter_config.json").write_text("{}")
+    (other / "btsft_base.json").write_text('{"base_model": "tiny", "qlora": false}')
+    for file in (model / "pytorch_model.bin", other / "adapter_model.bin"):
+        file.write_bytes(pickle.dumps(Planted(tmp_path / "ran")))
+        with pytest.raises(
+            FileNotFoundError, match=r"safetensors; weights in other files .* are pickles.*convert them"
+        ):
+            bt.load_model(file.parent)
+    trainer = adapter_run(tmp_path / "run")
+    optimizer = tmp_path / "run" / "checkpoint-1" / "optimizer.pt"
+    assert optimizer.is_file()
+    torch.save(Planted(tmp_path / "ran"), optimizer)
+    with pytest.raises(pickle.UnpicklingError, match=r"(?i)weights.only"):
+        trainer.train(resume_from_checkpoint=True)
+    assert not (tmp_path / "ran").exists()
+    torch.load(optimizer, weights_only=False)
+    assert (tmp_path / "ran").exists()
+
+
+def test_code_that_comes_with_a_model_does_not_run(tmp_path):
+    shutil.copytree(TINY, tmp_path / "model")
+    config = json.loads((TINY / "config.json").read_text()) | {"model_type": "mine"}
+    config["auto_map"] = {"AutoConfig": "mine.Mine", "AutoModelForCausalLM": "mine.Mine"}
+    (tmp_path / "model" / "config.json").write_text(json.dumps(config))
+    (tmp_path / "model" / "mine.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Mine: pass\n")
+    with pytest.raises(ValueError, match="trust_remote_code"):
+        bt.load_model(tmp_path / "model")
+    assert not (tmp_path / "ran").exists()
+
+
+GATED = """
+import sys
+import btsft_nb as bt
+for name in sys.argv[1:]:
+    try:
+        bt.load_model(name)
+    except OSError as error:
+        print(type(error).__name__, error)
+"""
+
+
+def test_a_gated_model_says_what_to_do(tmp_path):
+    """Without a token 401, with one whose account did not accept 403; a name that does not exist is another matter."""
+    with Hub() as hub:
+        hub.gated |= {"meta": 403, "google": 401}
+        done = hub.run(GATED, tmp_path, "meta/llama", "google/gemma", "nobody/nothing")
+    forbidden, unknown, missing = (line for line in done.stdout.splitlines() if "Error" in line)
+    for line, name, status in ((forbidden, "meta/llama", 403), (unknown, "google/gemma", 401)):
+        assert line.startswith(f"PermissionError {name}: ") and f"HTTP {status}" in line, done.stderr
+        assert "licence" in line and f"https://huggingface.co/{name}" in line and "HF_TOKEN" in line
+    assert missing.startswith("FileNotFoundError nobody/nothing") and "spelling" in missing

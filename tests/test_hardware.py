@@ -1,0 +1,74 @@
+"""What is chosen for a T4, an A100, a CPU and an Apple GPU, and what is refused there."""
+
+import pytest
+import torch
+
+from btsft_nb.hardware import Hardware, check_bf16, choose_attention, choose_dtype, detect
+
+T4 = Hardware("cuda", "Tesla T4", (7, 5), bf16=False)
+A100 = Hardware("cuda", "NVIDIA A100", (8, 0))
+CPU, MPS = Hardware("cpu", "the CPU"), Hardware("mps", "an Apple GPU")
+
+
+@pytest.mark.parametrize(
+    ("hardware", "dtype", "reason"),
+    [
+        (T4, torch.float16, "Tesla T4 has no bfloat16"),
+        (A100, torch.bfloat16, "NVIDIA A100 has bfloat16"),
+        (CPU, torch.float32, "the CPU"),
+        (MPS, torch.float32, "an Apple GPU"),
+    ],
+)
+def test_weights_under_adapters_take_what_the_hardware_computes_best(hardware, dtype, reason):
+    for method in ("qlora", "lora"):
+        chosen, why = choose_dtype("auto", hardware, method)
+        assert chosen == dtype and reason in why
+
+
+def test_weights_that_train_are_float32_everywhere():
+    assert {choose_dtype("auto", hardware, "full")[0] for hardware in (T4, A100, CPU, MPS)} == {torch.float32}
+    with pytest.raises(ValueError, match=r"dtype='float16' cannot hold the updates.*fp16=True"):
+        choose_dtype("float16", A100, "full")
+
+
+def test_what_is_asked_for_is_taken_where_it_exists():
+    for name in ("float32", "bfloat16", "float16"):
+        assert choose_dtype(name, A100, "lora")[0] == getattr(torch, name)
+    assert choose_dtype("bfloat16", CPU, "lora")[0] == torch.bfloat16
+
+
+def test_bfloat16_on_a_t4_is_refused_with_what_to_take_instead():
+    with pytest.raises(
+        ValueError, match=r"^dtype='bfloat16': Tesla T4 \(compute capability 7.5\) has no bfloat16; take"
+    ):
+        choose_dtype("bfloat16", T4, "qlora")
+    with pytest.raises(ValueError, match=r"^bf16=True: Tesla T4 .* has no bfloat16; take fp16=True"):
+        check_bf16(T4)
+    for hardware in (A100, CPU, MPS):
+        check_bf16(hardware)
+
+
+def test_attention_is_left_to_transformers_or_as_asked():
+    assert choose_attention("auto", T4, torch.float16) is None
+    assert choose_attention("eager", CPU, torch.float32) == "eager"
+
+
+@pytest.mark.parametrize(
+    ("hardware", "dtype", "words"),
+    [
+        (T4, torch.float16, "capability 8.0 or more, not Tesla T4"),
+        (CPU, torch.bfloat16, "not the CPU"),
+        (A100, torch.float32, "half precision"),
+    ],
+    ids=["t4", "cpu", "float32"],
+)
+def test_flash_attention_is_refused_where_it_cannot_run(hardware, dtype, words):
+    with pytest.raises(ValueError, match=words):
+        choose_attention("flash_attention_2", hardware, dtype)
+
+
+def test_what_is_detected_is_this_machine():
+    assert detect().device == ("cuda" if torch.cuda.is_available() else CPU.device if not MPS_HERE else MPS.device)
+
+
+MPS_HERE = torch.backends.mps.is_available()
