@@ -10,10 +10,6 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from .run import Run, plain
 
-_SETTINGS = (
-    *("threshold", "threshold_end", "anchor", "beta", "unit", "resample", "keep_first", "learning_rate", "seed"),
-    *("lr_scheduler_type", "per_device_train_batch_size", "gradient_accumulation_steps", "num_train_epochs"),
-)
 _FILES = {
     "adapter_model.safetensors": "the weights that were trained, an adapter on the model that btsft_base.json names",
     "model.safetensors": "the weights, with config.json for their shape",
@@ -34,9 +30,7 @@ _BODY = """
     model, tokenizer = bt.load_model("path/of/this/folder")
     bt.sample(model, tokenizer, ["How many?"], n=4)
 
-## Settings
-
-{settings}
+{summary}
 
 ## Data
 
@@ -61,7 +55,6 @@ def model_card(run: Run) -> ModelCard:
     name, adapter = run.path.resolve().name, run.environment.get("adapter", "qlora" in run.summary)
     base, data = (run.summary.get(key, "an unknown one") for key in ("base_model", "data"))
     test, metrics = _measured(run)
-    test, metrics = plain(test), {plain(metric): value for metric, value in metrics.items()}
     facts = ModelCardData(
         base_model=_hub_id(base),
         datasets=_hub_id(re.sub(r" \[[^\[\]]*\]$", "", data)),
@@ -73,9 +66,7 @@ def model_card(run: Run) -> ModelCard:
     )
     resume = "`trainer.train(resume_from_checkpoint=True)` goes on from the last checkpoint."
     steps = f"{run.step} of {run.max_steps} steps"
-    files = _FILES | {
-        path.name: "measured while it trained" for path in run.path.glob("*.jsonl") if path.name not in _FILES
-    }
+    files = {path.name: "measured while it trained" for path in run.path.glob("*.jsonl")} | _FILES
     files |= {path.name: "a checkpoint, to go on from" for path in run.checkpoints}
     body = _BODY.format(
         name=_text(name),
@@ -83,7 +74,7 @@ def model_card(run: Run) -> ModelCard:
         base=_text(base),
         data=_text(data),
         state=f"Complete: {steps}." if run.finished else f"**Not complete: {steps} when this was written.** {resume}",
-        settings=_table((key, run.config[key]) for key in _SETTINGS if run.config.get(key) is not None),
+        summary=_table(run.summary.items()),
         report="\n".join(f"    {line}" for line in str(run.report).splitlines()),
         evaluation=_table([("on", test), *metrics.items()]) if metrics else "None.",
         files="\n".join(f"- {_text(name)}: {about}" for name, about in files.items() if (run.path / name).exists()),
@@ -96,9 +87,9 @@ def _measured(run: Run) -> tuple[str, dict[str, float]]:
     if (run.path / "evaluation.json").is_file():
         found = json.loads((run.path / "evaluation.json").read_text(encoding="utf-8"))
         summary = found["summaries"].get(run.path.resolve().name) or list(found["summaries"].values())[-1]
-        return found["settings"]["test"], {name: metric["value"] for name, metric in summary["metrics"].items()}
+        return plain(found["settings"]["test"]), {plain(n): m["value"] for n, m in summary["metrics"].items()}
     names = [n for n in run.history if n.startswith("eval_") and not n.endswith(("_runtime", "_per_second"))]
-    values = {name.removeprefix("eval_"): float(run.history[name].dropna().iloc[-1]) for name in names}
+    values = {name.removeprefix("eval_"): float(v) for name in names for v in run.history[name].dropna().tail(1)}
     return "held-out data, while it trained", values
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pandas as pd
 from torch import nn
 from transformers import TrainerState, TrainingArguments
 
@@ -18,7 +19,6 @@ _FREE = re.compile(  # settings that may differ after a resume, since the same s
     r"include_|batch_eval|load_best|metric_for|greater_is|disable_tqdm|dataloader_(?!drop_last)|ddp_|do_|debug|local_|"
     r"skip_memory|resume_|restore_|enable_jit|torch_|(gradient|activation)_checkpointing|use_c|auto_find)"
 )
-_CONSTANT = ("constant", "constant_with_warmup")
 
 
 def is_whole(checkpoint: Path) -> bool:
@@ -61,30 +61,24 @@ def check_same(checkpoint: Path, now: dict[str, dict]) -> None:
         return print(f"{checkpoint} does not say how it was made: whether all is as it was is not checked.")
     read = {name: json.loads((checkpoint / name).read_text("utf-8")) for name in now if (checkpoint / name).is_file()}
     then, now = _bound(read), _bound(json.loads(json.dumps(now)))
-    if then["lr_scheduler_type"] in _CONSTANT and then["threshold_end"] is None:
+    if then["lr_scheduler_type"] == "constant" and then["threshold_end"] is None:
         then |= {name: now[name] for name in ("max_steps", "num_train_epochs")}
-    table = [(name, repr(then[name]), repr(now[name])) for name in then if name in now and then[name] != now[name]]
-    if table:
-        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-        lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in [("", "then", "now"), *table]]
+    changed = {name: (value, now[name]) for name, value in then.items() if name in now and value != now[name]}
+    if changed:
+        table = pd.DataFrame(changed, ["then", "now"], dtype=object).T.to_string()
         raise ValueError(
-            f"{checkpoint} is of a run with other settings:\n"
-            + "\n".join(lines)
-            + "\nSet them as they were to go on, or "
-            "train() anew in another output_dir. max_steps and num_train_epochs may change only under "
-            f"lr_scheduler_type={' or '.join(map(repr, _CONSTANT))}, without threshold_end"
+            f"{checkpoint} is of a run with other settings:\n{table}\nSet them as they were to go on, or train() anew "
+            "in another output_dir. max_steps and num_train_epochs may change under lr_scheduler_type='constant' "
+            "without threshold_end"
         )
 
 
 def _bound(files: dict[str, dict]) -> dict:
     """What has to stay as it is, by name; of the sizes of batches only the examples of a step."""
-    kept = {name: value for name, value in files[CONFIG].items() if not _FREE.match(name)}
-    found = files[ENVIRONMENT]
-    batch = kept.pop("per_device_train_batch_size") * kept.pop("gradient_accumulation_steps") * found["processes"]
-    data = files.get(REPORT, {}).get("source")
-    return (
-        kept | {"examples per step": batch, "data": data} | {name: found[name] for name in ("examples", "base_model")}
-    )
+    kept, found = {name: value for name, value in files[CONFIG].items() if not _FREE.match(name)}, files[ENVIRONMENT]
+    batch = kept.pop("per_device_train_batch_size") * kept.pop("gradient_accumulation_steps")
+    kept |= {"examples per step": batch * found["processes"], "data": files.get(REPORT, {}).get("source")}
+    return kept | {name: found[name] for name in ("examples", "base_model")}
 
 
 def check_room(args: TrainingArguments, state: TrainerState, model: nn.Module) -> None:

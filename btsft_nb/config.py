@@ -3,7 +3,6 @@
 import difflib
 import math
 import os
-from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from numbers import Integral, Real
 from pathlib import Path
@@ -110,26 +109,22 @@ class BTSFTConfig(TrainingArguments):
         self.report_to, self._wandb_offline = _trackers(self.report_to)
         super().__post_init__()
 
-    @contextmanager
-    def tracking(self):
-        """While a run trains, and no longer, wandb is told of its mode, project, group, tags and job type.
+    def start_wandb(self) -> None:
+        """Where wandb is a tracker, begins its run, which transformers' callback then logs to.
 
-        transformers' callback passes none of them on; wandb reads them from its environment variables.
+        That would know nothing of group, tags and job type, and log to the run of an earlier training in this process:
+        one of another folder ends here.
         """
-        told = {
-            "WANDB_MODE": "offline" if self._wandb_offline else None,
-            "WANDB_PROJECT": None if self.project == "huggingface" else self.project,
-            "WANDB_RUN_GROUP": self.run_group,
-            "WANDB_TAGS": ",".join(self.run_tags),
-            "WANDB_JOB_TYPE": self.job_type,
-        }
-        before = {name: os.environ.get(name) for name, value in told.items() if value}
-        os.environ.update({name: value for name, value in told.items() if value})
-        try:
-            yield
-        finally:
-            for name, value in before.items():
-                os.environ.pop(name) if value is None else os.environ.update({name: value})
+        if "wandb" not in self.report_to or self.process_index:
+            return
+        import wandb
+
+        if wandb.run and wandb.run.config.get("output_dir", self.output_dir) != self.output_dir:
+            wandb.run.finish()
+        if not wandb.run:
+            project = os.environ.get("WANDB_PROJECT", self.project) if self.project == "huggingface" else self.project
+            mode, about = "offline" if self._wandb_offline else None, dict(name=self.run_name, group=self.run_group)
+            wandb.init(project=project, mode=mode, **about, tags=self.run_tags or None, job_type=self.job_type)
 
 
 @dataclass

@@ -24,7 +24,7 @@ from .report import Report
 
 HISTORY, BASE = "history.jsonl", "btsft_base.json"
 _LIBRARIES = ("btsft_nb", "torch", "transformers", "peft", "accelerate", "bitsandbytes", "datasets")
-_ASKED = ("threshold", "threshold_end", "anchor", "beta")
+_ASKED = ("threshold", "threshold_end", "anchor", "beta", "unit", "resample", "keep_first", "learning_rate", "seed")
 _LOGGED = (
     *("loss", "nll_tag", "nll_think", "nll_answer", "expected_reward", "blurred_share", "eval_loss"),
     *("tokens_per_second", "train_runtime"),
@@ -61,7 +61,8 @@ class Run:
         found |= {"data": self.report.source, "examples": self.report.kept} if report else {}
         found |= {name: self.config.get(name) for name in _ASKED}
         found |= {"step": self.step, "max_steps": self.max_steps, "finished": self.finished}
-        found |= {name: float(self.history[name].dropna().iloc[-1]) for name in _LOGGED if name in self.history}
+        logged = [name for name in _LOGGED if name in self.history]
+        found |= {name: float(value) for name in logged for value in self.history[name].dropna().tail(1)}
         self.summary = {name: value for name, value in found.items() if value is not None}
 
     def records(self, name: str) -> list[dict]:

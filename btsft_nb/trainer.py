@@ -109,7 +109,8 @@ class BTSFTTrainer(Trainer):
             check_same(given, self._record.files)
             resume_from_checkpoint = str(given)
         try:
-            with self.args.tracking(), self._interrupt.listening(self.accelerator):
+            self.args.start_wandb()
+            with self._interrupt.listening(self.accelerator):
                 output = super().train(resume_from_checkpoint, **kwargs)
         except torch.OutOfMemoryError as error:
             raise torch.OutOfMemoryError(

@@ -25,6 +25,7 @@ def folder_of(path, *, base="Qwen/Qwen3-0.6B", data="open-r1/OpenR1-Math [train]
     for name, record in (files | ({"evaluation.json": evaluation} if evaluation else {})).items():
         (path / name).write_text(json.dumps(record))
     logs = [{"step": 10, "loss": 2.0}, {"step": 20, "eval_loss": 0.75, "eval_runtime": 3.0}, {"step": 30, "loss": 1.0}]
+    logs[1]["eval_choices/accuracy"] = float("nan")  # of a model that has diverged
     (path / "history.jsonl").write_text("".join(json.dumps(log) + "\n" for log in logs))
     return path
 
@@ -52,7 +53,7 @@ def test_the_text_says_what_it_is_and_how_far(tmp_path):
     text = model_card(bt.Run(folder_of(tmp_path / "demo"))).text
     assert "Not complete: 30 of 60 steps" in text and "| threshold | 0\\.3 |" in text
     assert "    open-r1/OpenR1-Math [train]: 5 rows -> 4 examples of 1 to 7 tokens" in text
-    assert "- history\\.jsonl: " in text and "samples" not in text and "evaluation\\.json" not in text
+    assert "- history\\.jsonl: loss" in text and "samples" not in text and "evaluation\\.json" not in text
     assert "bt.load_model(" in text
 
 

@@ -277,7 +277,7 @@ def test_a_resume_with_other_settings_says_what_differs(tmp_path, alone):
     table = [line.split() for line in str(caught.value).splitlines() if "  " in line]
     told = {tuple(row) for row in table}
     assert {("threshold", "0.5", "0.4"), ("learning_rate", "0.001", "0.002"), ("max_steps", "6", "8")} < told
-    assert ("examples", "per", "step", "4", "8") in told and len(told) == 6  # and the heading, with optim
+    assert ("examples", "per", "step", "4", "8") in told and len(told) == 6  # with optim and the heading
     assert "another output_dir" in str(caught.value) and "lr_scheduler_type='constant'" in str(caught.value)
     other = make_trainer(tmp_path)
     other.train_dataset = other.train_dataset.select(range(12))

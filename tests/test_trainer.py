@@ -386,16 +386,23 @@ def test_curves_outside_a_notebook_draw_nothing(tmp_path, examples, tiny_tokeniz
     make_trainer(tmp_path, adapted_model(), examples, tiny_tokenizer, [bt.LiveCurves("run")], max_steps=2).train()
 
 
-def test_offline_wandb_ends_with_the_run(tmp_path, monkeypatch):
-    """A config changes nothing in the process; the run tells wandb for itself alone."""
+def test_each_training_has_a_wandb_run_of_its_own(tmp_path, monkeypatch, examples, tiny_tokenizer):
+    """With its group and tags, though one process makes several; and one in the same folder goes on in its own.
+
+    Offline by name of the tracker, without a change to the environment.
+    """
+    wandb = pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
     monkeypatch.delenv("WANDB_MODE", raising=False)
-    monkeypatch.setenv("WANDB_TAGS", "mine")
-    config = bt.BTSFTConfig(str(tmp_path), anchor=0, report_to="wandb-offline", run_tags=["a", "b"], project="p")
-    assert config.report_to == ["wandb"] and "WANDB_MODE" not in os.environ
-    with config.tracking():
-        told = [os.environ.get(f"WANDB_{name}") for name in ("MODE", "TAGS", "PROJECT", "RUN_GROUP")]
-        assert told == ["offline", "a,b", "p", None]
-    assert "WANDB_MODE" not in os.environ and os.environ["WANDB_TAGS"] == "mine"
+    seen = []
+    for name in ("one", "two", "two"):
+        settings = dict(report_to="wandb-offline", run_group=name, run_tags=[name], job_type="test", project="mine")
+        make_trainer(tmp_path / name, adapted_model(), examples, tiny_tokenizer, **settings).train()
+        seen.append((wandb.run.id, wandb.run.group, wandb.run.tags, wandb.run.job_type, wandb.run.project))
+    assert wandb.run.offline and "WANDB_MODE" not in os.environ
+    wandb.finish()
+    assert [found[1:] for found in seen] == [(name, (name,), "test", "mine") for name in ("one", "two", "two")]
+    assert seen[0][0] != seen[1][0] == seen[2][0]
 
 
 def test_what_would_store_a_token_is_refused(tmp_path):
