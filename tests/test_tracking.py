@@ -108,13 +108,14 @@ def trackers(examples, tokenizer, every=2) -> list:
     return [TrackLogProbs(examples.select(range(2)), tokenizer, every=every), samples, choices]
 
 
-def make_trainer(folder, examples, tokenizer, callbacks, **settings):
+def make_trainer(folder, examples, tokenizer, callbacks, eval_dataset=None, **settings):
     """A run of 6 steps, 4 to the epoch, with all that is drawn by chance; checkpoints after steps 3 and 6."""
     model, _ = bt.load_model("tiny", lora=LORA)
     defaults = dict(threshold=0.5, anchor=1.0, beta=0.5, learning_rate=1e-3, max_steps=6, logging_steps=1, save_steps=3)
     defaults |= dict(per_device_train_batch_size=4, disable_tqdm=True, use_cpu=True)
     config = bt.BTSFTConfig(str(folder), **(defaults | settings))
-    return bt.BTSFTTrainer(model, config, examples, processing_class=tokenizer, callbacks=list(callbacks))
+    callbacks = list(callbacks)
+    return bt.BTSFTTrainer(model, config, examples, eval_dataset, processing_class=tokenizer, callbacks=callbacks)
 
 
 def lines(file: Path) -> list[dict]:
@@ -439,6 +440,9 @@ def test_a_wrong_number_of_steps_is_refused(examples, tiny_tokenizer, every):
         (["How many?", PROBLEMS[0]], {}, r"1 references for 2 prompts"),
         (PROBLEMS, {"n": 0}, r"n=0: a whole number from 1 wanted"),
         (PROBLEMS, {"max_new_tokens": True}, r"max_new_tokens=True: a whole number"),
+        (PROBLEMS, {"top_q": 0.9}, r"top_q=0.9: no setting of sampling; those are batch_size, max_new_tokens, max_pr"),
+        (PROBLEMS, {"max_prompt_length": 8}, r"tiny/test, row 0: max_prompt_length=8 leaves nothing"),
+        (["How many?"], {"text_scores": True}, r"text_scores compares answers with references, and no prompt has one"),
     ],
 )
 def test_what_cannot_be_sampled_stops_before_the_run(tiny_tokenizer, prompts, options, message):
@@ -486,3 +490,105 @@ def test_who_keeps_a_tracker_does_not_keep_the_model(tmp_path, examples, tiny_to
     del trainer
     gc.collect()
     assert model() is None and track.records
+
+
+# ------------------------------------------------------------------------------------------------ questions and answers
+
+
+# "There are 69 coins in a box. Lea takes 12. How many ...", "69-12, that is 57."
+JUST = [row for row in bt.tiny.rows("pretrain", 200) if row["messages"][1]["content"].startswith("<think>Just ")][:8]
+QA_ROWS = [
+    {"Question": question["content"], "Answer": answer["content"].partition("Just ")[2].partition("</think>")[0]}
+    for question, answer in (row["messages"] for row in JUST)
+]
+
+
+@pytest.fixture(scope="module")
+def qa():
+    """The embedded model as a base model: tokenizer in the question form, rows prepared, and texts to sample."""
+    tokenizer = bt.load_tokenizer("tiny")
+    bt.use_template(tokenizer, "qa")
+    return tokenizer, bt.prepare(QA_ROWS, tokenizer), [row["Answer"] for row in QA_ROWS]
+
+
+SCORED = dict(text_scores=True, n=1, temperature=0, max_new_tokens=24, answer="exact")
+
+
+def test_one_batch_is_learned_by_heart(tmp_path, qa):
+    """The check before a long run: the loss falls to nearly 0, and the model says the answers, and no more."""
+    tokenizer, examples, answers = qa
+    track = bt.TrackSamples(QA_ROWS, tokenizer, answers, every=40, **SCORED)
+    settings = dict(threshold=0, anchor=0, beta=0, max_steps=40, per_device_train_batch_size=8, learning_rate=1e-2)
+    trainer = make_trainer(tmp_path, examples, tokenizer, [track], **settings, save_strategy="no")
+    trainer.train()
+    losses = [log["loss"] for log in trainer.state.log_history if "loss" in log]
+    assert losses[0] > 1 and losses[-1] < 0.02
+    assert [record["text"].strip() for record in track.records if record["step"] == 40] == answers
+    before, after = [log for log in trainer.state.log_history if "eval_samples/bleu" in log]
+    assert before["eval_samples/bleu"] < 50 and after["eval_samples/bleu"] == pytest.approx(100)
+    assert before["eval_samples/rougeL"] < 0.7 and after["eval_samples/rougeL"] == after["eval_samples/accuracy"] == 1
+
+
+def test_texts_are_scored_and_sampled_as_asked(tmp_path, qa):
+    """Samples are those of `sample` with the same settings, scores those of `metrics`."""
+    tokenizer, examples, answers = qa
+    how = dict(n=2, temperature=0.8, top_k=20, top_p=0.9, no_repeat_ngram_size=3, max_new_tokens=12, seed=4)
+    how |= dict(max_prompt_length=25, batch_size=3)
+    track = bt.TrackSamples(QA_ROWS, tokenizer, answers, text_scores=True, **how)
+    trainer = make_trainer(tmp_path, examples, tokenizer, [track], max_steps=1, save_strategy="no")
+    wanted = bt.sample(trainer.model, tokenizer, QA_ROWS, **how)
+    trainer.train()
+    records = [record for record in track.records if record["step"] == 0]
+    assert records == [{"step": 0} | record for record in wanted] and any(r["prompt_cut"] for r in records)
+    texts = [[bt.metrics.parse(r["text"]).answer for r in records if r["prompt"] == i] for i in range(len(answers))]
+    logged = next(log for log in trainer.state.log_history if "eval_samples/bleu" in log)
+    assert logged["eval_samples/bleu"] == bt.metrics.bleu(texts, answers)["value"] > 0
+    for name, found in bt.metrics.rouge(texts, answers).items():
+        assert logged[f"eval_samples/{name}"] == found["value"] > 0
+
+
+@pytest.mark.parametrize("strategy", ["steps", "best"])
+def test_a_tracked_metric_chooses_the_checkpoint(tmp_path, tiny_tokenizer, strategy):
+    """A good model learns to refuse: what is loaded at the end, and saved, is what answered best."""
+    refusals = [{"question": row["messages"][0]["content"], "answer": "I will not say."} for row in PROBLEMS] * 3
+    examples = bt.prepare(refusals, tiny_tokenizer)
+    answers = [f"The answer is {row['answer']}." for row in PROBLEMS]
+    track = bt.TrackSamples(PROBLEMS, tiny_tokenizer, answers, every=4, **SCORED | {"max_new_tokens": 96})
+    settings = dict(max_steps=20, eval_strategy="steps", eval_steps=4, save_strategy=strategy, save_steps=4)
+    settings |= dict(metric_for_best_model="eval_samples/rougeL", load_best_model_at_end=True, eval_on_start=True)
+    settings |= dict(learning_rate=3e-3, threshold=0, anchor=0, beta=0)
+    trainer = make_trainer(tmp_path, examples, tiny_tokenizer, [track], examples, **settings)
+    trainer.train()
+    found = {
+        log["step"]: log["eval_samples/rougeL"] for log in trainer.state.log_history if "eval_samples/rougeL" in log
+    }
+    at = max((step for step in found if step), key=lambda step: (found[step], -step))
+    assert found[20] < found[at], "or the last is the best, and nothing is tested"
+    assert trainer.state.best_metric == found[at] and trainer.state.best_model_checkpoint.endswith(f"checkpoint-{at}")
+    best, saved = (folder / "adapter_model.safetensors" for folder in (tmp_path / f"checkpoint-{at}", tmp_path))
+    assert best.read_bytes() == saved.read_bytes()
+    assert [log["step"] for log in trainer.state.log_history if "eval_loss" in log] == [0, 4, 8, 12, 16, 20]
+
+
+def test_a_metric_that_is_not_there_is_named(tmp_path, qa):
+    """At the first evaluation: it comes between two measurements."""
+    tokenizer, examples, answers = qa
+    track = bt.TrackSamples(QA_ROWS[:1], tokenizer, answers[:1], every=2, **SCORED)
+    settings = dict(eval_strategy="steps", eval_steps=1, metric_for_best_model="eval_samples/rougeL")
+    trainer = make_trainer(
+        tmp_path, examples, tokenizer, [track], examples, max_steps=2, save_strategy="no", **settings
+    )
+    with pytest.raises(KeyError, match=r"eval_samples/rougeL'?,? which is not found.*eval_loss"):
+        trainer.train()
+
+
+def test_a_look_before_training_changes_nothing(tmp_path, qa):
+    """eval_on_start: what is wrong with evaluation shows at once; blur, draws and weights are as without."""
+    tokenizer, examples, _ = qa
+    for name, on in (("with", True), ("without", False)):
+        settings = dict(max_steps=2, save_strategy="no", eval_on_start=on)
+        trainer = make_trainer(tmp_path / name, examples, tokenizer, [], examples, **settings)
+        trainer.train()
+        assert [log["step"] for log in trainer.state.log_history if "eval_loss" in log] == [0] * on
+    weights = [(tmp_path / name / "adapter_model.safetensors").read_bytes() for name in ("with", "without")]
+    assert weights[0] == weights[1]
