@@ -92,12 +92,12 @@ def estimate(
     Args:
         model, training: as for the run; of the model only config.json is read.
         processes: how many train together. sharding: what they divide, as the launch files in `btsft_nb/launch` do:
-            none (DDP), fsdp (FSDP2) and zero3 (all), zero2 (gradients and optimiser states).
+            none (DDP), fsdp (FSDP2: all), zero2 (gradients and optimiser states).
 
     Gradients and activations are added, as they meet where gradients are accumulated. With dtype "auto" weights are as
     this machine would load them. Raises ValueError for an optimiser or a sharding that it does not know.
     """
-    shares = {"none": (1, 1), "zero2": (1, processes), "fsdp": (processes, processes), "zero3": (processes, processes)}
+    shares = {"none": (1, 1), "zero2": (1, processes), "fsdp": (processes, processes)}
     if sharding not in shares:
         raise ValueError(f"sharding={sharding!r}: one of {', '.join(shares)} wanted")
     config, (of_weights, of_gradients) = AutoConfig.from_pretrained(resolve(model.model)), shares[sharding]

@@ -11,6 +11,7 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from .head import HeadOutput, head_log_probs
 from .losses import TokenValues
@@ -38,6 +39,10 @@ class HeadForward:
         self._replacement = self._forward  # one object: torch.compile would trace a new one anew
         if getattr(self.base.config, "output_router_logits", False):
             raise ValueError(f"{self.name}: the objective has no router loss; set config.output_router_logits=False")
+        if is_deepspeed_zero3_enabled():
+            raise ValueError(
+                "DeepSpeed ZeRO-3 divides the head, which the objective reads whole: take FSDP2, or ZeRO-2"
+            )
         was_training = self.base.training
         self.base.eval()
         with torch.no_grad():
