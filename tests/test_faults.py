@@ -406,7 +406,9 @@ class Notebook:
             if waiting and waiting[0] in printed:
                 self.manager.interrupt_kernel()
                 waiting.pop(0)
-        return self.client.get_shell_msg(timeout=10)["content"], printed
+        while (reply := self.client.get_shell_msg(timeout=10))["parent_header"].get("msg_id") != cell:
+            pass  # an answer to start_new_kernel, which asks more than once where the machine is busy
+        return reply["content"], printed
 
 
 @pytest.fixture(scope="module")
