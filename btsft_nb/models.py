@@ -61,9 +61,8 @@ def load_model(
     config = name if isinstance(name, ModelConfig) else ModelConfig(str(name), method=_METHODS[qlora, lora is not None])
     run = Path(config.model, "adapter_config.json").is_file()
     if (run or config is name) and (qlora or lora):
-        raise ValueError(
-            f"{name} is {'a run folder with' if run else ''} its own adapter; load it without qlora and lora"
-        )
+        whose = "a run folder with" if run else "a ModelConfig has"
+        raise ValueError(f"{config.model}: {whose} its own adapter; load it without qlora and lora")
     if run:
         return load_run(config.model, device_map=config.device_map, max_memory=config.max_memory)
     tokenizer = load_tokenizer(config.tokenizer or config.model)

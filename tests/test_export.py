@@ -20,14 +20,14 @@ from btsft_nb.export import push
 
 folder = sys.argv[1]
 for name in ("run", "whole"):
-    print(push(f"{folder}/{name}", name))
+    print("->", push(f"{folder}/{name}", name))
     snapshot_download(f"someone/{name}", local_dir=f"{folder}/{name} again")
-print(type(AutoModelForCausalLM.from_pretrained("someone/whole")).__name__)
+print("->", type(AutoModelForCausalLM.from_pretrained("someone/whole")).__name__)
 for name in ("run", "empty", "run"):
     try:
         push(f"{folder}/{name}", "someone/public")
     except (ValueError, FileNotFoundError) as error:
-        print(error)
+        print("->", error)
     if name == "empty":
         del os.environ["HF_TOKEN"]
 """
@@ -98,7 +98,9 @@ def test_what_is_pushed_comes_back_byte_for_byte(runs, tmp_path):
         done = hub.run(THERE_AND_BACK, tmp_path / "home", tmp_path)
         assert done.returncode == 0, done.stderr
         assert TOKEN not in done.stdout + done.stderr
-        first, second, kind, public, empty, no_token = done.stdout.splitlines()
+        first, second, kind, public, empty, no_token = (
+            line[3:] for line in done.stdout.splitlines() if line.startswith("->")
+        )
         assert first.startswith(f"{hub.url}/someone/run/") and second.startswith(f"{hub.url}/someone/whole/")
         assert kind == "Qwen3ForCausalLM"
         assert "is there already, and public" in public and hub.repositories["someone/public"] == {}
