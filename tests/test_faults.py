@@ -429,7 +429,7 @@ def test_an_interrupted_cell_in_a_notebook(notebook, tmp_path):
     assert step < 60 and is_whole(tmp_path / f"checkpoint-{step}")
     reply, _ = notebook.run("trainer.train(resume_from_checkpoint=True)\nassert trainer.evaluate()['eval_loss'] > 0")
     assert reply["status"] == "ok", reply
-    assert [log["step"] for log in result(tmp_path)[1]] == list(range(1, 61))
+    assert [log["step"] for log in result(tmp_path)[1] if "loss" in log] == list(range(1, 61))
     reply, printed = notebook.run("print(bt.sample(trainer.model, trainer.processing_class, ['How many?'], n=1))")
     assert reply["status"] == "ok" and "'text'" in printed, reply
 
