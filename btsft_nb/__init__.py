@@ -18,7 +18,7 @@ from .callbacks import LiveCurves
 from .choices import choices
 from .collator import Collator
 from .compare import Comparison, compare
-from .config import BTSFTConfig
+from .config import BTSFTConfig, ModelConfig
 from .data import mix, overlap, prepare
 from .evaluate import evaluate, table
 from .export import merge, push
@@ -44,7 +44,7 @@ from .weights import sentence_weights
 
 __version__ = "0.1.0"
 __all__ = [
-    "BTSFTConfig", "BTSFTTrainer", "Collator", "Comparison", "Example", "Kind", "LiveCurves", "Playground",
+    "BTSFTConfig", "BTSFTTrainer", "Collator", "Comparison", "Example", "Kind", "LiveCurves", "ModelConfig", "Playground",
     "Renderer", "Report", "RowError", "RowStream", "Rows", "Run", "TokenInspector", "TrackChoices", "TrackLogProbs",
     "TrackSamples", "add_tags", "choices", "compare", "draws", "evaluate", "example_key", "finetune", "load_model",
     "load_rows", "load_secrets", "load_tokenizer", "merge", "metrics", "mix", "overlap", "plan", "plots", "prepare",

@@ -21,6 +21,7 @@ from .models import load_model, load_tokenizer
 from .rows import Rows, load_rows
 from .run import Run, versions
 
+_BASE = ("base_model", "qlora", "bits", "dtype", "attention", "rows")  # what tells loaded base models apart
 BEFORE = "before"  # the row of the model under the adapters
 _MOST_TRAINING = 30_000_000  # characters of a data set, among which what was copied is looked for
 _LIBRARIES = ("btsft_nb", "torch", "transformers", "peft", "bitsandbytes")
@@ -219,8 +220,8 @@ def _sampled(runs: dict[str, Path], configs: dict, rows: Rows, folder: Path, bas
     """Samples of each model by name; runs on the same base one after the other, so that it is loaded once."""
     groups = defaultdict(dict)
     for name, path in runs.items():
-        config = configs[name]
-        groups[(config["base_model"], config["qlora"]) if "base_model" in config else path][name] = path
+        loaded = tuple(configs[name].get(key) for key in _BASE)
+        groups[loaded if loaded[0] else path][name] = path
     samples = {}
     for key, group in groups.items():
         model = None  # before the next one is loaded

@@ -12,6 +12,7 @@ from transformers import TrainingArguments
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
 from .blur import UNITS
+from .hardware import check_bf16, detect
 
 
 @dataclass
@@ -105,6 +106,8 @@ class BTSFTConfig(TrainingArguments):
                 "push_to_hub, hub_token: a run folder keeps its arguments, a token too; leave them out, and push the "
                 "folder when the run is finished, with the token in HF_TOKEN, see load_secrets"
             )
+        if self.bf16:
+            check_bf16(detect())
         self.label_names = ["labels"] if self.label_names is None else self.label_names
         self.report_to, self._wandb_offline = _trackers(self.report_to)
         super().__post_init__()
