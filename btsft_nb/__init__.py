@@ -44,11 +44,10 @@ from .weights import sentence_weights
 
 __version__ = "0.1.0"
 __all__ = [
-    "BTSFTConfig", "BTSFTTrainer", "Collator", "Comparison", "Example", "Kind", "LiveCurves", "ModelConfig", "Playground",
-    "Renderer", "Report", "RowError", "RowStream", "Rows", "Run", "TokenInspector", "TrackChoices", "TrackLogProbs",
-    "TrackSamples", "add_tags", "choices", "compare", "draws", "evaluate", "example_key", "finetune", "load_model",
-    "load_rows", "load_secrets", "load_tokenizer", "merge", "metrics", "mix", "overlap", "plan", "plots", "prepare",
-    "push", "read_settings", "sample", "score",
-    "sentence_weights", "table", "tag_ids", "tiny", "to_messages", "to_prompt", "to_row", "token_texts",
-    "use_template",
+    "BTSFTConfig", "BTSFTTrainer", "Collator", "Comparison", "Example", "Kind", "LiveCurves", "ModelConfig",
+    "Playground", "Renderer", "Report", "RowError", "RowStream", "Rows", "Run", "TokenInspector", "TrackChoices",
+    "TrackLogProbs", "TrackSamples", "add_tags", "choices", "compare", "draws", "evaluate", "example_key",
+    "finetune", "load_model", "load_rows", "load_secrets", "load_tokenizer", "merge", "metrics", "mix", "overlap",
+    "plan", "plots", "prepare", "push", "read_settings", "sample", "score", "sentence_weights", "table", "tag_ids",
+    "tiny", "to_messages", "to_prompt", "to_row", "token_texts", "use_template",
 ]  # fmt: skip

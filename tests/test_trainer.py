@@ -358,8 +358,8 @@ def watch(event, arguments):
         tried.append((event, arguments))
 sys.addaudithook(watch)
 import btsft_nb as bt
-config = bt.BTSFTConfig(sys.argv[1], anchor=1.0, max_steps=1, per_device_train_batch_size=2, disable_tqdm=True)
-trainer = bt.finetune("tiny", "tiny/teacher", config)
+how = dict(anchor=1.0, max_steps=1, per_device_train_batch_size=2, disable_tqdm=True)
+trainer = bt.finetune(bt.read_settings(model="tiny", data="tiny/teacher", output_dir=sys.argv[1], **how))
 model, tokenizer = bt.load_model(sys.argv[1])
 bt.sample(model, tokenizer, ["How many?"], n=1, max_new_tokens=4)
 bt.score(model, tokenizer, trainer.train_dataset.select(range(1)))
