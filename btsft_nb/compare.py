@@ -128,16 +128,11 @@ def compare(
     references = _references(rows, answer)
     asked = dict(n=n, temperature=temperature, max_new_tokens=max_new_tokens, batch_size=batch_size, seed=seed)
     asked |= dict(top_k=top_k, top_p=top_p, no_repeat_ngram_size=no_repeat_ngram_size)
-    settings = {"test": rows.source, "prompts": len(rows), **asked, "answer": answer, "notes": (notes := [])}
-    settings |= {"date": datetime.now(UTC).isoformat(timespec="seconds")}
-    settings |= {"versions": versions(_LIBRARIES)}
     configs = {name: _config(path) for name, path in runs.items()}
     folder.mkdir(parents=True, exist_ok=True)
-    known = {source: _thoughts(source) for source in {config.get("data") for config in configs.values()}}
-    training = {BEFORE: next(iter(known.values()))[0]} if len(known) == 1 else {}
-    for name, config in configs.items():
-        training[name], why = known[config.get("data")]
-        notes += [f"{name}: no thought is held against the training data: {why}."] if why else []
+    training, notes = _training(configs)
+    settings = {"test": rows.source, "prompts": len(rows), **asked, "answer": answer, "notes": notes}
+    settings |= {"date": datetime.now(UTC).isoformat(timespec="seconds"), "versions": versions(_LIBRARIES)}
     samples = _sampled(runs, configs, rows, folder, base, **asked)
     if base and BEFORE not in samples:
         notes.append(f"No run has adapters, so there is no model {BEFORE!r} to sample.")
@@ -148,6 +143,16 @@ def compare(
     found = Comparison(summaries, configs, samples, references, settings, folder)
     _write(found)
     return found
+
+
+def _training(configs: dict[str, dict]) -> tuple[dict[str, list[str] | None], list[str]]:
+    """The thoughts that each model was trained on, as far as they are at hand, and notes where they are not."""
+    known, notes = {source: _thoughts(source) for source in {config.get("data") for config in configs.values()}}, []
+    training = {BEFORE: next(iter(known.values()))[0]} if len(known) == 1 else {}
+    for name, config in configs.items():
+        training[name], why = known[config.get("data")]
+        notes += [f"{name}: no thought is held against the training data: {why}."] if why else []
+    return training, notes
 
 
 def _write(found: Comparison) -> None:
