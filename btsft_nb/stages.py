@@ -13,12 +13,12 @@ import torch
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase, TrainerCallback
 
-from .checkpoints import last_checkpoint
 from .config import BTSFTConfig
 from .data import prepare
 from .estimate import SHARE, estimate, measured_speed
 from .models import load_model, load_tokenizer
 from .rows import Rows, load_rows
+from .secrets import load_secrets
 from .settings import FILE, Settings
 from .templates import use_template
 from .tracking import TrackSamples
@@ -119,6 +119,7 @@ def finetune(
 
     Returns the trainer, with its model and history.
     """
+    load_secrets()
     name, _, training, asked = settings.model, settings.data, settings.training, settings.evaluation
     model, tokenizer = load_model(name)
     examples, held_out = prepare_data(settings, tokenizer)
@@ -131,11 +132,8 @@ def finetune(
             TrackSamples(prompts, tokenizer, every=asked.track_every, answer=asked.answer, **asked.sampling())
         )
     trainer = BTSFTTrainer(model, training, examples, held_out, processing_class=tokenizer, callbacks=callbacks)
-    resume = training.resume_from_checkpoint
-    if resume and not Path(resume, "trainer_state.json").is_file():
-        resume = str(last_checkpoint(resume))
-    elif not resume and trainer.is_world_process_zero():
+    if not training.resume_from_checkpoint and trainer.is_world_process_zero():
         Path(training.output_dir).mkdir(parents=True, exist_ok=True)
         Path(training.output_dir, FILE).write_text(settings.to_yaml(), encoding="utf-8")
-    trainer.train(resume)
+    trainer.train(training.resume_from_checkpoint)
     return trainer
