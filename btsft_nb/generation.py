@@ -79,34 +79,29 @@ def sample(
     """
     if not adapters and not isinstance(model, PeftModel):
         raise ValueError("adapters=False: the model has no adapters to sample without")
-    settings = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed, "n": n}
-    settings |= {"max_new_tokens": max_new_tokens, "max_prompt_length": max_prompt_length, "batch_size": batch_size}
-    check_sampling(settings := settings | {"no_repeat_ngram_size": no_repeat_ngram_size})
+    how = dict(temperature=temperature, top_k=top_k, top_p=top_p, no_repeat_ngram_size=no_repeat_ngram_size, n=n)
+    how |= dict(seed=seed, max_new_tokens=max_new_tokens, max_prompt_length=max_prompt_length, batch_size=batch_size)
     renderer = Renderer(tokenizer)
-    how = [fingerprint(model, adapters) if path else "", seed, float(temperature), max_new_tokens]
-    how += [given] if (given := {name: settings[name] for name in _OPTIONAL if settings[name] is not None}) else []
-    jobs = sample_jobs(renderer, prompts, settings, how)
+    jobs = sample_jobs(renderer, prompts, how, fingerprint(model, adapters) if path else "")
     records = read_samples(Path(path), {job.key for job in jobs}) if path else {}
     left = sorted((job for job in jobs if job.key not in records), key=lambda job: len(job.ids))
     bar = logging.tqdm(total=len(jobs), initial=len(records), desc="sampling", unit="completion")
-    was_training, stops = model.training, _stop_ids(model, renderer)
+    was_training = model.training
     model.eval()
     try:
         with bar, nullcontext() if adapters else model.disable_adapter():
             for start in range(0, len(left), batch_size):
-                batch = left[start : start + batch_size]
-                drawn = _generate(model, renderer, batch, stops, settings)
-                new = {job.key: _record(renderer, job, ids, stops) for job, ids in zip(batch, drawn, strict=True)}
+                new = _generate(model, renderer, left[start : start + batch_size], how)
                 if path:
                     append_samples(Path(path), new)
                 records |= new
-                bar.update(len(batch))
+                bar.update(len(new))
     finally:
         model.train(was_training)
     return [records[job.key] for job in jobs]
 
 
-def check_sampling(settings: dict) -> None:
+def _check(settings: dict) -> None:
     """Raises ValueError, by name, for a setting of `sample` that is unknown or out of its range."""
     for name, value in settings.items():
         if name not in _RANGES:
@@ -154,8 +149,11 @@ class _NoRepeat(lp.LogitsProcessor):
         return torch.cat([self.ban(ids[None, start:], own[None]) for ids, own, start in rows])
 
 
-def sample_jobs(renderer: Renderer, prompts: Sequence[dict | str], settings: dict, how: list) -> list[_Job]:
-    """All that `sample` has to draw; `how` is what else tells completions apart. Raises as `sample` for prompts."""
+def sample_jobs(renderer: Renderer, prompts: Sequence[dict | str], settings: dict, mark: str = "") -> list[_Job]:
+    """All that `sample` has to draw, by its settings; `mark` tells the model. Raises as `sample` does."""
+    _check(settings)
+    how = [mark, settings.get("seed"), float(settings.get("temperature", 1)), settings.get("max_new_tokens")]
+    how += [given] if (given := {name: settings[name] for name in _OPTIONAL if settings.get(name) is not None}) else []
     n, limit, jobs = settings["n"], settings.get("max_prompt_length"), []
     frame = PromptFrame(renderer) if limit else None
     for i, prompt in enumerate(prompts):
@@ -175,8 +173,10 @@ def sample_jobs(renderer: Renderer, prompts: Sequence[dict | str], settings: dic
 
 
 def _generate(
-    model: PreTrainedModel | PeftModel, renderer: Renderer, jobs: list[_Job], stops: list[int], settings: dict
-) -> list[list[int]]:
+    model: PreTrainedModel | PeftModel, renderer: Renderer, jobs: list[_Job], settings: dict
+) -> dict[str, dict]:
+    """The records of some jobs by key."""
+    stops = _stop_ids(model, renderer)
     ids, limit, pad = [job.ids for job in jobs], settings["max_new_tokens"], renderer.tokenizer.pad_token_id
     padded = renderer.tokenizer.pad({"input_ids": ids}, padding_side="left", return_tensors="pt").to(model.device)
     config = GenerationConfig(max_new_tokens=limit, eos_token_id=stops, pad_token_id=pad, do_sample=False)
@@ -202,7 +202,8 @@ def _generate(
     finally:
         for holder, own in zip(holders, before, strict=True):
             holder.generation_config = own
-    return output[:, start:].tolist()
+    drawn = zip(jobs, output[:, start:].tolist(), strict=True)
+    return {job.key: _record(renderer, job, ids, stops) for job, ids in drawn}
 
 
 def _stop_ids(model: PreTrainedModel | PeftModel, renderer: Renderer) -> list[int]:

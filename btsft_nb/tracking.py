@@ -15,7 +15,7 @@ from transformers.utils import logging
 from .answers import right_answer
 from .choices import choices, render_questions
 from .evaluate import evaluate
-from .generation import check_sampling, sample, sample_jobs, score
+from .generation import sample, sample_jobs, score
 from .likelihood import log_prob_by_tag
 from .messages import as_text
 from .render import Renderer
@@ -160,13 +160,12 @@ class TrackSamples(Probe):
         super().__init__(every)
         self.prompts, self.tokenizer, self.sampling = prompts, tokenizer, {"n": 4} | sampling
         self.how = {"way_of": way_of, "answer": answer, "text_scores": text_scores}
-        check_sampling(self.sampling)
         self.references = _references(self.prompts, references)
         for reference in self.references or ():
             right_answer(reference, answer)
         if text_scores and self.references is None:
             raise ValueError("text_scores compares answers with references, and no prompt has one")
-        sample_jobs(Renderer(tokenizer), prompts, self.sampling, [])  # what it would stumble over in mid-run
+        sample_jobs(Renderer(tokenizer), prompts, self.sampling)  # what it would stumble over in mid-run
 
     def _measure(self, model) -> tuple[list[dict], dict[str, float]]:
         bars = logging.is_progress_bar_enabled()
