@@ -15,6 +15,7 @@ from .export import merge
 from .generation import score
 from .inspector import TokenInspector
 from .models import load_model, load_tokenizer
+from .rows import load_rows
 from .settings import FILE, Settings, describe, read_settings
 from .stages import finetune, plan, prepare_data
 from .tiny import way_of
@@ -125,7 +126,7 @@ def _evaluate(asked: _Asked) -> None:
         raise ValueError("evaluate needs test=ROWS, with the field answer; and report=FOLDER where runs are several")
     found = compare(
         runs,
-        how.test,
+        load_rows(how.test, how.test_split),
         how.report or Path(runs[0], "evaluation"),
         prompts=how.test_prompts,
         answer=how.answer,

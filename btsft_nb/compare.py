@@ -13,7 +13,7 @@ from pathlib import Path
 import pandas as pd
 
 from .compare_html import page
-from .evaluate import evaluate, table
+from .evaluate import evaluate, given_answer, table
 from .formats import to_messages
 from .generation import sample
 from .metrics import is_correct, paired_difference, parse
@@ -190,8 +190,8 @@ def _test_rows(test: str | Path | Iterable[dict | str], prompts: int | None) -> 
 
 
 def _references(rows: Rows, how: str) -> list[str] | None:
-    """The field `answer` of all rows, None where none has it; checked now, not when all is sampled."""
-    answers = [row.get("answer") if isinstance(row, dict) else None for row in rows]
+    """The answer given in all rows, None where none has it; checked now, not when all is sampled."""
+    answers = [given_answer(row) for row in rows]
     absent = [i for i, answer in enumerate(answers) if answer is None]
     if absent and len(absent) < len(rows):
         raise ValueError(

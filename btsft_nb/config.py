@@ -196,7 +196,8 @@ class DataConfig:
     )
     max_length: int = field(default=1024, metadata={"help": "Tokens that an example may have."})
     too_long: str = field(
-        default="drop", metadata={"help": "Examples that have more: drop, shorten, keep_first or keep_last."}
+        default="drop",
+        metadata={"help": "Examples that have more: drop, shorten, shorten_prompt, keep_first or keep_last."},
     )
     duplicates: str = field(default="keep", metadata={"help": "Examples that were there before: keep or drop."})
     strict: bool = field(default=True, metadata={"help": "Stop at a malformed row; false: drop and count it."})
@@ -208,7 +209,8 @@ class DataConfig:
 class EvaluationConfig:
     """What a trained model is asked, and how: arguments of `compare`, `sample` and `TrackSamples`."""
 
-    test: str | None = field(default=None, metadata={"help": "Rows with the field answer, as data."})
+    test: str | None = field(default=None, metadata={"help": "Rows to sample from, with the field answer, as data."})
+    test_split: str = field(default="test", metadata={"help": "Which split of test."})
     test_prompts: int | None = field(default=None, metadata={"help": "How many of them, from the first; null: all."})
     samples: int = field(default=8, metadata={"help": "Completions of each prompt."})
     temperature: float = field(default=1.0, metadata={"help": "Of the draws; 0 takes the most likely token."})

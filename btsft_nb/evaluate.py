@@ -137,6 +137,11 @@ def _copied(thoughts: list[list[str]], training: Sequence[str]) -> list[dict[str
     return rows
 
 
+def given_answer(row: dict | str) -> object:
+    """The field `answer` of a row, or `Answer`; None without one."""
+    return next((row[key] for key in ("answer", "Answer") if key in row), None) if isinstance(row, dict) else None
+
+
 def table(summaries: dict[str, dict]) -> pd.DataFrame:
     """Summaries by model -> a table of `value [low, high]`, a row for each model."""
     rows = {

@@ -127,7 +127,7 @@ def finetune(
     if show_plan and not training.process_index:
         print(plan(settings, examples).to_string(header=False))
     if asked.track_every:
-        prompts = load_rows(asked.test)[: asked.test_prompts]
+        prompts = load_rows(asked.test, asked.test_split)[: asked.test_prompts]
         callbacks.append(
             TrackSamples(prompts, tokenizer, every=asked.track_every, answer=asked.answer, **asked.sampling())
         )

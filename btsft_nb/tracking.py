@@ -14,7 +14,7 @@ from transformers.utils import logging
 
 from .answers import right_answer
 from .choices import choices, render_questions
-from .evaluate import evaluate
+from .evaluate import evaluate, given_answer
 from .generation import sample, sample_jobs, score
 from .likelihood import log_prob_by_tag
 from .messages import as_text
@@ -214,7 +214,7 @@ def _references(prompts: list[dict | str], given: Sequence[str] | None) -> list[
     if not prompts:
         raise ValueError("no prompt to sample; give at least one")
     if given is None:
-        answers = [prompt.get("answer") if isinstance(prompt, dict) else None for prompt in prompts]
+        answers = [given_answer(prompt) for prompt in prompts]
         given = [answer for answer in answers if answer is not None] or None
     if given is not None and len(given) != len(prompts):
         raise ValueError(f"{len(given)} references for {len(prompts)} prompts: one for each wanted, or references=None")

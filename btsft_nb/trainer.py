@@ -114,7 +114,7 @@ class BTSFTTrainer(Trainer):
                 output = super().train(resume_from_checkpoint, **kwargs)
         except torch.OutOfMemoryError as error:
             raise torch.OutOfMemoryError(
-                f"{error}\n{less_memory(self.args, self.model, report and report.longest)}"
+                f"{error}\n{less_memory(self.args, self.model, report and report.lengths['sequence']['longest'])}"
             ) from error
         if self._interrupt.stopped:
             self._record.update()

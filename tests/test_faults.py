@@ -323,7 +323,12 @@ def test_out_of_memory_says_what_to_change(tmp_path):
     with pytest.raises(torch.OutOfMemoryError, match=r"^CUDA out of memory\. Tried to allocate 2\.00 GiB\.") as caught:
         trainer.train()
     ways = ("per_device_train_batch_size (now 2)", "gradient_accumulation_steps (now 2)", "gradient_checkpointing=True")
-    ways += ("max_length", f"{trainer.train_dataset.report.longest} tokens", "qlora=True", "a smaller model")
+    ways += (
+        "max_length",
+        f"{trainer.train_dataset.report.lengths['sequence']['longest']} tokens",
+        "qlora=True",
+        "a smaller model",
+    )
     places = [str(caught.value).find(way) for way in ways]
     assert -1 not in places and places == sorted(places)
     halved = dict(per_device_train_batch_size=1, gradient_accumulation_steps=4)
