@@ -130,6 +130,7 @@ def _evaluate(asked: _Asked) -> None:
         how.report or Path(runs[0], "evaluation"),
         prompts=how.test_prompts,
         answer=how.answer,
+        text_scores=how.text_scores,
         way_of=way_of if how.test.startswith("tiny/") else None,
         base=how.evaluate_base,
         **how.sampling(),

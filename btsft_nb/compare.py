@@ -93,7 +93,9 @@ def compare(
     top_k: int | None = None,
     top_p: float | None = None,
     no_repeat_ngram_size: int | None = None,
+    max_prompt_length: int | None = None,
     answer: str = "auto",
+    text_scores: bool = False,
     way_of: Callable[[str], str | None] | None = None,
     base: bool = True,
 ) -> Comparison:
@@ -108,8 +110,9 @@ def compare(
         test: what `load_rows` takes, or rows. The right answer is their field `answer`; without it, what needs one is
             not measured.
         prompts: how many of the test rows, from the first; None: all of them.
-        n, max_new_tokens, temperature, batch_size, seed, top_k, top_p, no_repeat_ngram_size: as for `sample`.
-        answer, way_of: as for `evaluate`.
+        n, max_new_tokens, temperature, batch_size, seed, top_k, top_p, no_repeat_ngram_size,
+            max_prompt_length: as for `sample`.
+        answer, text_scores, way_of: as for `evaluate`.
         base: also sample the model under the adapters of the first run that has any, as the first row, "before".
 
     Thoughts are held against those of the training data where a run's `data_report.json` names a generated set or a
@@ -127,7 +130,9 @@ def compare(
     rows = _test_rows(test, prompts)
     references = _references(rows, answer)
     asked = dict(n=n, temperature=temperature, max_new_tokens=max_new_tokens, batch_size=batch_size, seed=seed)
-    asked |= dict(top_k=top_k, top_p=top_p, no_repeat_ngram_size=no_repeat_ngram_size)
+    asked |= dict(
+        top_k=top_k, top_p=top_p, no_repeat_ngram_size=no_repeat_ngram_size, max_prompt_length=max_prompt_length
+    )
     configs = {name: _config(path) for name, path in runs.items()}
     folder.mkdir(parents=True, exist_ok=True)
     training, notes = _training(configs)
@@ -137,7 +142,7 @@ def compare(
     if base and BEFORE not in samples:
         notes.append(f"No run has adapters, so there is no model {BEFORE!r} to sample.")
     summaries = {
-        name: evaluate(records, references, way_of, answer=answer, training=training.get(name))
+        name: evaluate(records, references, way_of, answer=answer, text_scores=text_scores, training=training.get(name))
         for name, records in samples.items()
     }
     found = Comparison(summaries, configs, samples, references, settings, folder)

@@ -222,18 +222,26 @@ class EvaluationConfig:
     no_repeat_ngram_size: int | None = field(
         default=None, metadata={"help": "No sequence of so many tokens comes twice."}
     )
+    max_prompt_length: int | None = field(
+        default=None, metadata={"help": "Tokens that a prompt may have; a longer one loses its first."}
+    )
     sample_batch_size: int = field(default=64, metadata={"help": "Completions drawn at once."})
     sample_seed: int = field(default=0, metadata={"help": "Of the draws."})
     answer: str = field(default="auto", metadata={"help": "How answers are compared; see btsft_nb.evaluate."})
+    text_scores: bool = field(default=False, metadata={"help": "Also BLEU and ROUGE of the answers."})
     report: str | None = field(default=None, metadata={"help": "Folder of the report; null: evaluation in the run's."})
     evaluate_base: bool = field(default=True, metadata={"help": "Also ask the model under the adapters."})
     track_every: int | None = field(
         default=None, metadata={"help": "While training, sample the test prompts every so many steps; null: never."}
     )
 
+    def __post_init__(self):
+        if self.track_every and self.test is None:
+            raise ValueError(f"track_every={self.track_every} needs test=ROWS to sample from")
+
     def sampling(self) -> dict:
         """The arguments of `sample`."""
-        names = ("temperature", "max_new_tokens", "top_k", "top_p", "no_repeat_ngram_size")
+        names = ("temperature", "max_new_tokens", "top_k", "top_p", "no_repeat_ngram_size", "max_prompt_length")
         how = {name: getattr(self, name) for name in names}
         return {"n": self.samples, "batch_size": self.sample_batch_size, "seed": self.sample_seed} | how
 

@@ -128,9 +128,8 @@ def finetune(
         print(plan(settings, examples).to_string(header=False))
     if asked.track_every:
         prompts = load_rows(asked.test, asked.test_split)[: asked.test_prompts]
-        callbacks.append(
-            TrackSamples(prompts, tokenizer, every=asked.track_every, answer=asked.answer, **asked.sampling())
-        )
+        how = dict(every=asked.track_every, answer=asked.answer, text_scores=asked.text_scores)
+        callbacks.append(TrackSamples(prompts, tokenizer, **how, **asked.sampling()))
     trainer = BTSFTTrainer(model, training, examples, held_out, processing_class=tokenizer, callbacks=callbacks)
     if not training.resume_from_checkpoint and trainer.is_world_process_zero():
         Path(training.output_dir).mkdir(parents=True, exist_ok=True)
