@@ -9,6 +9,7 @@ from pathlib import Path
 
 import yaml
 
+from .card import model_card
 from .compare import compare
 from .evaluate import table
 from .export import merge
@@ -16,6 +17,7 @@ from .generation import score
 from .inspector import TokenInspector
 from .models import load_model, load_tokenizer
 from .rows import load_rows
+from .run import Run
 from .settings import FILE, Settings, describe, read_settings
 from .stages import finetune, plan, prepare_data
 from .tiny import way_of
@@ -139,6 +141,8 @@ def _evaluate(asked: _Asked) -> None:
     if len(found.summaries) > 1:
         print(f"\nless {next(iter(found.summaries))}, with 95 % intervals:")
         print(found.differences().to_string(float_format="{:+.3f}".format))
+    if how.report is None:
+        model_card(Run(runs[0])).save(Path(runs[0], "README.md"))
     print(f"\n{found.folder / 'evaluation.json'}\n{found.folder / 'index.html'}")
 
 

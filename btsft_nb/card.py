@@ -19,7 +19,7 @@ _FILES = {
     "environment.json": "versions, devices, commit, command, beginning and end",
     "data_report.json": "what became of every row of the data",
     "history.jsonl": "loss, learning rate, gradient norm and what else was logged, a line each",
-    "evaluation.json": "the evaluation",
+    "evaluation": "the evaluation: a page, its figures as JSON, and the samples",
 }
 _BODY = """
 # {name}
@@ -83,9 +83,9 @@ def model_card(run: Run) -> ModelCard:
 
 
 def _measured(run: Run) -> tuple[str, dict[str, float]]:
-    """On what, and the metrics: of evaluation.json, else what was measured last while it trained."""
-    if (run.path / "evaluation.json").is_file():
-        found = json.loads((run.path / "evaluation.json").read_text(encoding="utf-8"))
+    """On what, and the metrics: of the evaluation in the folder, else what was measured last while it trained."""
+    if (run.path / "evaluation" / "evaluation.json").is_file():
+        found = json.loads((run.path / "evaluation" / "evaluation.json").read_text(encoding="utf-8"))
         summary = found["summaries"].get(run.path.resolve().name) or list(found["summaries"].values())[-1]
         return plain(found["settings"]["test"]), {plain(n): m["value"] for n, m in summary["metrics"].items()}
     names = [n for n in run.history if n.startswith("eval_") and not n.endswith(("_runtime", "_per_second"))]

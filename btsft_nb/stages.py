@@ -3,6 +3,7 @@
 import contextlib
 import math
 import os
+from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 
@@ -19,10 +20,12 @@ from .estimate import SHARE, estimate, measured_speed
 from .models import load_model, load_tokenizer
 from .rows import Rows, load_rows
 from .secrets import load_secrets
-from .settings import FILE, Settings
+from .settings import FILE, Settings, read_settings
 from .templates import use_template
 from .tracking import TrackSamples
 from .trainer import BTSFTTrainer
+
+_FREE = ("attention", "device_map", "max_memory", "num_proc", "eval_data", "eval_split")  # may differ after a resume
 
 
 def prepare_data(settings: Settings, tokenizer: PreTrainedTokenizerBase) -> tuple[Dataset, Dataset | None]:
@@ -120,8 +123,9 @@ def finetune(
     Returns the trainer, with its model and history.
     """
     load_secrets()
-    name, _, training, asked = settings.model, settings.data, settings.training, settings.evaluation
-    model, tokenizer = load_model(name)
+    training, asked = settings.training, settings.evaluation
+    _check_resumed(settings)
+    model, tokenizer = load_model(settings.model)
     examples, held_out = prepare_data(settings, tokenizer)
     callbacks = [*(callbacks or [])]
     if show_plan and not training.process_index:
@@ -136,3 +140,15 @@ def finetune(
         Path(training.output_dir, FILE).write_text(settings.to_yaml(), encoding="utf-8")
     trainer.train(training.resume_from_checkpoint)
     return trainer
+
+
+def _check_resumed(settings: Settings) -> None:
+    """Raises ValueError where a run would go on with another model or data set. The trainer checks its arguments."""
+    resumed = Path(settings.training.resume_from_checkpoint or "")
+    file = next((folder / FILE for folder in (resumed, resumed.parent) if (folder / FILE).is_file()), None)
+    if settings.training.resume_from_checkpoint and file:
+        then = read_settings(file)
+        pairs = (asdict(then.model) | asdict(then.data)).items(), asdict(settings.model) | asdict(settings.data)
+        changed = [f"{key} was {was!r} and is {pairs[1][key]!r}" for key, was in pairs[0] if was != pairs[1][key]]
+        if changed := [text for text in changed if not text.startswith(_FREE)]:
+            raise ValueError(f"{resumed} was begun otherwise: {'; '.join(changed)}; go on with what was, or begin anew")

@@ -22,7 +22,8 @@ def folder_of(path, *, base="Qwen/Qwen3-0.6B", data="open-r1/OpenR1-Math [train]
     tokens = {"prompt": 1, "tag": 2, "think": 3, "answer": 4}
     report = dict(source=data, rows=5, tokens=tokens, lengths=spread, **empty)
     files = {"environment.json": environment, "training_config.json": config, "data_report.json": report}
-    for name, record in (files | ({"evaluation.json": evaluation} if evaluation else {})).items():
+    for name, record in (files | ({"evaluation/evaluation.json": evaluation} if evaluation else {})).items():
+        (path / name).parent.mkdir(exist_ok=True)
         (path / name).write_text(json.dumps(record))
     logs = [{"step": 10, "loss": 2.0}, {"step": 20, "eval_loss": 0.75, "eval_runtime": 3.0}, {"step": 30, "loss": 1.0}]
     logs[1]["eval_choices/accuracy"] = float("nan")  # of a model that has diverged

@@ -93,7 +93,7 @@ def test_a_run_is_not_written_over(trained, capsys, monkeypatch):
     assert (folder / "out" / "training_config.json").read_bytes() == before
 
 
-def test_a_run_goes_on_by_its_folder(trained, tmp_path):
+def test_a_run_goes_on_by_its_folder(trained, tmp_path, capsys, monkeypatch):
     """Stopped after 2 of 4 steps, and alone: the same weights, bit for bit."""
     folder, _ = trained
     asked = ["--config", str(folder / "run.yaml"), "save_strategy=steps", "save_steps=2", "max_steps=4"]
@@ -103,6 +103,13 @@ def test_a_run_goes_on_by_its_folder(trained, tmp_path):
     (tmp_path / "stopped" / "adapter_model.safetensors").unlink()
     text = (tmp_path / "stopped" / "settings.yaml").read_text().replace("output_dir: alone", "output_dir: stopped")
     (tmp_path / "stopped" / "settings.yaml").write_text(text)
+    with monkeypatch.context() as here:
+        here.chdir(tmp_path)
+        assert main(["train", "--resume", "stopped", "lora_r=8", "examples=5"]) == 2
+        told = capsys.readouterr().err
+        assert "stopped was begun otherwise: lora_r was 16 and is 8; examples was 12 and is 5" in told
+        assert main(["train", "--resume", "stopped", "learning_rate=0.5"]) == 2
+        assert "learning_rate" in capsys.readouterr().err
     in_a_shell(tmp_path, "train", "--resume", "stopped")
     weights = [(tmp_path / name / "adapter_model.safetensors").read_bytes() for name in ("alone", "stopped")]
     assert weights[0] == weights[1]
@@ -140,6 +147,21 @@ def test_evaluate_prints_what_it_wrote(run, tmp_path):
     line = next(line for line in told.splitlines() if line.startswith("accuracy"))
     assert line.split(maxsplit=1)[1] == "{value:.2f} [{low:.2f}, {high:.2f}]".format(**found)
     assert "ways of thinking" in told
+
+
+def test_an_evaluation_in_the_run_stands_in_its_card(trained):
+    """In the seed's spelling, from its own split, with BLEU; the most likely tokens each time."""
+    folder, _ = trained
+    rows = [
+        {"Question": row["messages"][0]["content"], "Answer": row["answer"]} for row in bt.load_rows("tiny/test")[:3]
+    ]
+    (folder / "qa.json").write_text(json.dumps({"train": [], "test": rows}))
+    asked = "test=qa.json samples=1 temperature=0 max_new_tokens=48 top_k=5 text_scores=true evaluate_base=false"
+    in_a_shell(folder, "evaluate", "out", *asked.split())
+    record = json.loads((folder / "out" / "evaluation" / "evaluation.json").read_text())
+    assert record["settings"]["top_k"] == 5 and "bleu" in record["summaries"]["out"]["metrics"]
+    card = (folder / "out" / "README.md").read_text()
+    assert "accuracy" in card.split("## Evaluation")[1].split("## Files")[0] and "bleu" in card
 
 
 def test_differences_are_printed(run, tmp_path, capsys):
