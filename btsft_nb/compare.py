@@ -21,7 +21,7 @@ from .models import load_model, load_tokenizer
 from .rows import Rows, load_rows
 from .run import Run, versions
 
-_BASE = ("base_model", "qlora", "bits", "dtype", "attention", "rows")  # what tells loaded base models apart
+_BASE = ("base_model", "qlora", "bits", "dtype", "attention", "embedding_rows")  # what tells loaded base models apart
 BEFORE = "before"  # the row of the model under the adapters
 _MOST_TRAINING = 30_000_000  # characters of a data set, among which what was copied is looked for
 _LIBRARIES = ("btsft_nb", "torch", "transformers", "peft", "bitsandbytes")

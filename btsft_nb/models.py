@@ -95,7 +95,7 @@ def load_run(folder: str | Path, *, dequantize: bool = False, **where) -> tuple[
     model = _load_base(config.model, config, True)
     if dequantize and run["qlora"]:
         model = model.dequantize(model.config.dtype)
-    resize(model, run["rows"])
+    resize(model, run["embedding_rows"])
     return PeftModel.from_pretrained(model, folder).eval(), load_tokenizer(folder)
 
 
@@ -163,7 +163,7 @@ def record_base(folder: str | Path, model: PeftModel) -> None:
     bits = next((bits for bits in (4, 8) if getattr(base, f"is_loaded_in_{bits}bit", False)), None)
     record = {"base_model": name, "qlora": bits is not None} | ({"bits": bits} if bits else {})
     record |= {"dtype": _name(base.config.dtype), "attention": base.config._attn_implementation}
-    record["rows"] = len(base.get_input_embeddings().weight)
+    record["embedding_rows"] = len(base.get_input_embeddings().weight)
     Path(folder, _RECORD).write_text(json.dumps(record, indent=2) + "\n")
     config_file = Path(folder, "adapter_config.json")
     config = json.loads(config_file.read_text()) | {"base_model_name_or_path": name}
@@ -180,7 +180,7 @@ def read_base(folder: str | Path) -> dict:
         raise FileNotFoundError(
             f"{folder}: no {_RECORD}, so this is no run of btsft_nb; load another tool's adapter with peft, on its base"
         )
-    return {"bits": 4, "dtype": "auto", "attention": "auto", "rows": 0} | json.loads(file.read_text())
+    return {"bits": 4, "dtype": "auto", "attention": "auto", "embedding_rows": 0} | json.loads(file.read_text())
 
 
 def resolve(name: str | Path) -> str:
