@@ -130,9 +130,8 @@ def compare(
     rows = _test_rows(test, prompts)
     references = _references(rows, answer)
     asked = dict(n=n, temperature=temperature, max_new_tokens=max_new_tokens, batch_size=batch_size, seed=seed)
-    asked |= dict(
-        top_k=top_k, top_p=top_p, no_repeat_ngram_size=no_repeat_ngram_size, max_prompt_length=max_prompt_length
-    )
+    asked |= dict(top_k=top_k, top_p=top_p, no_repeat_ngram_size=no_repeat_ngram_size)
+    asked["max_prompt_length"] = max_prompt_length
     configs = {name: _config(path) for name, path in runs.items()}
     folder.mkdir(parents=True, exist_ok=True)
     training, notes = _training(configs)
@@ -145,9 +144,7 @@ def compare(
         name: evaluate(records, references, way_of, answer=answer, text_scores=text_scores, training=training.get(name))
         for name, records in samples.items()
     }
-    found = Comparison(summaries, configs, samples, references, settings, folder)
-    _write(found)
-    return found
+    return _written(Comparison(summaries, configs, samples, references, settings, folder))
 
 
 def _training(configs: dict[str, dict]) -> tuple[dict[str, list[str] | None], list[str]]:
@@ -160,14 +157,15 @@ def _training(configs: dict[str, dict]) -> tuple[dict[str, list[str] | None], li
     return training, notes
 
 
-def _write(found: Comparison) -> None:
-    """evaluation.json and index.html."""
+def _written(found: Comparison) -> Comparison:
+    """The same, with evaluation.json and index.html in its folder."""
     differences = found.differences().reset_index().to_dict("records")
     record = {"settings": found.settings, "configs": found.configs, "summaries": found.summaries}
     record = json.dumps(record | {"differences": differences}, indent=1) + "\n"
     (found.folder / "evaluation.json").write_text(record, encoding="utf-8")
     html = page(found.summaries, differences, found.configs, found.samples, found.references, found.settings)
     (found.folder / "index.html").write_text(html, encoding="utf-8")
+    return found
 
 
 def _named(runs: Sequence[str | Path] | dict[str, str | Path], base: bool) -> dict[str, Path]:
