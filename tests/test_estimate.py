@@ -1,10 +1,14 @@
-"""The estimate against models that are really loaded, and a run that is really measured."""
+"""The estimate against models that are really loaded; benchmarks/memory.py holds it against measured peaks."""
+
+import importlib
+from pathlib import Path
 
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import btsft_nb as bt
+from btsft_nb import head_matrix
 from btsft_nb.config import ModelConfig
 from btsft_nb.estimate import estimate, measured_speed
 from btsft_nb.models import TINY
@@ -100,3 +104,12 @@ def test_an_estimate_shows_as_text_and_as_a_table():
 
 def test_speed_is_measured():
     assert 1e8 < measured_speed("cpu", torch.float32) < 1e14
+
+
+def test_the_page_has_what_the_estimator_says(monkeypatch):
+    """Of the smallest model; the rest of the table is made the same way, and takes minutes."""
+    benchmarks = Path(__file__).parents[1] / "benchmarks"
+    monkeypatch.syspath_prepend(str(benchmarks))
+    monkeypatch.setattr(head_matrix, "CHUNK", dict(head_matrix.CHUNK))
+    row = importlib.import_module("memory").table(["Qwen2.5 0.5B"]).splitlines()[-1]
+    assert row in (benchmarks.parent / "docs" / "scale.md").read_text(encoding="utf-8").splitlines()
