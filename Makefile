@@ -40,6 +40,7 @@ bench: $(INSTALLED)
 	$(BIN)/python benchmarks/step.py
 	$(BIN)/python benchmarks/prepare.py
 	$(BIN)/python benchmarks/generate.py
+	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/kill.py
 
 evidence: $(INSTALLED)

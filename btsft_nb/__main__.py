@@ -106,14 +106,16 @@ def _train(asked: _Asked) -> None:
     if asked.dry_run:
         print(plan(settings).to_string(header=False))
         return
-    folder = Path(settings.training.output_dir)
-    if (folder / FILE).is_file() and not settings.training.resume_from_checkpoint and not asked.overwrite:
+    folder, first = Path(settings.training.output_dir), settings.training.process_index == 0
+    free = asked.overwrite or settings.training.resume_from_checkpoint or not (folder / FILE).is_file()
+    if first and not free:  # of several processes the first one writes the file, and ends all
         raise ValueError(
             f"{folder} holds a run: go on with it (btsft train --resume {folder}), name another output_dir, or lose "
             "it with --overwrite"
         )
     finetune(settings, show_plan=True)
-    print(f"saved in {folder}")
+    if first:
+        print(f"saved in {folder}")
 
 
 def _prepare(asked: _Asked) -> None:

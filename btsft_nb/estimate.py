@@ -14,7 +14,7 @@ from dataclasses import dataclass, fields
 
 import pandas as pd
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import get_peft_model
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -25,9 +25,12 @@ from torch.utils.weak import WeakIdKeyDictionary
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.quantizers.base import get_keys_to_not_convert
 
+from .adapters import lora_config
 from .config import BTSFTConfig, ModelConfig
+from .hardware import choose_dtype, detect
 from .head_matrix import CHUNK, Plan, matrix_head
 from .models import resolve
+from .parts import freeze_parts
 
 SHARE = 0.5  # of `measured_speed`, what training reaches; docs/scale.md has what benchmarks/memory.py measured
 _MOMENTS = {"adamw": 2, "ademamix": 3, "lion": 1, "rmsprop": 1, "adagrad": 1, "sgd": 0}  # kept of each weight
@@ -137,14 +140,6 @@ def measured_speed(device: str, dtype: torch.dtype) -> float:
     return 2 * n**3 / timer.blocked_autorange(min_run_time=0.5).median
 
 
-def _dtype(model: ModelConfig) -> torch.dtype:
-    if model.dtype != "auto":
-        return getattr(torch, model.dtype)
-    if model.method == "full" or not torch.cuda.is_available():
-        return torch.float32
-    return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-
-
 def _skeleton(config: PretrainedConfig, model: ModelConfig, layers: int | None = None) -> PreTrainedModel:
     """The model as `load_model` makes it, without data; weights that would be quantised have the attribute `bits`."""
     if layers:
@@ -153,8 +148,9 @@ def _skeleton(config: PretrainedConfig, model: ModelConfig, layers: int | None =
         if getattr(config.get_text_config(), "layer_types", None):
             config.get_text_config().layer_types = config.get_text_config().layer_types[:layers]
     attention = "eager" if model.attention == "eager" else "sdpa"
+    dtype, _ = choose_dtype(model.dtype, detect(), model.method)
     with torch.device("meta"):
-        skeleton = AutoModelForCausalLM.from_config(config, dtype=_dtype(model), attn_implementation=attention)
+        skeleton = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention)
         kept = get_keys_to_not_convert(skeleton)
         for name, module in skeleton.named_modules() if model.method == "qlora" else ():
             if type(module) is nn.Linear and name not in kept:
@@ -165,9 +161,9 @@ def _skeleton(config: PretrainedConfig, model: ModelConfig, layers: int | None =
             for parameter in (p for p in skeleton.parameters() if not hasattr(p, "bits")):
                 parameter.data = parameter.data.float()
         if model.method != "full":
-            lora = dict(r=model.lora_r, lora_alpha=model.lora_alpha, target_modules=model.lora_targets)
-            lora |= dict(lora_dropout=model.lora_dropout, use_dora=model.dora, use_rslora=model.rslora)
-            get_peft_model(skeleton, LoraConfig(task_type="CAUSAL_LM", **lora))
+            get_peft_model(skeleton, lora_config(model))
+        elif model.freeze and not layers:  # the traced layers are all trained
+            freeze_parts(skeleton, model.freeze, model.layers_not_to_freeze)
     return skeleton.train()
 
 

@@ -56,6 +56,16 @@ def test_parameters_and_weights_are_those_of_the_loaded_model(request, name, met
     assert found.optimizer == 2 * found.gradients
 
 
+def test_frozen_parts_are_counted_as_frozen(llama):
+    """As load_model freezes them: the second layer, and nothing else, is trained."""
+    config = ModelConfig(str(llama), method="full", freeze=["embeddings", "norms", "attention", "feed_forward"])
+    config.layers_not_to_freeze = [1]
+    model, _ = bt.load_model(config)
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    found = estimate(config, training(anchor=0.0), 64)
+    assert 0 < found.trainable == trained < found.parameters / 2
+
+
 @pytest.mark.parametrize("dora", [False, True])
 def test_dora_trains_its_magnitudes_too(dora):
     found = estimate(ModelConfig("tiny", method="lora", dora=dora), training(), 64)
