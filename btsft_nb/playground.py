@@ -1,5 +1,6 @@
 """The dials on the embedded reasoner: each run fine-tunes and measures it in seconds, and is a point of a chart."""
 
+import contextlib
 import random
 import sys
 import tempfile
@@ -126,7 +127,8 @@ class Playground(anywidget.AnyWidget):
             config = BTSFTConfig(folder, **dials, seed=self._seed, disable_tqdm=True, **_TRAINING)
             self._tell(0, "Loading the model.")
             start = time.monotonic()
-            model, tokenizer = load_model("tiny", qlora=True, seed=self._seed)
+            with contextlib.redirect_stdout(None):  # what it says of the hardware is the same at each press
+                model, tokenizer = load_model("tiny", qlora=True, seed=self._seed)
             if not any(point["data"] is None for point in self.history):
                 self._tell(0.02, "Measuring the model before fine-tuning.")
                 points.append(dict.fromkeys([*dials, "data"]) | self._measured(model, tokenizer, start))
