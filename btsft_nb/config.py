@@ -59,7 +59,7 @@ class BTSFTConfig(TrainingArguments):
         default=False, metadata={"help": "Lay the examples of a batch end to end in one row, without padding."}
     )
     report_to: str | list[str] = field(
-        default="none", metadata={"help": "Trackers: none, tensorboard, wandb, wandb-offline, or a list."}
+        default="none", metadata={"help": "Trackers: none, tensorboard, wandb, wandb-offline, trackio, or a list."}
     )
     run_group: str | None = field(default=None, metadata={"help": "wandb: the group of the run."})
     run_tags: list[str] = field(default_factory=list, metadata={"help": "wandb: tags of the run."})

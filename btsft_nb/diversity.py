@@ -57,7 +57,7 @@ def self_bleu(texts: Sequence[str]) -> float | None:
         matches = [sum(count for gram, count in found.items() if len(gram) == n) for n in _ORDERS]
         totals = [max(len(text) - n + 1, 0) for n in _ORDERS]
         score = BLEU.compute_bleu(matches, totals, len(text), closest, smooth_method="exp", effective_order=True).score
-        scores.append(score / 100)
+        scores.append(min(score / 100, 1.0))  # which rounds above
     return sum(scores) / len(scores)
 
 

@@ -375,6 +375,37 @@ def test_the_embedded_model_needs_no_network(tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
 
 
+TRACKIO = """
+import sys
+from test_trainer import *
+outside = []
+def watch(event, arguments):
+    if event in ("socket.getaddrinfo", "socket.connect") and "127.0.0.1" not in str(arguments):
+        outside.append((event, arguments))
+sys.addaudithook(watch)
+tokenizer = bt.load_tokenizer("tiny")
+examples = bt.prepare(bt.load_rows("tiny/teacher")[:8], tokenizer)
+settings = dict(report_to="trackio", project="mine", run_name="one", max_steps=2, logging_steps=1)
+losses = make_trainer(sys.argv[1], adapted_model(), examples, tokenizer, **settings)
+losses.train()
+from trackio.sqlite_storage import SQLiteStorage
+logged = [entry["train/loss"] for entry in SQLiteStorage.get_logs("mine", "one") if "train/loss" in entry]
+assert logged == [log["loss"] for log in losses.state.log_history if "loss" in log], logged
+assert not outside, outside
+"""
+
+
+def test_trackio_keeps_a_run_on_this_machine(tmp_path):
+    """By name: what was logged is read back from its local store, and nothing outside was asked for."""
+    pytest.importorskip("trackio")
+    environment = os.environ | {"TRACKIO_DIR": str(tmp_path / "store"), "PYTHONPATH": str(Path(__file__).parent)}
+    environment["PYTHONPATH"] += os.pathsep + str(Path(bt.__file__).parents[1])
+    command = [sys.executable, "-c", TRACKIO, str(tmp_path / "run")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert any((tmp_path / "store").rglob("mine*"))
+
+
 def test_a_model_without_trainable_parameters_is_refused(tmp_path, examples, tiny_tokenizer):
     """A run folder loads for inference; training it on needs to be asked for."""
     model = adapted_model().requires_grad_(False)
