@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
+import torch
 import yaml
 
 from .card import model_card
+from .checkpoints import CONFIG, checkpoints, is_whole
 from .compare import compare
 from .evaluate import table
 from .export import merge
@@ -18,6 +20,7 @@ from .inspector import TokenInspector
 from .models import load_model, load_tokenizer
 from .rows import load_rows
 from .run import Run
+from .secrets import load_secrets
 from .settings import FILE, Settings, describe, read_settings
 from .stages import finetune, plan, prepare_data
 from .tiny import way_of
@@ -49,7 +52,8 @@ class _Asked:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command; the arguments are those of the process where none are given.
 
-    Returns the exit status: 0, or 2 after an error, told in one line, that the one who called can mend.
+    Returns the exit status: 0; 2 after an error that the one who called can mend, told without a traceback; 130 after
+    an interrupt.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if not arguments or {"-h", "--help"} & set(arguments):
@@ -57,14 +61,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     command = _COMMANDS[arguments.pop(0)] if arguments[0] in _COMMANDS else _train
     try:
-        command(_asked(arguments))
-    except (ValueError, OSError, ImportError) as error:
-        print(f"btsft: {' '.join(str(error).split())}", file=sys.stderr)
+        load_secrets()
+        command(_asked(arguments, train=command is _train))
+    except (ValueError, OSError, ImportError, torch.OutOfMemoryError) as error:
+        print("\n".join([f"btsft: {error}", *getattr(error, "__notes__", ())]), file=sys.stderr)
         return 2
+    except KeyboardInterrupt as error:
+        print(f"btsft: interrupted {error}", file=sys.stderr)
+        return 130
     return 0
 
 
-def _asked(arguments: list[str]) -> _Asked:
+def _asked(arguments: list[str], train: bool) -> _Asked:
     parser = argparse.ArgumentParser("btsft", add_help=False, exit_on_error=False, allow_abbrev=False)
     parser.add_argument("--config")
     parser.add_argument("--resume", metavar="RUN")
@@ -75,6 +83,8 @@ def _asked(arguments: list[str]) -> _Asked:
         found, unknown = parser.parse_known_intermixed_args(arguments)
     except argparse.ArgumentError as error:
         raise ValueError(f"{error}; btsft --help says what there is") from error
+    if not train and (found.resume or found.dry_run or found.overwrite):
+        raise ValueError("--resume, --dry-run and --overwrite are for train; btsft --help says what there is")
     if unknown:
         raise ValueError(f"unknown option {unknown[0]}; btsft --help says what there is")
     given, runs = {}, []
@@ -86,12 +96,14 @@ def _asked(arguments: list[str]) -> _Asked:
         try:
             given[key] = yaml.safe_load(text)
         except yaml.YAMLError as error:
-            raise ValueError(f"{word}: no YAML after the equals sign: {error}") from error
-    file = found.config or found.resume
+            said = " ".join(str(error).split())
+            raise ValueError(f"{word}: no YAML after the equals sign: {said}") from error
+    if found.resume:
+        run = Path(found.resume).parent if Path(found.resume, "trainer_state.json").is_file() else Path(found.resume)
+        given |= {"output_dir": str(run), "resume_from_checkpoint": found.resume}
+    file = found.config or (found.resume and run)
     if file is None and len(runs) == 1 and Path(runs[0], FILE).is_file():
         file = runs[0]
-    if found.resume:
-        given |= {"output_dir": found.resume, "resume_from_checkpoint": found.resume}
     return _Asked(read_settings(file, "command line", **given), runs, found.dry_run, found.overwrite)
 
 
@@ -107,12 +119,11 @@ def _train(asked: _Asked) -> None:
         print(plan(settings).to_string(header=False))
         return
     folder, first = Path(settings.training.output_dir), settings.training.process_index == 0
-    free = asked.overwrite or settings.training.resume_from_checkpoint or not (folder / FILE).is_file()
-    if first and not free:  # of several processes the first one writes the file, and ends all
-        raise ValueError(
-            f"{folder} holds a run: go on with it (btsft train --resume {folder}), name another output_dir, or lose "
-            "it with --overwrite"
-        )
+    there = [file for file in (FILE, CONFIG) if (folder / file).is_file()]
+    if first and there and not (asked.overwrite or settings.training.resume_from_checkpoint):
+        whole = any(map(is_whole, checkpoints(folder)))  # of several processes the first one writes, and ends all
+        go_on = f"go on with it (btsft train --resume {folder}), " if whole else ""
+        raise ValueError(f"{folder} holds a run: {go_on}name another output_dir, or lose it with --overwrite")
     finetune(settings, show_plan=True)
     if first:
         print(f"saved in {folder}")
@@ -151,11 +162,14 @@ def _evaluate(asked: _Asked) -> None:
 def _merge(asked: _Asked) -> None:
     if len(asked.runs) not in (1, 2):
         raise ValueError("merge needs a run folder, and where the merged model goes, if not to RUN/merged")
-    print(merge(asked.runs[0], asked.runs[1] if len(asked.runs) == 2 else Path(asked.runs[0], "merged")))
+    folder = asked.runs[1] if len(asked.runs) == 2 else Path(asked.runs[0], "merged")
+    print(merge(asked.runs[0], folder, dtype=asked.settings.values.get("dtype", "auto")))
 
 
 def _inspect(asked: _Asked) -> None:
     settings, training = asked.settings, asked.settings.training
+    if len(asked.runs) > 1:
+        raise ValueError(f"inspect shows one run, not {len(asked.runs)}; name the others in calls of their own")
     if asked.runs:
         model, tokenizer = load_model(asked.runs[0])
     else:

@@ -15,12 +15,13 @@ from .tokens import add_tags
 
 
 def lora_config(config: ModelConfig) -> LoraConfig:
-    """The adapters that a configuration asks for."""
+    """The adapters that a configuration asks for; PEFT would take one name as a regular expression."""
+    one = isinstance(config.lora_targets, str) and config.lora_targets.isidentifier()
     return LoraConfig(
         r=config.lora_r,
         lora_alpha=config.lora_alpha,
         lora_dropout=config.lora_dropout,
-        target_modules=config.lora_targets,
+        target_modules=[config.lora_targets] if one else config.lora_targets,
         use_dora=config.dora,
         use_rslora=config.rslora,
         task_type="CAUSAL_LM",
@@ -34,7 +35,7 @@ def attach(model: PreTrainedModel, lora: LoraConfig, rows: list[int], seed: int)
     and DoRA on 8 bits on a CPU.
     """
     modules = dict(model.named_modules())
-    _check_targets(lora.target_modules or [], modules)
+    check_targets(lora.target_modules or [], modules)
     if lora.use_dora and getattr(model, "is_loaded_in_8bit", False) and model.device.type == "cpu":
         raise ValueError("DoRA on weights of 8 bits: PEFT loses their scales on a CPU; take bits=4, or dora=False")
     if rows and not lora.trainable_token_indices:
@@ -54,8 +55,9 @@ def attach(model: PreTrainedModel, lora: LoraConfig, rows: list[int], seed: int)
     return adapted
 
 
-def _check_targets(targets: str | list[str] | set[str], modules: dict[str, torch.nn.Module]) -> None:
-    """PEFT takes a string as a regular expression, and passes over what a list has too much."""
+def check_targets(targets: str | list[str] | set[str], modules: dict[str, torch.nn.Module]) -> None:
+    """Raises ValueError for a target that fits no layer. PEFT takes a string as a regular expression, and passes over
+    what a list has too much."""
     kinds = (torch.nn.Linear, Conv1D)
     for target in [targets] if isinstance(targets, str) else targets:
         name = re.compile(target if isinstance(targets, str) else rf"(.*\.)?{re.escape(target)}")

@@ -84,8 +84,9 @@ def model_card(run: Run) -> ModelCard:
 
 def _measured(run: Run) -> tuple[str, dict[str, float]]:
     """On what, and the metrics: of the evaluation in the folder, else what was measured last while it trained."""
-    if (run.path / "evaluation" / "evaluation.json").is_file():
-        found = json.loads((run.path / "evaluation" / "evaluation.json").read_text(encoding="utf-8"))
+    file = run.path / "evaluation" / "evaluation.json"
+    found = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+    if found and found["settings"].get("date", "") >= run.environment.get("started", ""):  # not of an earlier run here
         summary = found["summaries"].get(run.path.resolve().name) or list(found["summaries"].values())[-1]
         return plain(found["settings"]["test"]), {plain(n): m["value"] for n, m in summary["metrics"].items()}
     names = [n for n in run.history if n.startswith("eval_") and not n.endswith(("_runtime", "_per_second"))]

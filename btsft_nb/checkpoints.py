@@ -89,8 +89,10 @@ def check_room(args: TrainingArguments, state: TrainerState, model: nn.Module) -
     trained = [p for p in model.parameters() if p.requires_grad]
     saved = trained if hasattr(model, "peft_config") else model.parameters()
     weights = sum(p.numel() * p.element_size() for p in saved)
-    moments = sum(2 * p.numel() * (1 if "8bit" in args.optim else p.element_size()) for p in trained)
-    every = state.save_steps if args.save_strategy == "steps" else state.max_steps / state.num_train_epochs
+    two = 2 if "adam" in args.optim else 1
+    moments = sum(two * p.numel() * (1 if "8bit" in args.optim else p.element_size()) for p in trained)
+    every = {"steps": state.save_steps, "best": state.eval_steps}.get(args.save_strategy.value)
+    every = every or max(state.max_steps, 1) / max(state.num_train_epochs, 1)
     new = 0 if args.save_strategy == "no" else math.ceil((state.max_steps - state.global_step) / every)
     if args.save_total_limit:  # one is written before one is removed
         new = min(new, max(args.save_total_limit + 1 - len(checkpoints(args.output_dir)), 1))

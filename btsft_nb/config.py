@@ -3,7 +3,7 @@
 import difflib
 import math
 import os
-from dataclasses import dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields
 from numbers import Integral, Real
 from pathlib import Path
 
@@ -179,8 +179,15 @@ class ModelConfig:
         check_number("lora_r", self.lora_r, 1, math.inf, Integral)
         check_number("lora_alpha", self.lora_alpha, 0, math.inf)
         check_number("lora_dropout", self.lora_dropout, 0, 1)
-        if self.freeze and self.method != "full":
-            raise ValueError(f"freeze={self.freeze}: adapters leave all weights as they are; take method='full'")
+        of = {"full": ("freeze", "layers_not_to_freeze"), "qlora": ("bits",)}
+        adapters = [f.name for f in fields(self) if f.name.startswith("lora_")] + ["dora", "rslora"]
+        idle = [name for method, names in of.items() if method != self.method for name in names]
+        for f in (f for f in fields(self) if f.name in idle + adapters * (self.method == "full")):
+            default = f.default if f.default_factory is MISSING else f.default_factory()
+            if getattr(self, f.name) != default:
+                raise ValueError(f"{f.name}={getattr(self, f.name)!r} does nothing with method={self.method!r}")
+        if self.max_memory and not self.device_map:
+            raise ValueError(f"max_memory={self.max_memory} does nothing without device_map: set device_map='auto'")
 
 
 @dataclass

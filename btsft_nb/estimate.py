@@ -11,6 +11,7 @@ import re
 import weakref
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
+from pathlib import Path
 
 import pandas as pd
 import torch
@@ -25,11 +26,11 @@ from torch.utils.weak import WeakIdKeyDictionary
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.quantizers.base import get_keys_to_not_convert
 
-from .adapters import lora_config
+from .adapters import check_targets, lora_config
 from .config import BTSFTConfig, ModelConfig
 from .hardware import choose_dtype, detect
 from .head_matrix import CHUNK, Plan, matrix_head
-from .models import resolve
+from .models import explained, read_base, resolve
 from .parts import freeze_parts
 
 SHARE = 0.5  # of `measured_speed`, what training reaches; docs/scale.md has what benchmarks/memory.py measured
@@ -98,12 +99,12 @@ def estimate(
             none (DDP), fsdp (FSDP2: all), zero2 (gradients and optimiser states).
 
     Gradients and activations are added, as they meet where gradients are accumulated. With dtype "auto" weights are as
-    this machine would load them. Raises ValueError for an optimiser or a sharding that it does not know.
+    this machine would load them. Raises NotImplementedError for an optimiser or a sharding that it does not know.
     """
     shares = {"none": (1, 1), "zero2": (1, processes), "fsdp": (processes, processes)}
     if sharding not in shares:
-        raise ValueError(f"sharding={sharding!r}: one of {', '.join(shares)} wanted")
-    config, (of_weights, of_gradients) = AutoConfig.from_pretrained(resolve(model.model)), shares[sharding]
+        raise NotImplementedError(f"sharding={sharding!r}: one of {', '.join(shares)} wanted")
+    config, (of_weights, of_gradients) = _config(model.model), shares[sharding]
     whole = _skeleton(config, model)
     embeddings = {m.weight for m in whole.modules() if isinstance(m, nn.Embedding)}
     trained = [p for p in whole.parameters() if p.requires_grad]
@@ -131,6 +132,13 @@ def estimate(
         flops_per_token=operations / (training.per_device_train_batch_size * length),
         processes=processes,
     )
+
+
+def _config(name: str) -> PretrainedConfig:
+    """Of a model, or of the one under a run's adapter. Raises FileNotFoundError where there is none."""
+    with explained(name):
+        adapted = Path(name, "adapter_config.json").is_file()
+        return AutoConfig.from_pretrained(resolve(read_base(name)["base_model"] if adapted else name))
 
 
 def measured_speed(device: str, dtype: torch.dtype) -> float:
@@ -161,7 +169,9 @@ def _skeleton(config: PretrainedConfig, model: ModelConfig, layers: int | None =
             for parameter in (p for p in skeleton.parameters() if not hasattr(p, "bits")):
                 parameter.data = parameter.data.float()
         if model.method != "full":
-            get_peft_model(skeleton, lora_config(model))
+            lora = lora_config(model)
+            check_targets(lora.target_modules, dict(skeleton.named_modules()))
+            get_peft_model(skeleton, lora)
         elif model.freeze and not layers:  # the traced layers are all trained
             freeze_parts(skeleton, model.freeze, model.layers_not_to_freeze)
     return skeleton.train()
@@ -182,7 +192,9 @@ def _state_bytes(optimizer: str, parameter: nn.Parameter, embeddings: set[nn.Par
         return 4 * (math.prod(rows) + math.prod(rows[:-1]) * columns if rows else columns)
     family = re.fullmatch(r"(?:paged_)?([a-z]+?)(?:_torch|_torch_fused|_bnb)?(_8bit|_32bit)?", optimizer)
     if not family or family[1] not in _MOMENTS:
-        raise ValueError(f"optim={optimizer!r}: the estimate knows adafactor, {', '.join(_MOMENTS)} in 32 and 8 bits")
+        raise NotImplementedError(
+            f"optim={optimizer!r}: the estimate knows adafactor, {', '.join(_MOMENTS)} in 32 and 8 bits"
+        )
     spared = parameter.numel() < 4096 or parameter in embeddings
     size = 1 + 4 / 256 if family[2] == "_8bit" and not spared else 4
     return int(_MOMENTS[family[1]] * parameter.numel() * size)

@@ -9,6 +9,7 @@ from transformers import AutoConfig
 
 from .models import load_run, read_base, resolve
 from .render import Renderer
+from .secrets import load_secrets
 
 _PUSHED = (
     *("*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json", "adapter_config.json"),
@@ -47,7 +48,7 @@ def merge(run: str | Path, folder: str | Path, *, dtype: str = "auto") -> Path:
 def push(folder: str | Path, repo: str, *, private: bool = True) -> str:
     """Uploads a run's final adapter or model, or a merged one, to the Hub: its own files, no checkpoint, no pickle.
 
-    The token is that of the environment variable HF_TOKEN, and may write. Returns the commit's address.
+    The token is HF_TOKEN, see `load_secrets`, and may write. Returns the commit's address.
 
     Args:
         repo: "name" or "account/name"; made where there is none.
@@ -56,6 +57,7 @@ def push(folder: str | Path, repo: str, *, private: bool = True) -> str:
     Raises FileNotFoundError for a folder without weights, ValueError for a missing token or a repository that is public
     where `private` was asked.
     """
+    load_secrets()
     folder, token = Path(folder), os.environ.get("HF_TOKEN")
     if not any(folder.glob("*.safetensors")):
         raise FileNotFoundError(f"{folder}: no *.safetensors in it, so nothing to push; name a run or a merged model")

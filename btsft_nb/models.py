@@ -1,9 +1,11 @@
 """Model and tokenizer: the embedded one, one from the Hub, or one from a run folder, made ready for what is trained."""
 
+import errno
 import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -64,7 +66,8 @@ def load_model(
         whose = "a run folder with" if run else "a ModelConfig has"
         raise ValueError(f"{config.model}: {whose} its own adapter; load it without qlora and lora")
     if run:
-        return load_run(config.model, device_map=config.device_map, max_memory=config.max_memory)
+        where = {"device_map": config.device_map, "max_memory": config.max_memory}
+        return load_run(config.model, trainable=config is name, **where)
     tokenizer = load_tokenizer(config.tokenizer or config.model)
     trained = config is name or config.method != "full"
     model = _load_base(config.model, config, trained)
@@ -78,11 +81,14 @@ def load_model(
     return model, tokenizer
 
 
-def load_run(folder: str | Path, *, dequantize: bool = False, **where) -> tuple[PeftModel, PreTrainedTokenizerBase]:
+def load_run(
+    folder: str | Path, *, dequantize: bool = False, trainable: bool = False, **where
+) -> tuple[PeftModel, PreTrainedTokenizerBase]:
     """The model of a run folder as it was trained, its adapter on its base; and its tokenizer.
 
     Args:
         dequantize: with the numbers that its quantised weights stand for, in the type that the model computed in.
+        trainable: whether the adapter is to be trained on.
         where: device_map and max_memory.
     """
     run = read_base(folder)
@@ -90,13 +96,16 @@ def load_run(folder: str | Path, *, dequantize: bool = False, **where) -> tuple[
         raise FileNotFoundError(f"{folder}: no adapter_model.safetensors; {_NO_PICKLES}")
     if run["dtype"] == "bfloat16" and not detect().bf16:
         run["dtype"] = "auto"
+    if run["attention"] == "flash_attention_2" and (detect().capability < (8, 0) or find_spec("flash_attn") is None):
+        print(f"{folder} was trained with flash_attention_2, which is not here: attention is chosen anew")
+        run["attention"] = "auto"
     same = {name: run[name] for name in ("bits", "dtype", "attention")}
     config = ModelConfig(run["base_model"], method="qlora" if run["qlora"] else "lora", **same, **where)
     model = _load_base(config.model, config, True)
     if dequantize and run["qlora"]:
         model = model.dequantize(model.config.dtype)
     resize(model, run["embedding_rows"])
-    return PeftModel.from_pretrained(model, folder).eval(), load_tokenizer(folder)
+    return PeftModel.from_pretrained(model, folder, is_trainable=trainable).eval(), load_tokenizer(folder)
 
 
 def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
@@ -104,7 +113,7 @@ def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
     path = resolve(name)
     if os.path.isdir(path) and not any((Path(path) / file).is_file() for file in _TOKENIZER_FILES):
         raise FileNotFoundError(f"{name}: the folder has no tokenizer; one of {', '.join(_TOKENIZER_FILES)} wanted")
-    with _explained(name):
+    with explained(name):
         tokenizer = _as_its_file_says(AutoTokenizer.from_pretrained(path, trust_remote_code=False), path)
     if tokenizer.pad_token is None and tokenizer.eos_token is None:
         raise ValueError(
@@ -117,7 +126,7 @@ def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
 
 
 @contextmanager
-def _explained(name: str | Path) -> Iterator[None]:
+def explained(name: str | Path) -> Iterator[None]:
     """Within, an error of the Hub or of transformers says what to do."""
     try:
         yield
@@ -127,6 +136,8 @@ def _explained(name: str | Path) -> Iterator[None]:
             cause = cause.__cause__ or cause.__context__
         if cause is not None and (isinstance(cause, GatedRepoError) or not isinstance(cause, RepositoryNotFoundError)):
             status = cause.response.status_code
+        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EACCES, errno.EROFS):
+            raise  # of the disk that it is written to, and says so
         if status in (401, 403):
             raise PermissionError(
                 f"{name}: the Hub refuses it to this account (HTTP {status}). If its page asks to accept "
@@ -198,7 +209,7 @@ def _load_base(name: str, config: ModelConfig, trained: bool) -> PreTrainedModel
     if config.device_map is not None or hardware.device == "cuda":
         options["device_map"] = config.device_map or {"": int(os.environ.get("LOCAL_RANK", 0))}
     if config.max_memory:  # JSON has no numbers for keys
-        options["max_memory"] = {int(k) if k.isdecimal() else k: most for k, most in config.max_memory.items()}
+        options["max_memory"] = {int(k) if str(k).isdecimal() else k: most for k, most in config.max_memory.items()}
     if config.method == "qlora":
         options["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=config.bits == 4,
@@ -207,7 +218,7 @@ def _load_base(name: str, config: ModelConfig, trained: bool) -> PreTrainedModel
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=kind,
         )
-    with _explained(name):
+    with explained(name):
         model = AutoModelForCausalLM.from_pretrained(path, use_safetensors=True, trust_remote_code=False, **options)
     if trained and config.dtype == "auto":
         print(f"{name}: weights in {_name(kind)}: {reason}; attention: {model.config._attn_implementation}")

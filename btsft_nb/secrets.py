@@ -19,7 +19,7 @@ def load_secrets(file: str | Path = ".env") -> list[str]:
         name, _, value = (part.strip() for part in line.strip().removeprefix("export ").partition("="))
         if name in NAMES:
             try:
-                os.environ.setdefault(name, "".join(shlex.split(value, comments=True)[:1]))
+                os.environ[name] = os.environ.get(name) or "".join(shlex.split(value, comments=True)[:1])
             except ValueError:
                 raise ValueError(f"{file}, line {i}: {name} has a quote that does not end") from None
     with suppress(ImportError):

@@ -3,6 +3,7 @@
 import difflib
 import json
 import os
+import re
 import textwrap
 from collections.abc import Mapping
 from contextlib import suppress
@@ -64,8 +65,10 @@ class Settings:
     @cached_property
     def training(self) -> BTSFTConfig:
         if self.values.get("output_dir") is None:
-            names = [Path(self.values[key]).stem for key in ("model", "data") if self.values.get(key)]
-            self.take({"output_dir": str(Path("runs", "-".join(names)))}, "default: model and data")
+            names = [
+                re.sub(r"\.(jsonl?|parquet)$", "", Path(self.values.get(key, "")).name) for key in ("model", "data")
+            ]
+            self.take({"output_dir": str(Path("runs", "-".join(filter(None, names))))}, "default: model and data")
         return self._made(BTSFTConfig)
 
     @cached_property
@@ -90,6 +93,8 @@ class Settings:
                     raise ValueError(f"{where}: {key} and {name} are two names of one setting; leave one out")
                 self.notes.append(f"{key} is {name} here")
             self.values[name] = _typed(where, key, name, value)
+            for group in _GROUPS:
+                vars(self).pop(group, None)  # made of what was there before
             self.origins[name] = " ".join(where.split()) + (f", as {key}" if name != key else "")
         return self
 
@@ -123,6 +128,9 @@ def read_settings(file: str | Path | None = None, where: str = "argument", **giv
     if file is not None:
         path = Path(file) / FILE if Path(file).is_dir() else Path(file)
         settings.take(_read(path), str(path))
+        if path.name == FILE:  # which has the origins as comments
+            origins = re.findall(r"^(\w+): .*  # (.+)$", path.read_text(encoding="utf-8"), re.MULTILINE)
+            settings.origins.update({key: said for key, said in origins if key in settings.values})
     settings.take(given, where)
     if settings.notes:
         print(f"Names of the reference implementation: {'; '.join(settings.notes)}.")
@@ -136,7 +144,7 @@ def _read(path: Path) -> dict:
         text = path.read_text(encoding="utf-8")
         content = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
     except (yaml.YAMLError, ValueError) as error:
-        raise ValueError(f"{path}: neither YAML nor JSON: {error}") from error
+        raise ValueError(f"{path}: neither YAML nor JSON: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
         raise ValueError(f"{path}: a mapping of settings wanted, as `threshold: 0.2` on a line, not {content!r:.60}")
     return content
@@ -154,6 +162,8 @@ def _typed(where: str, key: str, name: str, value: Any) -> Any:
     hint, value = _HINTS[name], os.fspath(value) if isinstance(value, os.PathLike) else value
     kinds = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
     kinds = {get_origin(kind) or kind for kind in kinds}
+    if value is False and any(issubclass(kind, Enum) for kind in kinds):
+        return "no"  # which YAML reads so
     if list in kinds and str not in kinds and isinstance(value, (str, int)):
         value = [value]
     if type(value) in kinds or (value is None and NoneType in kinds):
@@ -161,7 +171,8 @@ def _typed(where: str, key: str, name: str, value: Any) -> Any:
     with suppress(ValueError):
         if float in kinds and isinstance(value, (int, str)) and not isinstance(value, bool):
             return float(value)
-    raise ValueError(f"{where}: {key}={value!r}: {' or '.join(sorted(map(_said, kinds)))} wanted")
+    quotes = "; put it in quotes" if str in kinds and not isinstance(value, (list, dict)) else ""
+    raise ValueError(f"{where}: {key}={value!r}: {' or '.join(sorted(map(_said, kinds)))} wanted{quotes}")
 
 
 def _said(kind: type) -> str:

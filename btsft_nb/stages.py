@@ -3,7 +3,7 @@
 import contextlib
 import math
 import os
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerBase, TrainerCallback
 from .config import BTSFTConfig
 from .data import prepare
 from .estimate import SHARE, estimate, measured_speed
+from .hardware import choose_dtype, detect
 from .models import load_model, load_tokenizer
 from .rows import Rows, load_rows
 from .secrets import load_secrets
@@ -61,6 +62,8 @@ def plan(settings: Settings, examples: Dataset | None = None) -> pd.DataFrame:
     The time is for half a second's speed of this machine's largest products, of which training reaches the share that
     is said; memory is `estimate`'s, for the longest example in a full batch. See docs/scale.md for how good both are.
     """
+    load_secrets()
+    _check(settings)
     model, training = settings.model, settings.training
     if examples is None:
         examples, _ = prepare_data(settings, load_tokenizer(model.tokenizer or model.model))
@@ -69,19 +72,23 @@ def plan(settings: Settings, examples: Dataset | None = None) -> pd.DataFrame:
     window = batch * training.gradient_accumulation_steps * processes
     an_epoch = math.ceil(len(lengths) / window)
     steps = training.max_steps if training.max_steps > 0 else math.ceil(an_epoch * training.num_train_epochs)
-    needs = estimate(model, training, int(lengths.max()), processes=processes, sharding=_sharding(training))
-    speed = measured_speed(training.device.type, torch.float32) * SHARE
-    seconds = needs.seconds(
-        _padded(lengths, 1 if training.padding_free else batch) / len(lengths) * window * steps, speed
-    )
+    try:
+        needs = estimate(model, training, int(lengths.max()), processes=processes, sharding=_sharding(training))
+        kind, _ = choose_dtype(model.dtype, detect(), model.method)
+        kind = torch.bfloat16 if training.bf16 else torch.float16 if training.fp16 else kind
+        tokens = _padded(lengths, 1 if training.padding_free else batch) / len(lengths) * window * steps
+        time = f"about {_time(needs.seconds(tokens, measured_speed(training.device.type, kind) * SHARE))}"
+        figures = needs.table()
+    except RuntimeError as error:  # an optimiser that it does not know, a model that cannot be traced
+        figures, time = {"memory": f"no estimate: {error}"}, "no estimate"
     rows = {
         "model": f"{model.model}, {model.method}" + (f" in {model.bits} bits" if model.method == "qlora" else ""),
-        **needs.table(),
+        **figures,
         "memory there is": f"{_memory(training.device) / 2**20:,.0f} MiB",
         "examples": f"{len(lengths):,}, {lengths.sum():,} tokens, the longest {lengths.max():,}",
         "examples a step": f"{window} = {batch} x {training.gradient_accumulation_steps} x {processes} processes",
         "steps": f"{steps:,}, {steps / an_epoch:.3g} epochs",
-        "time": f"about {_time(seconds)}",
+        "time": time,
     }
     return pd.DataFrame({"this run": rows})
 
@@ -100,7 +107,7 @@ def _time(seconds: float) -> str:
 
 
 def _memory(device: torch.device) -> int:
-    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+    return torch.cuda.mem_get_info(device)[1] if device.type == "cuda" else psutil.virtual_memory().total
 
 
 def _sharding(training: BTSFTConfig) -> str:
@@ -123,11 +130,14 @@ def finetune(
     Returns the trainer, with its model and history.
     """
     load_secrets()
-    training, asked = settings.training, settings.evaluation
+    training, asked, loaded = settings.training, settings.evaluation, settings.model
+    _check(settings)
     _check_resumed(settings)
-    model, tokenizer = load_model(settings.model)
+    if training.use_cpu and torch.cuda.is_available():
+        loaded = replace(loaded, device_map=loaded.device_map or "cpu")
+    model, tokenizer = load_model(loaded)
     examples, held_out = prepare_data(settings, tokenizer)
-    callbacks = [*(callbacks or [])]
+    callbacks = [*(callbacks or []), _WriteSettings(settings)]
     if show_plan and not training.process_index:
         print(plan(settings, examples).to_string(header=False))
     if asked.track_every:
@@ -135,11 +145,34 @@ def finetune(
         how = dict(every=asked.track_every, answer=asked.answer, text_scores=asked.text_scores)
         callbacks.append(TrackSamples(prompts, tokenizer, **how, **asked.sampling()))
     trainer = BTSFTTrainer(model, training, examples, held_out, processing_class=tokenizer, callbacks=callbacks)
-    if not training.resume_from_checkpoint and trainer.is_world_process_zero():
-        Path(training.output_dir).mkdir(parents=True, exist_ok=True)
-        Path(training.output_dir, FILE).write_text(settings.to_yaml(), encoding="utf-8")
     trainer.train(training.resume_from_checkpoint)
     return trainer
+
+
+class _WriteSettings(TrainerCallback):
+    """Into the run folder when the run begins or goes on; one that is refused leaves those of the run as they are."""
+
+    def __init__(self, settings: Settings):
+        self.text = settings.to_yaml()
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if state.is_world_process_zero:
+            Path(args.output_dir, FILE).write_text(self.text, encoding="utf-8")
+
+
+def _check(settings: Settings) -> None:
+    """Raises ValueError for settings of different groups that do not go together, before anything is loaded."""
+    data, training, blurred = (
+        settings.data,
+        settings.training,
+        settings.training.threshold or settings.training.threshold_end,
+    )
+    if settings.model.method == "full" and training.anchor and blurred:
+        raise ValueError("method='full' leaves the anchor no reference: set anchor=0, or train adapters")
+    if data.eval_data and training.eval_strategy == "no" and not training.eval_on_start:
+        raise ValueError(
+            f"eval_data={data.eval_data!r} is never used: set eval_strategy=epoch, or steps with eval_steps"
+        )
 
 
 def _check_resumed(settings: Settings) -> None:

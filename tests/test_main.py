@@ -89,7 +89,11 @@ def test_a_run_is_not_written_over(trained, capsys, monkeypatch):
     monkeypatch.chdir(folder)
     before = (folder / "out" / "training_config.json").read_bytes()
     assert main(["--config", "run.yaml", "output_dir=out"]) == 2
-    assert "out holds a run: go on with it (btsft train --resume out)" in capsys.readouterr().err
+    assert "out holds a run: name another output_dir" in capsys.readouterr().err  # and has no checkpoint
+    (folder / "notebook").mkdir(exist_ok=True)
+    (folder / "notebook" / "training_config.json").write_text("{}")
+    assert main(["--config", "run.yaml", "output_dir=notebook"]) == 2
+    assert "notebook holds a run: name another output_dir" in capsys.readouterr().err
     assert (folder / "out" / "training_config.json").read_bytes() == before
 
 
@@ -110,7 +114,8 @@ def test_a_run_goes_on_by_its_folder(trained, tmp_path, capsys, monkeypatch):
         assert "stopped was begun otherwise: lora_r was 16 and is 8; examples was 12 and is 5" in told
         assert main(["train", "--resume", "stopped", "learning_rate=0.5"]) == 2
         assert "learning_rate" in capsys.readouterr().err
-    in_a_shell(tmp_path, "train", "--resume", "stopped")
+    in_a_shell(tmp_path, "train", "--resume", "stopped/checkpoint-2", "logging_steps=2")
+    assert "logging_steps: 2.0  # command line" in (tmp_path / "stopped" / "settings.yaml").read_text()
     weights = [(tmp_path / name / "adapter_model.safetensors").read_bytes() for name in ("alone", "stopped")]
     assert weights[0] == weights[1]
 
@@ -195,6 +200,11 @@ def test_differences_are_printed(run, tmp_path, capsys):
         ("train threshold=[", "no YAML after the equals sign"),
         ("dance", "dance: "),
         ("train --dry_run", "--dry_run"),
+        ("merge {run} --dry-run", "--resume, --dry-run and --overwrite are for train"),
+        ("inspect {run} {run}", "inspect shows one run, not 2"),
+        ("train model=tiny data=tiny/teacher method=full", "the anchor no reference: set anchor=0"),
+        ("train model=tiny data=tiny/teacher eval_data=tiny/test", "eval_data='tiny/test' is never used"),
+        ("--dry-run model=tiny data=tiny/teacher lora_targets=q_prj", "did you mean 'q_proj'"),
     ],
     ids=lambda value: value if " " in value else None,
 )
@@ -208,14 +218,15 @@ def test_an_error_is_one_line(run, tmp_path, capsys, arguments, words):
     assert words in told and told.count("\n") == 1 and "Traceback" not in told
 
 
-@pytest.mark.parametrize("error", [PermissionError(13, "Permission denied", "out"), ImportError("no\nbitsandbytes")])
+@pytest.mark.parametrize("error", [PermissionError(13, "Permission denied", "out"), torch.OutOfMemoryError("no\nroom")])
 def test_what_the_machine_lacks_is_one_line(run, capsys, monkeypatch, error):
     def fail(*runs, **asked):
         raise error
 
+    error.add_note("what was there is removed")
     monkeypatch.setattr(sys.modules["btsft_nb.__main__"], "compare", fail)
     assert main(["evaluate", str(run), "test=tiny/test", "report=out"]) == 2
-    assert capsys.readouterr().err == f"btsft: {' '.join(str(error).split())}\n"
+    assert capsys.readouterr().err == f"btsft: {error}\nwhat was there is removed\n"
 
 
 @pytest.mark.parametrize("arguments", [[], ["--help"], ["train", "-h"]])

@@ -74,7 +74,13 @@ def test_the_names_of_the_reference_are_mapped_and_said_once(written, capsys):
 def test_what_is_written_reads_back_to_the_same(written):
     """Each setting of each dataclass, with its origin; awkward texts too."""
     template = "{% for m in messages %}\n{{ m.content }}: # no comment\n{% endfor %}"
-    given = {"threshold": 0.35, "learning_rate": "3e-5", "template": template, "max_memory": {"0": "14GiB"}}
+    given = {
+        "threshold": 0.35,
+        "learning_rate": "3e-5",
+        "template": template,
+        "max_memory": {"0": "14GiB"},
+        "device_map": "auto",
+    }
     given |= {"lora_targets": ["q_proj", "v_proj"], "report_to": ["tensorboard"], "output_dir": "runs/a: b # c"}
     settings = bt.read_settings(model="tiny", data="tiny/teacher", **given)
     again = bt.read_settings(written(settings.to_yaml()))
@@ -103,7 +109,8 @@ def test_json_says_the_same_as_yaml(written):
         ({"threshold": True}, "threshold=True: number wanted"),
         ({"lora_r": 2.5}, "lora_r=2.5: whole number wanted"),
         ({"dora": "perhaps"}, "dora='perhaps': true or false wanted"),
-        ({"lora_targets": 3}, "list or text wanted"),
+        ({"lora_targets": 3}, "list or text wanted; put it in quotes"),
+        ({"run_name": 1}, "run_name=1: null or text wanted; put it in quotes"),
         ({"max_length": None}, "max_length=None: whole number wanted"),
         ({"hub_token": "hf_secret"}, "hub_token is a secret"),
         ({"lr": 1e-4, "learning_rate": 1e-4}, "lr and learning_rate are two names of one setting"),
@@ -140,7 +147,10 @@ def test_what_is_lacking_is_named_when_it_is_needed(group, lacking):
         ({"method": "lorra"}, "method='lorra': 'qlora', 'lora' or 'full' wanted"),
         ({"bits": 5}, "bits=5: 4 or 8 wanted"),
         ({"lora_dropout": 2}, "lora_dropout=2"),
-        ({"freeze": ["norms"]}, "adapters leave all weights as they are"),
+        ({"freeze": ["norms"]}, "freeze=['norms'] does nothing with method='qlora'"),
+        ({"method": "lora", "bits": 8}, "bits=8 does nothing with method='lora'"),
+        ({"method": "full", "dora": True}, "dora=True does nothing with method='full'"),
+        ({"max_memory": {0: "14GiB"}}, "does nothing without device_map"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
@@ -152,6 +162,26 @@ def test_a_model_setting_out_of_its_range_is_named(given, words):
 
 def test_the_folder_of_a_run_is_named_after_model_and_data():
     assert bt.read_settings(model="meta/Llama-3", data="sets/r1.jsonl").training.output_dir == "runs/Llama-3-r1"
+
+
+def test_no_is_a_word_where_a_strategy_is_meant(written):
+    """YAML reads it as false."""
+    settings = bt.read_settings(written("save_strategy: no\neval_strategy: no\nsave_only_model: no\n"))
+    assert settings.values == {"save_strategy": "no", "eval_strategy": "no", "save_only_model": False}
+
+
+def test_a_settings_file_of_a_run_keeps_the_origins(written):
+    first = bt.read_settings(written("beta: 2\n"), threshold=0.7, model="tiny", data="tiny/teacher")
+    again = bt.read_settings(written(first.to_yaml(), "settings.yaml"), seed=3)
+    assert again.origins["threshold"] == "argument" and again.origins["beta"].endswith("run.yaml")
+    assert again.origins["anchor"] == "default" and again.origins["seed"] == "argument"
+
+
+def test_what_is_taken_later_counts(written):
+    settings = bt.read_settings(model="tiny", threshold=0.1)
+    assert settings.training.threshold == 0.1
+    settings.take({"threshold": 0.9}, "later")
+    assert settings.training.threshold == 0.9 and "threshold: 0.9  # later" in settings.to_yaml()
 
 
 def test_help_has_every_own_setting_with_its_default():

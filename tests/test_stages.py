@@ -81,3 +81,26 @@ def test_a_plan_has_the_steps_of_the_run(tmp_path, given, steps):
     settings = bt.read_settings(output_dir=tmp_path, **given)
     assert bt.plan(settings).loc["steps", "this run"].startswith(f"{steps},")
     assert bt.finetune(settings).state.global_step == steps
+
+
+def test_what_cannot_be_estimated_is_said_and_trains(tmp_path, capsys):
+    """The estimate does not know every optimiser of transformers."""
+    given = dict(model="tiny", data="tiny/teacher", examples=4, max_steps=1, optim="rmsprop", disable_tqdm=True)
+    trainer = bt.finetune(bt.read_settings(output_dir=tmp_path, **given), show_plan=True)
+    told = capsys.readouterr().out
+    assert trainer.state.global_step == 1 and ("no estimate: optim='rmsprop'" in told or "GFLOP" in told)
+    assert (tmp_path / "settings.yaml").is_file()
+
+
+def test_a_run_folder_is_trained_on(tmp_path):
+    """Its adapter goes on changing, on the base that it was trained on."""
+    given = dict(
+        data="tiny/teacher", examples=8, max_steps=2, save_strategy="no", learning_rate=1e-2, disable_tqdm=True
+    )
+    bt.finetune(bt.read_settings(model="tiny", output_dir=tmp_path / "one", **given))
+    settings = bt.read_settings(model=tmp_path / "one", output_dir=tmp_path / "two", **given)
+    assert "GFLOP" in bt.plan(settings).loc["computation", "this run"]
+    bt.finetune(settings)
+    one, two = (dict(bt.load_model(tmp_path / name)[0].named_parameters()) for name in ("one", "two"))
+    assert any((one[name] != two[name]).any() for name in one if "lora_B" in name)
+    assert bt.Run(tmp_path / "two").base["base_model"] == "tiny"

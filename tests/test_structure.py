@@ -108,5 +108,5 @@ def test_every_module_and_public_function_says_what_it_is(path):
 
 
 def test_the_package_is_small():
-    """Under 8,950 lines of Python."""
-    assert sum(len(path.read_text(encoding="utf-8").splitlines()) for path in FILES) < 8950
+    """Under 9,050 lines of Python."""
+    assert sum(len(path.read_text(encoding="utf-8").splitlines()) for path in FILES) < 9050
