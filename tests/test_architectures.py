@@ -72,7 +72,8 @@ def trained(family, tmp_path_factory):
     """The model after two steps, its tokenizer, and its run."""
     base, settings, _ = family
     run = tmp_path_factory.mktemp("run") / base.name
-    model, tokenizer = bt.load_model(ModelConfig(str(base), **{"lora_r": 4} | settings))
+    rank = {} if settings.get("method") == "full" else {"lora_r": 4}
+    model, tokenizer = bt.load_model(ModelConfig(str(base), **rank | settings))
     examples = bt.prepare(bt.load_rows("tiny/teacher")[:4], tokenizer)
     anchor = 0.0 if settings.get("method") == "full" else 1.0
     config = bt.BTSFTConfig(
