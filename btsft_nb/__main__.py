@@ -141,7 +141,7 @@ def _evaluate(asked: _Asked) -> None:
         raise ValueError("evaluate needs test=ROWS, with the field answer; and report=FOLDER where runs are several")
     found = compare(
         runs,
-        load_rows(how.test, how.test_split),
+        load_rows(how.test, how.test_split, how.test_config),
         how.report or Path(runs[0], "evaluation"),
         prompts=how.test_prompts,
         answer=how.answer,

@@ -3,10 +3,13 @@
 import copy
 import functools
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora import torchao as peft_torchao
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
@@ -47,12 +50,27 @@ def attach(model: PreTrainedModel, lora: LoraConfig, rows: list[int], seed: int)
                 f"tokens {rows} are new: take method='full', or a tokenizer that has the think tags"
             )
         lora.trainable_token_indices = {name: rows for name, module in modules.items() if module in layers}
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), without_old_torchao():
         torch.manual_seed(seed)
         adapted = get_peft_model(model, lora)
     # PEFT would save all rows of embeddings that were resized
     adapted.save_pretrained = functools.partial(adapted.save_pretrained, save_embedding_layers=False)
     return adapted
+
+
+@contextmanager
+def without_old_torchao() -> Iterator[None]:
+    """Within, PEFT passes over a torchao older than it supports, as Colab's: it raises where an adapter meets a plain
+    layer, to ask whether the layer's weights are torchao's, which none are here."""
+    asked = peft_torchao.is_torchao_available
+    try:
+        asked()
+    except ImportError:
+        peft_torchao.is_torchao_available = lambda: False
+    try:
+        yield
+    finally:
+        peft_torchao.is_torchao_available = asked
 
 
 def check_targets(targets: str | list[str] | set[str], modules: dict[str, torch.nn.Module]) -> None:

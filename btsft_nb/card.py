@@ -5,6 +5,7 @@ import json
 import os
 import re
 from collections.abc import Iterable
+from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
@@ -46,13 +47,14 @@ _BODY = """
 """
 
 
-def model_card(run: Run) -> ModelCard:
-    """The card of a run as it is now; `model_card(bt.Run(folder)).save(path)`.
+def model_card(run: Run, merged: Path | None = None) -> ModelCard:
+    """The card of a run as it is now, or of its model merged into a folder; `model_card(bt.Run(folder)).save(path)`.
 
     Its front matter (https://huggingface.co/docs/hub/model-cards) names base model and data set where they are on the
     Hub, and the evaluation. What comes from data or names stands in it as text, as neither Markdown nor HTML.
     """
-    name, adapter = run.path.resolve().name, run.environment.get("adapter", "qlora" in run.summary)
+    folder = merged or run.path
+    name, adapter = folder.resolve().name, not merged and run.environment.get("adapter", "qlora" in run.summary)
     base, data = (run.summary.get(key, "an unknown one") for key in ("base_model", "data"))
     test, metrics = _measured(run)
     facts = ModelCardData(
@@ -77,7 +79,7 @@ def model_card(run: Run) -> ModelCard:
         summary=_table(run.summary.items()),
         report="\n".join(f"    {line}" for line in str(run.report).splitlines()),
         evaluation=_table([("on", test), *metrics.items()]) if metrics else "None.",
-        files="\n".join(f"- {_text(name)}: {about}" for name, about in files.items() if (run.path / name).exists()),
+        files="\n".join(f"- {_text(name)}: {about}" for name, about in files.items() if (folder / name).exists()),
     )
     return ModelCard(f"---\n{facts.to_yaml()}\n---\n{body}")
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from .adapters import without_old_torchao
 from .compare_html import page
 from .evaluate import evaluate, given_answer, table
 from .formats import to_messages
@@ -237,7 +238,8 @@ def _sampled(runs: dict[str, Path], configs: dict, rows: Rows, folder: Path, bas
             if model is None:
                 model, tokenizer = load_model(path)
             else:
-                model.load_adapter(path, adapter_name=f"run{i}")
+                with without_old_torchao():
+                    model.load_adapter(path, adapter_name=f"run{i}")
                 model.set_adapter(f"run{i}")
                 tokenizer = load_tokenizer(path)
             if base and isinstance(key, tuple) and BEFORE not in samples:

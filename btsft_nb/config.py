@@ -196,8 +196,14 @@ class DataConfig:
 
     data: str = field(metadata={"help": "Rows to train on: tiny/teacher, .json, .jsonl, .parquet, or a Hub id."})
     split: str = field(default="train", metadata={"help": "Which split of data."})
+    data_config: str | None = field(default=None, metadata={"help": "Which configuration of data, on the Hub."})
     eval_data: str | None = field(default=None, metadata={"help": "Rows for eval_loss, as data."})
     eval_split: str = field(default="test", metadata={"help": "Which split of eval_data."})
+    eval_config: str | None = field(default=None, metadata={"help": "Which configuration of eval_data."})
+    format: str | dict[str, str] | None = field(
+        default=None, metadata={"help": "Layout of the rows, by name or as a map of columns; null: told by the fields."}
+    )
+    response_marker: str | None = field(default=None, metadata={"help": "In formatted text, what begins a completion."})
     template: str = field(
         default="auto", metadata={"help": "chatml, qa, alpaca, a file, or auto: the tokenizer's, else chatml."}
     )
@@ -218,20 +224,15 @@ class EvaluationConfig:
 
     test: str | None = field(default=None, metadata={"help": "Rows to sample from, with the field answer, as data."})
     test_split: str = field(default="test", metadata={"help": "Which split of test."})
+    test_config: str | None = field(default=None, metadata={"help": "Which configuration of test."})
     test_prompts: int | None = field(default=None, metadata={"help": "How many of them, from the first; null: all."})
     samples: int = field(default=8, metadata={"help": "Completions of each prompt."})
     temperature: float = field(default=1.0, metadata={"help": "Of the draws; 0 takes the most likely token."})
     max_new_tokens: int = field(default=256, metadata={"help": "Cut a completion off after so many tokens."})
     top_k: int | None = field(default=None, metadata={"help": "Draw from the so many most likely tokens."})
-    top_p: float | None = field(
-        default=None, metadata={"help": "Draw from the most likely tokens that together have this probability."}
-    )
-    no_repeat_ngram_size: int | None = field(
-        default=None, metadata={"help": "No sequence of so many tokens comes twice."}
-    )
-    max_prompt_length: int | None = field(
-        default=None, metadata={"help": "Tokens that a prompt may have; a longer one loses its first."}
-    )
+    top_p: float | None = field(default=None, metadata={"help": "Draw from the likeliest that have this probability."})
+    no_repeat_ngram_size: int | None = field(default=None, metadata={"help": "No so many tokens in a row come twice."})
+    max_prompt_length: int | None = field(default=None, metadata={"help": "Tokens of a prompt; more lose the first."})
     sample_batch_size: int = field(default=64, metadata={"help": "Completions drawn at once."})
     sample_seed: int = field(default=0, metadata={"help": "Of the draws."})
     answer: str = field(default="auto", metadata={"help": "How answers are compared; see btsft_nb.evaluate."})

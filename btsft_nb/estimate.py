@@ -26,7 +26,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.quantizers.base import get_keys_to_not_convert
 
-from .adapters import check_targets, lora_config
+from .adapters import check_targets, lora_config, without_old_torchao
 from .config import BTSFTConfig, ModelConfig
 from .hardware import choose_dtype, detect
 from .head_matrix import CHUNK, Plan, matrix_head
@@ -171,7 +171,8 @@ def _skeleton(config: PretrainedConfig, model: ModelConfig, layers: int | None =
         if model.method != "full":
             lora = lora_config(model)
             check_targets(lora.target_modules, dict(skeleton.named_modules()))
-            get_peft_model(skeleton, lora)
+            with without_old_torchao():
+                get_peft_model(skeleton, lora)
         elif model.freeze and not layers:  # the traced layers are all trained
             freeze_parts(skeleton, model.freeze, model.layers_not_to_freeze)
     return skeleton.train()

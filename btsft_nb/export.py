@@ -7,8 +7,10 @@ import torch
 from huggingface_hub import HfApi
 from transformers import AutoConfig
 
+from .card import model_card
 from .models import load_run, read_base, resolve
 from .render import Renderer
+from .run import Run
 from .secrets import load_secrets
 
 _PUSHED = (
@@ -19,7 +21,7 @@ _PUSHED = (
 
 
 def merge(run: str | Path, folder: str | Path, *, dtype: str = "auto") -> Path:
-    """Writes a run's model with its adapter merged in: safetensors, tokenizer, chat template, generation settings.
+    """Writes a run's model with its adapter merged in: safetensors, tokenizer with template, generation settings, card.
 
     `AutoModelForCausalLM.from_pretrained(folder)` then gives what the adapter on its base gave, but for rounding to
     `dtype`. An adapter was trained on quantised weights where the run was: those are what it is merged into. (LLM.int8
@@ -42,6 +44,7 @@ def merge(run: str | Path, folder: str | Path, *, dtype: str = "auto") -> Path:
     model.generation_config.update(eos_token_id=sorted(stops), pad_token_id=tokenizer.pad_token_id)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    model_card(Run(run), folder).save(folder / "README.md")
     return folder
 
 

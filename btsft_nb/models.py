@@ -22,7 +22,7 @@ from transformers import (
 )
 from transformers.utils import cached_file
 
-from .adapters import add_tag_rows, attach, lora_config, resize
+from .adapters import add_tag_rows, attach, lora_config, resize, without_old_torchao
 from .config import ModelConfig
 from .hardware import choose_attention, choose_dtype, detect
 from .parts import freeze_parts
@@ -105,7 +105,9 @@ def load_run(
     if dequantize and run["qlora"]:
         model = model.dequantize(model.config.dtype)
     resize(model, run["embedding_rows"])
-    return PeftModel.from_pretrained(model, folder, is_trainable=trainable).eval(), load_tokenizer(folder)
+    with without_old_torchao():
+        adapted = PeftModel.from_pretrained(model, folder, is_trainable=trainable)
+    return adapted.eval(), load_tokenizer(folder)
 
 
 def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:

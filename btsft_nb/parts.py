@@ -1,4 +1,4 @@
-"""The parts of a causal language model: which parameter belongs to which, how many they are, and freezing them."""
+"""The parts of a causal language model: which parameter belongs to which, and freezing them."""
 
 import re
 from collections.abc import Iterable, Iterator
@@ -12,21 +12,6 @@ _ATTENTION = re.compile(r"attn|attention", re.I)
 _FEED_FORWARD = re.compile(r"mlp|feed_?forward|ffn|^fc|moe|expert|^dense", re.I)
 
 
-def count_parameters(model: nn.Module) -> dict[str, tuple[int, int]]:
-    """By part, and in all: how many parameters train, and how many there are.
-
-    An adapter counts to the part that it changes, a tied head once, a weight of 4 bits as one parameter.
-    """
-    counts = dict.fromkeys((*PARTS, "total"), (0, 0))
-    for parameter, part, _ in _located(model):
-        state = getattr(parameter, "quant_state", None)  # bitsandbytes packs two weights into a byte
-        number = parameter.numel() if state is None else state.shape.numel()
-        for name in (part, "total"):
-            trained, total = counts[name]
-            counts[name] = trained + number * parameter.requires_grad, total + number
-    return counts
-
-
 def freeze_parts(model: PreTrainedModel, parts: Iterable[str], layers_not_to_freeze: Iterable[int] = ()) -> None:
     """Leaves the parameters of `parts` without gradient, but for those of the decoder layers named, from 0.
 
@@ -35,7 +20,7 @@ def freeze_parts(model: PreTrainedModel, parts: Iterable[str], layers_not_to_fre
     Raises ValueError for a part or a layer that does not exist, a layer left out of nothing, or where nothing is left
     to train.
     """
-    parts, kept, located = set(parts), set(layers_not_to_freeze), list(_located(model))
+    parts, kept, located = set(parts), set(layers_not_to_freeze), list(locate(model))
     if unknown := parts - set(PARTS):
         raise ValueError(f"freeze={sorted(unknown)}: unknown parts; known are {', '.join(PARTS)}")
     layers = {layer for *_, layer in located} - {None}
@@ -49,7 +34,7 @@ def freeze_parts(model: PreTrainedModel, parts: Iterable[str], layers_not_to_fre
         raise ValueError(f"freeze={sorted(parts)} leaves nothing to train; leave a part or a layer out of it")
 
 
-def _located(model: nn.Module) -> Iterator[tuple[Parameter, str, int | None]]:
+def locate(model: nn.Module) -> Iterator[tuple[Parameter, str, int | None]]:
     """Each parameter, with its part and the number of its decoder layer; None outside of them."""
     layers, modules = _layers(model), dict(model.named_modules())
     ends = model.get_input_embeddings(), model.get_output_embeddings()

@@ -26,7 +26,7 @@ from .templates import use_template
 from .tracking import TrackSamples
 from .trainer import BTSFTTrainer
 
-_FREE = ("attention", "device_map", "max_memory", "num_proc", "eval_data", "eval_split")  # may differ after a resume
+_FREE = ("attention", "device_map", "max_memory", "num_proc", "eval_")  # beginnings of what a resume may change
 
 
 def prepare_data(settings: Settings, tokenizer: PreTrainedTokenizerBase) -> tuple[Dataset, Dataset | None]:
@@ -41,13 +41,16 @@ def prepare_data(settings: Settings, tokenizer: PreTrainedTokenizerBase) -> tupl
         use_template(tokenizer, "chatml")
         print(f"{tokenizer.name_or_path} has no chat template: chatml is taken; template=qa or alpaca are others.")
     quiet = contextlib.redirect_stdout(None) if settings.training.process_index else contextlib.nullcontext()
-    how = {"too_long": data.too_long, "duplicates": data.duplicates, "strict": data.strict, "num_proc": data.num_proc}
+    names = ("format", "response_marker", "too_long", "duplicates", "strict", "num_proc")
+    how = {name: getattr(data, name) for name in names}
+    wanted = [(data.data, data.split, data.data_config, data.examples)]
+    wanted += [(data.eval_data, data.eval_split, data.eval_config, None)]
     with settings.training.main_process_first(desc="preparing the data"), quiet:
-        for name, split, count in ((data.data, data.split, data.examples), (data.eval_data, data.eval_split, None)):
+        for name, split, subset, count in wanted:
             if name is None:
                 sets.append(None)
                 continue
-            rows = load_rows(name, split, stream=Path(name).exists(), strict=data.strict)
+            rows = load_rows(name, split, subset, stream=Path(name).exists(), strict=data.strict)
             rows = rows if count is None else Rows(islice(rows, count), f"{rows.source}, the first {count}")
             sets.append(prepare(rows, tokenizer, data.max_length, **how))
     return sets[0], sets[1]
@@ -136,13 +139,13 @@ def finetune(
     _check_resumed(settings)
     if training.use_cpu and torch.cuda.is_available():
         loaded = replace(loaded, device_map=loaded.device_map or "cpu")
-    model, tokenizer = load_model(loaded)
+    model, tokenizer = load_model(loaded, seed=training.seed)
     examples, held_out = prepare_data(settings, tokenizer)
     callbacks = [*(callbacks or []), _WriteSettings(settings)]
     if show_plan and not training.process_index:
         print(plan(settings, examples).to_string(header=False))
     if asked.track_every:
-        prompts = load_rows(asked.test, asked.test_split)[: asked.test_prompts]
+        prompts = load_rows(asked.test, asked.test_split, asked.test_config)[: asked.test_prompts]
         how = dict(every=asked.track_every, answer=asked.answer, text_scores=asked.text_scores)
         callbacks.append(TrackSamples(prompts, tokenizer, **how, **asked.sampling()))
     trainer = BTSFTTrainer(model, training, examples, held_out, processing_class=tokenizer, callbacks=callbacks)

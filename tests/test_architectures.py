@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file
+from test_parts import count_parameters
 from tokenizers import Tokenizer
 from transformers import (
     AutoModelForCausalLM,
@@ -22,7 +23,7 @@ from transformers import (
 import btsft_nb as bt
 from btsft_nb.config import ModelConfig
 from btsft_nb.export import merge
-from btsft_nb.parts import PARTS, count_parameters
+from btsft_nb.parts import PARTS
 
 WIDE = dict(hidden_size=64, num_attention_heads=4, num_hidden_layers=2)
 SMALL = WIDE | dict(intermediate_size=128, num_key_value_heads=2, max_position_embeddings=256)

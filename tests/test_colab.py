@@ -176,6 +176,15 @@ def test_bleu_and_rouge_have_what_they_need(installed):
     assert "'value': 100.0" in printed and "'rougeL': {'value': 1.0" in printed
 
 
+def test_adapters_on_plain_layers_and_their_estimate(installed):
+    """Which PEFT refuses beside this torchao, left to itself."""
+    settings = "bt.read_settings(model='tiny', method='lora', data='tiny/teacher', examples=4, max_steps=1)"
+    cell = f"import btsft_nb as bt; s = {settings}; print(bt.plan(s).loc['total']); bt.finetune(s)"
+    cell += "; print(bt.load_model(s.training.output_dir)[0].peft_config)"
+    printed = installed.run_cells(cell)
+    assert "MiB" in printed and "LoraConfig(" in printed
+
+
 def test_nobody_answers_a_question(installed):
     """So a notebook that asks for a key or a choice fails below, and does not wait."""
     with pytest.raises(CellExecutionError, match="StdinNotImplementedError"):

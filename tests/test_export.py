@@ -6,6 +6,7 @@ import shutil
 import pytest
 import torch
 from hub import TOKEN, Hub
+from huggingface_hub import ModelCard
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import btsft_nb as bt
@@ -74,6 +75,9 @@ def test_a_merged_model_comes_with_all_it_takes_to_chat(runs, tmp_path):
     assert tokenizer.chat_template == AutoTokenizer.from_pretrained(tmp_path / "merged").chat_template
     assert tokenizer.chat_template == ours.chat_template
     assert ours.convert_tokens_to_ids("<|im_end|>") in model.generation_config.eos_token_id
+    card = ModelCard.load(tmp_path / "merged" / "README.md")
+    assert card.data.library_name == "transformers" and "lora" not in card.data.tags
+    assert "A model, made of tiny" in card.text and "- model\\.safetensors" in card.text and "adapter" not in card.text
 
 
 def test_only_a_run_with_an_adapter_is_merged_and_nothing_overwritten(runs, tmp_path):

@@ -8,6 +8,7 @@ import pytest
 import torch
 from hub import Hub
 from peft import LoraConfig
+from peft.tuners.lora import torchao as peft_torchao
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
@@ -76,6 +77,29 @@ def test_the_start_of_lora_depends_on_its_seed_alone():
     name = next(name for name, _ in one.named_parameters() if "lora_A" in name)
     assert torch.equal(one.get_parameter(name), two.get_parameter(name))
     assert not torch.equal(one.get_parameter(name), other.get_parameter(name))
+
+
+def test_a_torchao_that_peft_refuses_does_not_stop_adapters(tmp_path, monkeypatch):
+    """As in Colab, where PEFT raises at the first plain layer; test_colab has the real versions."""
+
+    def refuse():
+        raise ImportError("Found an incompatible version of torchao")
+
+    monkeypatch.setattr(peft_torchao, "is_torchao_available", refuse)
+    model, tokenizer = bt.load_model(ModelConfig("tiny", method="lora", lora_r=4))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.02)
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    bt.models.record_base(tmp_path, model)
+    ids = torch.arange(5, 45)[None]
+    again, _ = bt.load_model(tmp_path)
+    assert torch.equal(again(input_ids=ids).logits, model.eval()(input_ids=ids).logits)
+    settings = bt.read_settings(model="tiny", method="lora", data="tiny/teacher", examples=4, output_dir=tmp_path / "x")
+    assert "MiB" in bt.plan(settings).loc["total", "this run"]
+    assert peft_torchao.is_torchao_available is refuse
 
 
 def test_a_folder_without_a_tokenizer_is_refused(tmp_path):

@@ -5,7 +5,22 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel, MixtralConfig, MixtralForCausalLM, OPTConfig, OPTForCausalLM
 
 import btsft_nb as bt
-from btsft_nb.parts import PARTS, count_parameters, freeze_parts
+from btsft_nb.parts import PARTS, freeze_parts, locate
+
+
+def count_parameters(model: torch.nn.Module) -> dict[str, tuple[int, int]]:
+    """By part, and in all: how many parameters train, and how many there are.
+
+    An adapter counts to the part that it changes, a tied head once, a weight of 4 bits as one parameter.
+    """
+    counts = dict.fromkeys((*PARTS, "total"), (0, 0))
+    for parameter, part, _ in locate(model):
+        state = getattr(parameter, "quant_state", None)  # bitsandbytes packs two weights into a byte
+        number = parameter.numel() if state is None else state.shape.numel()
+        for name in (part, "total"):
+            trained, total = counts[name]
+            counts[name] = trained + number * parameter.requires_grad, total + number
+    return counts
 
 
 def gpt2():

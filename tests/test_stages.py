@@ -7,8 +7,10 @@ import subprocess
 import sys
 
 import pytest
+import torch
+import yaml
 from browser import ROOT
-from datasets import Dataset
+from datasets import Dataset, load_dataset
 from test_settings import REFERENCE
 
 import btsft_nb as bt
@@ -58,6 +60,64 @@ def test_data_is_what_the_settings_say(tmp_path, tiny_tokenizer, count, kept):
     examples, held_out = prepare_data(settings, tiny_tokenizer)
     assert (len(examples), len(held_out)) == (kept, 10)
     assert examples[0]["input_ids"] == bt.prepare(rows[:1], tiny_tokenizer)[0]["input_ids"]
+
+
+@pytest.mark.parametrize(
+    ("rows", "given", "said"),
+    [
+        ([{"q": "2+2?", "a": "4"}], {"format": {"question": "q", "answer": "a"}}, "4"),
+        ([{"text": "Q: 2+2?\nA: 4"}], {"format": "text", "response_marker": "\nA:"}, " 4"),
+    ],
+    ids=["columns", "marker"],
+)
+def test_rows_of_any_layout_by_settings(tmp_path, tiny_tokenizer, rows, given, said):
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(given | {"data": str(tmp_path / "rows.json")}))
+    examples, _ = prepare_data(bt.read_settings(tmp_path / "run.yaml", output_dir=tmp_path), tiny_tokenizer)
+    trained = [
+        token for token, weight in zip(*(examples[0][key] for key in ("input_ids", "weights")), strict=True) if weight
+    ]
+    assert tiny_tokenizer.decode(trained[:-1]) == said
+
+
+def test_a_configuration_of_a_data_set_on_the_hub(tmp_path):
+    """Offline, from the cache that an earlier download leaves; rows to train on, to evaluate and to ask."""
+    (tmp_path / "rows").mkdir()
+    for name, question in (("main", "3+4?"), ("other", "2+5?")):
+        (tmp_path / "rows" / f"{name}.jsonl").write_text(json.dumps({"question": question, "answer": "7"}) + "\n")
+    configs = [{"config_name": n, "data_files": f"{n}.jsonl"} for n in ("main", "other")]
+    (tmp_path / "rows" / "README.md").write_text(f"---\n{yaml.safe_dump({'configs': configs})}---\n")
+    cache = tmp_path / "cache"
+    for name in ("main", "other"):
+        load_dataset(str(tmp_path / "rows"), name, cache_dir=str(cache))
+    (cache / "rows").rename(cache / "someone___rows")
+    code = """
+import sys
+import btsft_nb as bt
+from btsft_nb.stages import prepare_data
+given = dict(data="someone/rows", data_config="other", eval_data="someone/rows", eval_split="train", eval_config="main")
+given |= dict(test="someone/rows", test_split="train", test_config="main", track_every=1, samples=1, max_new_tokens=1)
+settings = bt.read_settings(model="tiny", output_dir=sys.argv[1], max_steps=1, eval_strategy="steps", **given)
+tokenizer = bt.load_tokenizer("tiny")
+print("texts", [tokenizer.decode(part[0]["input_ids"]) for part in prepare_data(settings, tokenizer)])
+print(bt.finetune(settings).state.global_step, bt.Run(sys.argv[1]).records("samples")[0]["question"])
+"""
+    environment = os.environ | {"HF_DATASETS_CACHE": str(cache), "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-c", code, str(tmp_path / "run")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-1000:]
+    texts = next(line for line in done.stdout.splitlines() if line.startswith("texts "))
+    assert texts.index("2+5?") < texts.index("3+4?") and "1 3+4?" in done.stdout
+
+
+@pytest.mark.parametrize("seed", [0, 3])
+def test_the_seed_reaches_the_start_of_the_adapters(tmp_path, seed):
+    """Else runs with several seeds would share it."""
+    given = dict(model="tiny", data="tiny/teacher", examples=4, max_steps=1, learning_rate=0.0, disable_tqdm=True)
+    trained = bt.finetune(bt.read_settings(output_dir=tmp_path, seed=seed, **given)).model
+    wanted, _ = bt.load_model("tiny", qlora=True, seed=seed)
+    names = [name for name, _ in wanted.named_parameters() if "lora_A" in name]
+    assert names and all(torch.equal(trained.get_parameter(n), wanted.get_parameter(n)) for n in names)
 
 
 def test_without_a_template_chatml_is_taken_and_said(tmp_path, capsys):
