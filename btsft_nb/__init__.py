@@ -12,7 +12,7 @@ import logging
 # bitsandbytes warns when it is imported that it lacks a CPU kernel, which `models._load_base` does not use.
 logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(lambda record: "gemm_4bit_forward" not in record.msg)
 
-from . import metrics, plots, tiny
+from . import align, metrics, plots, tiny
 from .blur import Kind, draws, example_key
 from .callbacks import LiveCurves
 from .choices import choices
@@ -46,7 +46,7 @@ __version__ = "0.1.0"
 __all__ = [
     "BTSFTConfig", "BTSFTTrainer", "Collator", "Comparison", "Example", "Kind", "LiveCurves", "ModelConfig",
     "Playground", "Renderer", "Report", "RowError", "RowStream", "Rows", "Run", "TokenInspector", "TrackChoices",
-    "TrackLogProbs", "TrackSamples", "add_tags", "choices", "compare", "draws", "evaluate", "example_key",
+    "TrackLogProbs", "TrackSamples", "add_tags", "align", "choices", "compare", "draws", "evaluate", "example_key",
     "finetune", "load_model", "load_rows", "load_secrets", "load_tokenizer", "merge", "metrics", "mix", "overlap",
     "plan", "plots", "prepare", "push", "read_settings", "sample", "score", "sentence_weights", "table", "tag_ids",
     "tiny", "to_messages", "to_prompt", "to_row", "token_texts", "use_template",

@@ -14,10 +14,10 @@ import pandas as pd
 
 from .adapters import without_old_torchao
 from .compare_html import page
-from .evaluate import evaluate, given_answer, table
+from .evaluate import evaluate, references_of, table
 from .formats import to_messages
 from .generation import sample
-from .metrics import is_correct, paired_difference, parse
+from .metrics import paired_difference, parse
 from .models import load_model, load_tokenizer
 from .rows import Rows, load_rows
 from .run import Run, versions
@@ -129,7 +129,7 @@ def compare(
     """
     runs, folder = _named(runs, base), Path(folder)
     rows = _test_rows(test, prompts)
-    references = _references(rows, answer)
+    references = references_of(rows, answer)
     asked = dict(n=n, temperature=temperature, max_new_tokens=max_new_tokens, batch_size=batch_size, seed=seed)
     asked |= dict(top_k=top_k, top_p=top_p, no_repeat_ngram_size=no_repeat_ngram_size)
     asked["max_prompt_length"] = max_prompt_length
@@ -191,25 +191,6 @@ def _test_rows(test: str | Path | Iterable[dict | str], prompts: int | None) -> 
         raise ValueError(f"prompts={prompts}: 1 or more wanted, or None for all")
     rows = load_rows(test) if isinstance(test, (str, Path)) else test
     return Rows(islice(rows, prompts), getattr(rows, "source", "rows"))
-
-
-def _references(rows: Rows, how: str) -> list[str] | None:
-    """The answer given in all rows, None where none has it; checked now, not when all is sampled."""
-    answers = [given_answer(row) for row in rows]
-    absent = [i for i, answer in enumerate(answers) if answer is None]
-    if absent and len(absent) < len(rows):
-        raise ValueError(
-            f"{rows.source}: {len(absent)} of {len(rows)} rows lack the field answer, first row {absent[0]}; fill it, "
-            "or take it from all rows, and nothing that needs one is measured"
-        )
-    if absent:
-        return None
-    for i, answer in enumerate(answers):
-        try:
-            is_correct("", str(answer), how)
-        except ValueError as error:
-            raise ValueError(f"{rows.source}, row {i}: {error}") from None
-    return [str(answer) for answer in answers]
 
 
 def _config(run: Path) -> dict:

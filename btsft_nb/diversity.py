@@ -36,20 +36,25 @@ def distinct_n(texts: Sequence[str], n: int = 2) -> float | None:
 
 
 def self_bleu(texts: Sequence[str]) -> float | None:
-    """The mean sentence BLEU of each text against all others, 0 to 1: 1 where they are all the same.
+    """The mean of `self_bleus`, 1 where all texts are the same; None where fewer than two have a word."""
+    scores = [score for score in self_bleus(texts) if score is not None]
+    return sum(scores) / len(scores) if scores else None
 
-    Texts without a word are left out; None where fewer than two are left. Zhu et al. 2018 (Texygen),
-    https://arxiv.org/abs/1802.01886; BLEU as sacrebleu's `BLEU(effective_order=True, tokenize="none").sentence_score`
-    over `words`, with each text's n-grams counted once.
+
+def self_bleus(texts: Sequence[str]) -> list[float | None]:
+    """The sentence BLEU of each text against all others, 0 to 1; None for one without a word, or if no other has one.
+
+    Zhu et al. 2018 (Texygen), https://arxiv.org/abs/1802.01886; BLEU as sacrebleu's
+    `BLEU(effective_order=True, tokenize="none").sentence_score` over `words`, with each text's n-grams counted once.
     """
     from sacrebleu.metrics import BLEU
 
-    split = [found for text in texts if (found := words(text))]
+    there = [i for i, text in enumerate(texts) if words(text)]
+    split, scores = [words(texts[i]) for i in there], [None] * len(texts)
     if len(split) < 2:
-        return None
+        return scores
     grams = [Counter(gram for n in _ORDERS for gram in _ngrams(text, n)) for text in split]
     before, after = (list(accumulate(some, or_, initial=Counter())) for some in (grams, grams[::-1]))
-    scores = []
     for i, text in enumerate(split):
         lengths = [len(other) for other in split[:i] + split[i + 1 :]]
         closest = min(lengths, key=lambda other: (abs(other - len(text)), other))
@@ -57,8 +62,8 @@ def self_bleu(texts: Sequence[str]) -> float | None:
         matches = [sum(count for gram, count in found.items() if len(gram) == n) for n in _ORDERS]
         totals = [max(len(text) - n + 1, 0) for n in _ORDERS]
         score = BLEU.compute_bleu(matches, totals, len(text), closest, smooth_method="exp", effective_order=True).score
-        scores.append(min(score / 100, 1.0))  # which rounds above
-    return sum(scores) / len(scores)
+        scores[there[i]] = min(score / 100, 1.0)  # which rounds above
+    return scores
 
 
 def _ngrams(text: list[str], n: int) -> zip:

@@ -142,6 +142,28 @@ def given_answer(row: dict | str) -> object:
     return next((row[key] for key in ("answer", "Answer") if key in row), None) if isinstance(row, dict) else None
 
 
+def references_of(rows: Sequence[dict | str], how: str) -> list[str] | None:
+    """The field `answer` of each row, None where no row has one.
+
+    Raises ValueError, by row, where only some rows have one, or one has no answer of the kind `how`.
+    """
+    answers, source = [given_answer(row) for row in rows], getattr(rows, "source", "rows")
+    absent = [i for i, answer in enumerate(answers) if answer is None]
+    if absent and len(absent) < len(rows):
+        raise ValueError(
+            f"{source}: {len(absent)} of {len(rows)} rows lack the field answer, first row {absent[0]}; fill it, "
+            "or take it from all rows, and nothing that needs one is measured"
+        )
+    if absent:
+        return None
+    for i, answer in enumerate(answers):
+        try:
+            right_answer(str(answer), how)
+        except ValueError as error:
+            raise ValueError(f"{source}, row {i}: {error}") from None
+    return [str(answer) for answer in answers]
+
+
 def table(summaries: dict[str, dict]) -> pd.DataFrame:
     """Summaries by model -> a table of `value [low, high]`, a row for each model."""
     rows = {

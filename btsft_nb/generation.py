@@ -21,7 +21,7 @@ from .config import check_number
 from .fit import PromptFrame
 from .formats import to_prompt
 from .losses import expected_format_reward, find_completions, kl_divergence, tag_log_probs
-from .messages import THINK_TAGS, RowError
+from .messages import RowError
 from .render import Renderer
 from .sample_file import append_samples, fingerprint, read_samples
 from .tokens import tag_ids
@@ -213,10 +213,7 @@ def _stop_ids(model: PreTrainedModel | PeftModel, renderer: Renderer) -> list[in
 
 
 def _record(renderer: Renderer, job: _Job, ids: list[int], stops: list[int]) -> dict:
-    stop = next((at for at, token in enumerate(ids) if token in stops), None)
-    text = renderer.tokenizer.decode(ids[:stop])
-    for own, tag in zip(renderer.tags, THINK_TAGS, strict=True):
-        text = text.replace(own, tag)
+    text, stop = renderer.read(ids, stops)
     return {
         "prompt": job.prompt,
         "sample": job.sample,

@@ -29,7 +29,7 @@ from .parts import freeze_parts
 
 TINY = Path(__file__).parent / "tiny" / "model"
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
-_RECORD = "btsft_base.json"  # beside an adapter: the base model's name, and how its weights were loaded
+RECORD = "btsft_base.json"  # beside an adapter: the base model's name, and how its weights were loaded
 _NO_PICKLES = (
     "weights in other files (.bin, .pt) are pickles, which can run code when they are read, so they are not: convert "
     "them where you trust them, with save_pretrained of the library that wrote them, or take another copy of the model"
@@ -177,7 +177,7 @@ def record_base(folder: str | Path, model: PeftModel) -> None:
     record = {"base_model": name, "qlora": bits is not None} | ({"bits": bits} if bits else {})
     record |= {"dtype": _name(base.config.dtype), "attention": base.config._attn_implementation}
     record["embedding_rows"] = len(base.get_input_embeddings().weight)
-    Path(folder, _RECORD).write_text(json.dumps(record, indent=2) + "\n")
+    Path(folder, RECORD).write_text(json.dumps(record, indent=2) + "\n")
     config_file = Path(folder, "adapter_config.json")
     config = json.loads(config_file.read_text()) | {"base_model_name_or_path": name}
     config_file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
@@ -188,10 +188,10 @@ def read_base(folder: str | Path) -> dict:
 
     Raises FileNotFoundError where the folder holds an adapter that another tool made, or none.
     """
-    file = Path(folder, _RECORD)
+    file = Path(folder, RECORD)
     if not file.is_file():
         raise FileNotFoundError(
-            f"{folder}: no {_RECORD}, so this is no run of btsft_nb; load another tool's adapter with peft, on its base"
+            f"{folder}: no {RECORD}, so this is no run of btsft_nb; load another tool's adapter with peft, on its base"
         )
     return {"bits": 4, "dtype": "auto", "attention": "auto", "embedding_rows": 0} | json.loads(file.read_text())
 

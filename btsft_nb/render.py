@@ -7,7 +7,7 @@ already is cut at a marker instead.
 """
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import accumulate, groupby, pairwise
@@ -83,14 +83,31 @@ class Renderer:
         self.end_of_turn = self.template.end_of_turn
 
     @cached_property
+    def end_id(self) -> int:
+        """The id that the end of a turn ends in."""
+        return self._encoder.encode([self.end_of_turn], [[]])[0].ids[-1]
+
+    @property
     def stop_ids(self) -> list[int]:
         """The ids that end a completion."""
-        end = self._encoder.encode([self.end_of_turn], [[]])[0].ids[-1]
-        return sorted({end, self.tokenizer.eos_token_id} - {None})
+        return sorted({self.end_id, self.tokenizer.eos_token_id} - {None})
 
     def prompt_ids(self, messages: list[Message]) -> list[int]:
         """The generation prompt for messages that end before the assistant's turn."""
         return self._encoder.encode([self._prompt(messages)], [[]])[0].ids
+
+    def prompt_text(self, messages: list[Message]) -> str:
+        """The same as text, in which a control token and text that spells one look alike."""
+        return unmarked(self._prompt(messages))
+
+    def read(self, ids: list[int], stops: Collection[int]) -> tuple[str, int | None]:
+        """A completion's text up to the first of `stops`, its tags as `<think>` and `</think>`; and where that is, None
+        where it has none."""
+        stop = next((at for at, token in enumerate(ids) if token in stops), None)
+        text = self.tokenizer.decode(ids[:stop])
+        for own, tag in zip(self.tags, THINK_TAGS, strict=True):
+            text = text.replace(own, tag)
+        return text, stop
 
     def examples(self, messages: list[Message], example_id: str) -> list[Example]:
         """One example, or one for each assistant turn where the template rewrites earlier turns (drops thoughts)."""

@@ -19,10 +19,10 @@ import yaml
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .checkpoints import CONFIG, ENVIRONMENT, REPORT, checkpoints, is_whole
-from .models import TINY, load_model
+from .models import RECORD, TINY, load_model
 from .report import Report
 
-HISTORY, BASE = "history.jsonl", "btsft_base.json"
+HISTORY = "history.jsonl"
 _LIBRARIES = ("btsft_nb", "torch", "transformers", "peft", "accelerate", "bitsandbytes", "datasets")
 _ASKED = ("threshold", "threshold_end", "anchor", "beta", "unit", "resample", "keep_first", "learning_rate", "seed")
 _LOGGED = (
@@ -47,9 +47,9 @@ class Run:
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
-        if not any((self.path / file).is_file() for file in (CONFIG, BASE)):
-            raise FileNotFoundError(f"{path}: neither {CONFIG} nor {BASE}, so this is no run of btsft_nb")
-        self.config, self.base, self.environment, report = map(self._read, (CONFIG, BASE, ENVIRONMENT, REPORT))
+        if not any((self.path / file).is_file() for file in (CONFIG, RECORD)):
+            raise FileNotFoundError(f"{path}: neither {CONFIG} nor {RECORD}, so this is no run of btsft_nb")
+        self.config, self.base, self.environment, report = map(self._read, (CONFIG, RECORD, ENVIRONMENT, REPORT))
         settings = self.path / "settings.yaml"
         self.settings = yaml.safe_load(settings.read_text(encoding="utf-8")) if settings.is_file() else {}
         self.report = Report(**report) if report else None

@@ -82,8 +82,7 @@ def plan(settings: Settings, examples: Dataset | None = None) -> pd.DataFrame:
         tokens = _padded(lengths, 1 if training.padding_free else batch) / len(lengths) * window * steps
         time = f"about {_time(needs.seconds(tokens, measured_speed(training.device.type, kind) * SHARE))}"
         figures = needs.table()
-    # an optimiser that it does not know, a model that cannot be traced, PEFT beside Colab's older torchao
-    except (RuntimeError, ImportError) as error:
+    except RuntimeError as error:  # an optimiser that it does not know, a model that cannot be traced
         figures, time = {"memory": f"no estimate: {error}"}, "no estimate"
     rows = {
         "model": f"{model.model}, {model.method}" + (f" in {model.bits} bits" if model.method == "qlora" else ""),
