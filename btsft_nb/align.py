@@ -1,13 +1,12 @@
-"""From a BT-SFT run to TRL (>= 1.0), which does what comes after: preferences (DPO, ORPO, KTO, a reward model) and
+"""From a BT-SFT run to TRL (>= 1.8), which does what comes after: preferences (DPO, ORPO, KTO, a reward model) and
 on-policy training (GRPO, RLOO). Nothing of that is here, only the way there:
 
     policy, tokenizer = bt.align.load_policy("runs/bt-sft")
     pairs = bt.align.preference_pairs(samples, rows, tokenizer, by="answer")
     DPOTrainer(policy, args=DPOConfig("runs/dpo"), train_dataset=pairs, processing_class=tokenizer).train()
 
-    rewards = bt.align.Rewards(tokenizer)
-    GRPOTrainer(policy, [rewards.format, rewards.accuracy], GRPOConfig("runs/grpo"),
-                bt.align.prompt_rows(rows, tokenizer), processing_class=tokenizer).train()
+    rewards, prompts = bt.align.Rewards(tokenizer), bt.align.prompt_rows(rows, tokenizer)
+    GRPOTrainer(policy, [rewards.format, rewards.accuracy], config, prompts, processing_class=tokenizer).train()
 
 Prompts and completions go to TRL as text, which it tokenizes; they are held against the ids that the model was trained
 on and samples with. As conversations they would go through the chat template again, and many drop thoughts.
@@ -15,9 +14,8 @@ on and samples with. As conversations they would go through the chat template ag
 
 import functools
 import shutil
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
-from hashlib import blake2b
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +26,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .adapters import without_old_torchao
 from .answers import Parsed, is_correct, parse
-from .blur import Kind, draws
+from .blur import Kind, draws, example_key
 from .config import check_number
 from .diversity import copied_ngrams, run_lengths, self_bleus
 from .evaluate import references_of
@@ -36,8 +34,6 @@ from .formats import to_prompt
 from .messages import THINK_TAGS, RowError
 from .models import RECORD, load_model, load_run
 from .render import Renderer
-
-ADAPTER = "default"
 
 
 def load_policy(
@@ -53,31 +49,26 @@ def load_policy(
         run: a run folder; one with a whole model gives that, and TRL loads the reference from there.
         dequantize: take the numbers that quantised weights stand for in place of them. TRL trains adapters on
             quantised weights in bfloat16, on others in float32.
+
+    Raises ValueError for an adapter with rows of new tokens: TRL's trainers read the head without them.
     """
     adapted = Path(run, "adapter_config.json").is_file()
     model, tokenizer = load_run(run, dequantize=dequantize, trainable=True) if adapted else load_model(run)
     tokenizer.eos_token = tokenizer.convert_ids_to_tokens(Renderer(tokenizer).end_id)
     if adapted:
-        model.add_adapter = functools.partial(_add_copy, model)
+        if model.peft_config["default"].trainable_token_indices:
+            raise ValueError(
+                f"{run}: its adapter has trained rows for new tokens, which TRL would leave out of the head: "
+                "bt.merge(run, folder), then load_policy(folder), and give TRL's trainer a peft_config"
+            )
+        model.add_adapter = without_old_torchao()(model.add_adapter)  # of the reference
         model.save_pretrained = functools.partial(_save, model, Path(run))
     return model, tokenizer
 
 
-def _add_copy(model: PeftModel, name: str, *args, **kwargs) -> None:
-    """As PeftModel's, with the weights of the policy. TRL copies them too, but for rows of trained tokens."""
-    with without_old_torchao():
-        PeftModel.add_adapter(model, name, *args, **kwargs)
-    parameters = dict(model.named_parameters())
-    for key, parameter in parameters.items():
-        parts = key.split(".")
-        if ADAPTER in parts:
-            copy = parameters[".".join(name if part == ADAPTER else part for part in parts)]
-            copy.data.copy_(parameter.data)
-
-
 def _save(model: PeftModel, run: Path, folder: str | Path, **kwargs) -> None:
     """The policy's adapter alone, and what it takes to load it on its base."""
-    only = {"selected_adapters": [ADAPTER], "save_embedding_layers": False}
+    only = {"selected_adapters": ["default"], "save_embedding_layers": False}
     PeftModel.save_pretrained(model, folder, **kwargs | only)
     shutil.copy(run / RECORD, folder)
 
@@ -97,19 +88,19 @@ def prompt_rows(rows: Sequence[dict | str], tokenizer: PreTrainedTokenizerBase, 
 
 def _prompts(renderer: Renderer, rows: Sequence[dict | str]) -> list[str]:
     """The generation prompts of rows, as the texts that a tokenizer's own call turns into the right ids."""
-    return [_prompt(renderer, row, getattr(rows, "source", "rows"), i) for i, row in enumerate(rows)]
-
-
-def _prompt(renderer: Renderer, row: dict | str, source: str, i: int) -> str:
-    try:
-        messages = to_prompt(row)
-        text, ids = renderer.prompt_text(messages), renderer.prompt_ids(messages)
-        for given in (text, text.removeprefix(renderer.tokenizer.bos_token or "")):
-            if renderer.tokenizer(given)["input_ids"] == ids:
-                return given
-        raise RowError("as text, as TRL takes it, the prompt has other tokens: a turn spells a control token")
-    except RowError as error:
-        raise error.at(source, i) from None
+    prompts = []
+    for i, row in enumerate(rows):
+        try:
+            messages = to_prompt(row)
+            text, ids = renderer.prompt_text(messages), renderer.prompt_ids(messages)
+            texts = (text, text.removeprefix(renderer.tokenizer.bos_token or ""))
+            fitting = [one for one in texts if renderer.tokenizer(one)["input_ids"] == ids]
+            if not fitting:
+                raise RowError("as text, as TRL takes it, the prompt has other tokens: a turn spells a control token")
+        except RowError as error:
+            raise error.at(getattr(rows, "source", "rows"), i) from None
+        prompts.append(fitting[0])
+    return prompts
 
 
 def preference_pairs(
@@ -140,25 +131,22 @@ def preference_pairs(
     Raises ValueError where `by` lacks what it needs, or no pair is found; RowError as `prompt_rows`.
     """
     renderer = Renderer(tokenizer)
-    prompts, (scores, counts) = (
-        _prompts(renderer, rows),
-        _scored(samples, references_of(rows, answer), by, answer, training),
-    )
-    groups: dict[int, list[tuple[float, str]]] = {}
+    prompts, references = _prompts(renderer, rows), references_of(rows, answer)
+    scores, counts = _scored(samples, references, by, answer, training)
+    groups, pairs = defaultdict(list), []
     for record, score in zip(samples, scores, strict=True):
-        if score is not None and (text := _completion(renderer, prompts[record["prompt"]], record)) is None:
-            counts["whose first token merges with the prompt"] += 1
-        elif score is not None:
-            groups.setdefault(record["prompt"], []).append((score, text))
-    pairs = []
+        if score is not None:
+            text = _completion(renderer, prompts[record["prompt"]], record["text"])
+            counts["whose first token merges with the prompt's last"] += text is None
+            groups[record["prompt"]] += [(score, text)] * (text is not None)
     for i, group in groups.items():
         ranked = sorted(group, key=lambda one: -one[0])
         both = zip(ranked, reversed(ranked), strict=True)
         found = {(prompts[i], good, bad): None for (high, good), (low, bad) in both if high > low}
-        counts["in prompts whose samples do not differ"] += len(group) * (not found)
+        counts["of prompts whose samples do not differ"] += len(group) * (not found)
         pairs += found
-    what = ", ".join(f"{n} {why}" for why, n in counts.items() if n)
-    said = f"{by}: {len(samples)} samples of {len(rows)} prompts -> {len(pairs)} pairs; left out: {what or 'none'}"
+    what = ", ".join(f"{n} {why}" for why, n in counts.items() if n) or "none"
+    said = f"{by}: {len(samples)} samples of {len(rows)} prompts -> {len(pairs)} pairs; left out: {what}"
     if not pairs:
         raise ValueError(f"{said}; sample more, or at a higher temperature")
     print(said)
@@ -167,33 +155,33 @@ def preference_pairs(
 
 def _scored(samples, references, by: str, how: str, training) -> tuple[list[float | None], Counter]:
     """What each sample is worth; None, counted with the reason, where it takes no part."""
-    if by not in ("format", "answer", "thought"):
+    needed = {"format": True, "answer": references, "thought": training}
+    if by not in needed:
         raise ValueError(f"by={by!r}: 'format', 'answer' or 'thought' wanted")
-    if by == "answer" and references is None:
-        raise ValueError("by='answer': the rows have no field answer")
-    if by == "thought" and not training:
-        raise ValueError("by='thought' needs training=, the texts of the training thoughts")
-    scores, counts = [], Counter()
-    for record in samples:
+    if not needed[by]:
+        lacking = "the field answer in the rows" if by == "answer" else "training=, the texts of the training thoughts"
+        raise ValueError(f"by={by!r} needs {lacking}")
+    scores, counts, thoughts = [None] * len(samples), Counter(), {}
+    for i, record in enumerate(samples):
         parsed = parse(record["text"], prefilled=record["prefilled"], finished=record["finished"])
-        right = references and is_correct(parsed.answer, references[record["prompt"]], how)
-        reason = "cut off" * (not record["finished"])
-        if by != "format" and not reason:
-            reason = "against the format" if parsed.problem else "wrong" if by == "thought" and right is False else ""
-        counts[reason] += bool(reason)
-        score = {"format": parsed.problem is None, "answer": right, "thought": parsed.thought}[by]
-        scores.append(None if reason else score)
-    if by == "thought":
-        places = [i for i, thought in enumerate(scores) if thought is not None]
-        runs = run_lengths([scores[i] for i in places], training) if places else []
-        for i, found in zip(places, runs, strict=True):
+        right = references is None or is_correct(parsed.answer, references[record["prompt"]], how)
+        if not record["finished"]:
+            counts["cut off"] += 1
+        elif by != "format" and parsed.problem:
+            counts["against the format"] += 1
+        elif by == "thought" and not right:
+            counts["wrong"] += 1
+        else:
+            scores[i], thoughts[i] = float(right if by == "answer" else parsed.problem is None), parsed.thought
+    if by == "thought" and thoughts:
+        runs = run_lengths(list(thoughts.values()), training)
+        for i, found in zip(thoughts, runs, strict=True):
             scores[i] = 1 - (copied_ngrams(found) or 0.0)
-    return [None if score is None else float(score) for score in scores], counts
+    return scores, counts
 
 
-def _completion(renderer: Renderer, prompt: str, record: dict) -> str | None:
+def _completion(renderer: Renderer, prompt: str, text: str) -> str | None:
     """A sample's text with its end of turn; None where its first token would merge with the prompt's last."""
-    text = record["text"]
     for own, tag in zip(renderer.tags, THINK_TAGS, strict=True):
         text = text.replace(tag, own)
     text += renderer.end_of_turn
@@ -231,12 +219,11 @@ class Rewards:
     def diversity(self, prompts: list, completion_ids: list[list[int]], **_) -> list[float]:
         """How little a thought is like the others of its prompt: 1 - its BLEU against them, see `metrics.self_bleu`.
         0 where there is no thought, and where no other has one."""
-        groups: dict[str, list[int]] = {}
+        thoughts, groups, found = self._parsed(prompts, completion_ids), defaultdict(list), [0.0] * len(prompts)
         for i, prompt in enumerate(prompts):
-            groups.setdefault(str(prompt), []).append(i)
-        parsed, found = self._parsed(prompts, completion_ids), [0.0] * len(prompts)
+            groups[str(prompt)].append(i)
         for places in groups.values():
-            for i, score in zip(places, self_bleus([parsed[i].thought for i in places]), strict=True):
+            for i, score in zip(places, self_bleus([thoughts[i].thought for i in places]), strict=True):
                 found[i] = 0.0 if score is None else 1 - score
         return found
 
@@ -245,11 +232,9 @@ class Rewards:
 
         Yu et al. 2025 (DAPO), https://arxiv.org/abs/2503.14476, equation 13, of the thought in place of the completion.
         """
-        over = [
-            (_thought(ids, self.renderer.tag_ids, self._opens(prompt)).sum() - self.max_thought) / self.slack + 1
-            for prompt, ids in zip(prompts, completion_ids, strict=True)
-        ]
-        return [-float(min(max(share, 0.0), 1.0)) for share in over]
+        pairs = zip(prompts, completion_ids, strict=True)
+        tokens = np.array([len(_thought(list(ids), self.renderer.tag_ids, self._opens(p))) for p, ids in pairs])
+        return (-np.clip((tokens - self.max_thought) / self.slack + 1, 0, 1)).tolist()
 
     def _opens(self, prompt: str | list[dict]) -> bool:
         """Whether a prompt, as text or as conversation, begins the thought."""
@@ -257,21 +242,17 @@ class Rewards:
         return text.rstrip().endswith(self.renderer.tags[0])
 
     def _parsed(self, prompts: list, completion_ids: list[list[int]]) -> list[Parsed]:
-        read = (self.renderer.read(list(ids), self.renderer.stop_ids) for ids in completion_ids)
-        return [
-            parse(text, prefilled=self._opens(prompt), finished=stop is not None)
-            for prompt, (text, stop) in zip(prompts, read, strict=True)
-        ]
+        found = []
+        for prompt, ids in zip(prompts, completion_ids, strict=True):
+            text, stop = self.renderer.read(list(ids), self.renderer.stop_ids)
+            found.append(parse(text, prefilled=self._opens(prompt), finished=stop is not None))
+        return found
 
 
-def _thought(ids: Sequence[int], tags: tuple[int, int], opened: bool) -> np.ndarray:
-    """(T,) bool: which tokens of a completion are thought: between its first tags, or up to its end."""
-    ids = np.asarray(ids)
-    starts, stops = (np.flatnonzero(ids == tag) for tag in tags)
-    start = 0 if opened else starts[0] + 1 if len(starts) else len(ids)
-    stop = next((at for at in stops if at >= start), len(ids))
-    place = np.arange(len(ids))
-    return (place >= start) & (place < stop)
+def _thought(ids: list[int], tags: tuple[int, int], opened: bool) -> range:
+    """Which tokens of a completion are thought: between its first tags, or up to its end."""
+    start = 0 if opened else ids.index(tags[0]) + 1 if tags[0] in ids else len(ids)
+    return range(start, ids.index(tags[1], start) if tags[1] in ids[start:] else len(ids))
 
 
 class BlurredThoughts:
@@ -290,7 +271,10 @@ class BlurredThoughts:
 
     def __call__(self, examples: list[dict]) -> dict[str, torch.Tensor]:
         batch = self.collator(examples)
-        for name in [name for name in batch if name.endswith(("completion_mask", "labels"))]:
+        names = [name for name in batch if name.endswith(("completion_mask", "labels"))]
+        if not names:
+            raise ValueError(f"neither completion_mask nor labels in the batch, which has {', '.join(batch)}")
+        for name in names:
             nothing = 0 if name.endswith("mask") else -100
             ids = batch[name.removesuffix("completion_mask").removesuffix("labels") + "input_ids"]
             for row, own in zip(batch[name], ids, strict=True):
@@ -303,6 +287,7 @@ class BlurredThoughts:
         own = ids[places].numpy()
         before = [token for token in ids[: places[0] if len(places) else 0].tolist() if token in self.tag_ids]
         opened = before[-1:] == [self.tag_ids[0]]
-        kinds = np.where(_thought(own, self.tag_ids, opened), Kind.THINK, Kind.ANSWER)
-        key = int.from_bytes(blake2b(own.tobytes(), digest_size=8).digest(), "little") >> 1
-        return places[torch.from_numpy(draws(kinds, key, self.seed, 0) < self.threshold)]
+        kinds = np.full(len(own), Kind.ANSWER)
+        kinds[_thought(own.tolist(), self.tag_ids, opened)] = Kind.THINK
+        u = draws(kinds, example_key(own.tobytes().hex()), self.seed, 0)
+        return places[torch.from_numpy(u < self.threshold)]

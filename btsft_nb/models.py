@@ -104,6 +104,7 @@ def load_run(
     model = _load_base(config.model, config, True)
     if dequantize and run["qlora"]:
         model = model.dequantize(model.config.dtype)
+        model.is_loaded_in_4bit = model.is_loaded_in_8bit = False  # which transformers leaves as they were
     resize(model, run["embedding_rows"])
     with without_old_torchao():
         adapted = PeftModel.from_pretrained(model, folder, is_trainable=trainable)

@@ -163,9 +163,10 @@ def test_environment_yml_has_the_same_dependencies():
     project = tool.tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     environment = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
     extras = project["optional-dependencies"]
-    wanted = project["dependencies"] + extras["wandb"] + extras["tensorboard"] + extras["dev"]
+    wanted = project["dependencies"] + extras["wandb"] + extras["tensorboard"] + extras["align"] + extras["dev"]
     conda = {"torch>=": "pytorch>=", "playwright>=": "playwright-python>="}
     wanted = {
         re.sub("|".join(conda), lambda name: conda[name[0]], line) for line in wanted if not line.startswith("btsft_nb")
     }
-    assert {line for line in environment if isinstance(line, str)} - {"python>=3.11", "pip"} == wanted
+    *lines, pip = environment
+    assert {*lines, *pip["pip"]} - {"python>=3.11", "pip", "-e .[trackio]"} == wanted
