@@ -162,25 +162,24 @@ def _pictures(summaries: dict[str, dict]) -> list[tuple[str, str]]:
     """In words and as PNG: what all models have in bars, their ways of thinking, and diversity against accuracy."""
     wanted = ("unique thoughts", "accuracy", "compliance")
     shared = [metric for metric in wanted if all(metric in s["metrics"] for s in summaries.values())]
-    values = {
-        metric: ", ".join(f"{name} {s['metrics'][metric]['value']:.2f}" for name, s in summaries.items())
+    said = [
+        f"{metric}: " + ", ".join(f"{name} {s['metrics'][metric]['value']:.2f}" for name, s in summaries.items())
         for metric in shared
-    }
-    said = [f"{metric}: {told}" for metric, told in values.items()]
+    ]
     pictures = [("; ".join(said), _png(len(shared), 3.3, lambda axes: plots.bars(summaries, shared, axes)))]
     if all(summary["ways"] for summary in summaries.values()):
         ways = "; ".join(f"{name}: {summary['ways']}" for name, summary in summaries.items())
-        pictures.append((ways, _png(1, 1 + 0.4 * len(summaries), lambda axes: plots.ways(summaries, *axes))))
+        pictures.append((ways, _png(1, 1 + 0.4 * len(summaries), lambda ax: plots.ways(summaries, ax))))
     if shared[:2] == ["unique thoughts", "accuracy"]:
         points = {name: {name: summary} for name, summary in summaries.items()}
-        pictures.append(("; ".join(said[:2]), _png(1, 4.2, lambda axes: plots.frontier(points, *shared[:2], *axes))))
+        pictures.append(("; ".join(said[:2]), _png(1, 4.2, lambda ax: plots.frontier(points, *shared[:2], ax))))
     return pictures
 
 
-def _png(n: int, height: float, draw: Callable[[list], object]) -> str:
-    """What is drawn into n Axes beside each other, of a figure that no notebook shows, in base 64."""
+def _png(n: int, height: float, draw: Callable[[object], object]) -> str:
+    """What is drawn into the Axes, or the n beside each other, of a figure that no notebook shows, in base 64."""
     figure, file = Figure((9, height), layout="constrained"), io.BytesIO()
-    draw(list(figure.subplots(1, n, squeeze=False).flat))
+    draw(figure.subplots(1, n))
     figure.savefig(file, format="png", dpi=130, metadata={"Software": None})
     return base64.b64encode(file.getvalue()).decode()
 
