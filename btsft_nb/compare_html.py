@@ -210,8 +210,8 @@ def _prompt(number: int, samples: dict[str, list[dict]], references: Sequence[st
         for record in records:
             if record["prompt"] == number:
                 question = record["question"]
-                same[record["text"], record["finished"], record["prefilled"]].append(record["sample"])
-        texts = [_said(numbers, *told, how, wanted) for told, numbers in same.items()]
+                same[record["text"], record["finished"], record["prefilled"]].append(record)
+        texts = [_said(equal, how, wanted) for equal in same.values()]
         texts.sort(key=lambda said: -len(said.numbers))
         for said in texts[:_TEXTS] if first else []:
             said.closest = max(first, key=said.is_like)
@@ -220,10 +220,9 @@ def _prompt(number: int, samples: dict[str, list[dict]], references: Sequence[st
     return {"number": number, "question": question, "reference": reference, "models": models}
 
 
-def _said(
-    numbers: list[int], text: str, finished: bool, prefilled: bool, how: str, wanted: str | float | None
-) -> _Said:
-    parsed = parse(text, prefilled=prefilled, finished=finished)
+def _said(equal: list[dict], how: str, wanted: str | float | None) -> _Said:
+    text, numbers = equal[0]["text"], [record["sample"] for record in equal]
+    parsed = parse(text, prefilled=equal[0]["prefilled"], finished=equal[0]["finished"])
     right = None if wanted is None else is_same(extract(parsed.answer, how), wanted)
     # taken apart only where it fits the format: else something of it would be out of sight
     parts = {"text": text} if parsed.problem else {"thought": parsed.thought, "answer": parsed.answer}
