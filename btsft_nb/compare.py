@@ -63,14 +63,11 @@ class Comparison:
         if unknown := [metric for metric in metrics if metric not in known]:
             raise ValueError(f"{unknown[0]!r}: no metric of this comparison; there are {', '.join(sorted(known))}")
         first, *others = values
-        pairs = {
-            (metric, name): [values[model].get(metric, ()) for model in (first, name)]
-            for metric in metrics or values[first]
-            for name in others
-        }
         rows = [
             {"metric": metric, "model": name, **paired_difference(*pair)}
-            for (metric, name), pair in pairs.items()
+            for metric in metrics or values[first]
+            for name in others
+            for pair in [[values[model].get(metric, ()) for model in (first, name)]]
             if any(None not in both for both in zip(*pair, strict=False))
         ]
         columns = ["metric", "model", "value", "low", "high", "n"]

@@ -162,25 +162,24 @@ def _pictures(summaries: dict[str, dict]) -> list[tuple[str, str]]:
     """In words and as PNG: what all models have in bars, their ways of thinking, and diversity against accuracy."""
     wanted = ("unique thoughts", "accuracy", "compliance")
     shared = [metric for metric in wanted if all(metric in s["metrics"] for s in summaries.values())]
-    values = {
-        metric: ", ".join(f"{name} {s['metrics'][metric]['value']:.2f}" for name, s in summaries.items())
+    said = [
+        f"{metric}: " + ", ".join(f"{name} {s['metrics'][metric]['value']:.2f}" for name, s in summaries.items())
         for metric in shared
-    }
-    said = [f"{metric}: {told}" for metric, told in values.items()]
+    ]
     pictures = [("; ".join(said), _png(len(shared), 3.3, lambda axes: plots.bars(summaries, shared, axes)))]
     if all(summary["ways"] for summary in summaries.values()):
         ways = "; ".join(f"{name}: {summary['ways']}" for name, summary in summaries.items())
-        pictures.append((ways, _png(1, 1 + 0.4 * len(summaries), lambda axes: plots.ways(summaries, *axes))))
+        pictures.append((ways, _png(1, 1 + 0.4 * len(summaries), lambda ax: plots.ways(summaries, ax))))
     if shared[:2] == ["unique thoughts", "accuracy"]:
         points = {name: {name: summary} for name, summary in summaries.items()}
-        pictures.append(("; ".join(said[:2]), _png(1, 4.2, lambda axes: plots.frontier(points, *shared[:2], *axes))))
+        pictures.append(("; ".join(said[:2]), _png(1, 4.2, lambda ax: plots.frontier(points, *shared[:2], ax))))
     return pictures
 
 
-def _png(n: int, height: float, draw: Callable[[list], object]) -> str:
-    """What is drawn into n Axes beside each other, of a figure that no notebook shows, in base 64."""
+def _png(n: int, height: float, draw: Callable[[object], object]) -> str:
+    """What is drawn into the Axes, or the n beside each other, of a figure that no notebook shows, in base 64."""
     figure, file = Figure((9, height), layout="constrained"), io.BytesIO()
-    draw(list(figure.subplots(1, n, squeeze=False).flat))
+    draw(figure.subplots(1, n))
     figure.savefig(file, format="png", dpi=130, metadata={"Software": None})
     return base64.b64encode(file.getvalue()).decode()
 
@@ -211,8 +210,8 @@ def _prompt(number: int, samples: dict[str, list[dict]], references: Sequence[st
         for record in records:
             if record["prompt"] == number:
                 question = record["question"]
-                same[record["text"], record["finished"], record["prefilled"]].append(record["sample"])
-        texts = [_said(numbers, *told, how, wanted) for told, numbers in same.items()]
+                same[record["text"], record["finished"], record["prefilled"]].append(record)
+        texts = [_said(equal, how, wanted) for equal in same.values()]
         texts.sort(key=lambda said: -len(said.numbers))
         for said in texts[:_TEXTS] if first else []:
             said.closest = max(first, key=said.is_like)
@@ -221,10 +220,9 @@ def _prompt(number: int, samples: dict[str, list[dict]], references: Sequence[st
     return {"number": number, "question": question, "reference": reference, "models": models}
 
 
-def _said(
-    numbers: list[int], text: str, finished: bool, prefilled: bool, how: str, wanted: str | float | None
-) -> _Said:
-    parsed = parse(text, prefilled=prefilled, finished=finished)
+def _said(equal: list[dict], how: str, wanted: str | float | None) -> _Said:
+    text, numbers = equal[0]["text"], [record["sample"] for record in equal]
+    parsed = parse(text, prefilled=equal[0]["prefilled"], finished=equal[0]["finished"])
     right = None if wanted is None else is_same(extract(parsed.answer, how), wanted)
     # taken apart only where it fits the format: else something of it would be out of sight
     parts = {"text": text} if parsed.problem else {"thought": parsed.thought, "answer": parsed.answer}

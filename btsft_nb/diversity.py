@@ -7,13 +7,10 @@ import math
 import re
 from collections import Counter
 from collections.abc import Sequence
-from itertools import accumulate
-from operator import or_
 
 import numpy as np
 
 _WORD = re.compile(r"\w+|[^\w\s]")
-_ORDERS = (1, 2, 3, 4)
 
 
 def words(text: str) -> list[str]:
@@ -31,7 +28,8 @@ def distinct_n(texts: Sequence[str], n: int = 2) -> float | None:
 
     Li et al. 2016, https://arxiv.org/abs/1510.03055, section 5.
     """
-    grams = [gram for text in texts for gram in _ngrams(words(text), n)]
+    split = [words(text) for text in texts]
+    grams = [tuple(text[i : i + n]) for text in split for i in range(len(text) - n + 1)]
     return len(set(grams)) / len(grams) if grams else None
 
 
@@ -44,30 +42,17 @@ def self_bleu(texts: Sequence[str]) -> float | None:
 def self_bleus(texts: Sequence[str]) -> list[float | None]:
     """The sentence BLEU of each text against all others, 0 to 1; None for one without a word, or if no other has one.
 
-    Zhu et al. 2018 (Texygen), https://arxiv.org/abs/1802.01886; BLEU as sacrebleu's
-    `BLEU(effective_order=True, tokenize="none").sentence_score` over `words`, with each text's n-grams counted once.
+    Zhu et al. 2018 (Texygen), https://arxiv.org/abs/1802.01886; BLEU is sacrebleu's, over `words`.
     """
     from sacrebleu.metrics import BLEU
 
-    there = [i for i, text in enumerate(texts) if words(text)]
-    split, scores = [words(texts[i]) for i in there], [None] * len(texts)
-    if len(split) < 2:
-        return scores
-    grams = [Counter(gram for n in _ORDERS for gram in _ngrams(text, n)) for text in split]
-    before, after = (list(accumulate(some, or_, initial=Counter())) for some in (grams, grams[::-1]))
+    metric, split = BLEU(effective_order=True, tokenize="none"), [" ".join(words(text)) for text in texts]
+    scores: list[float | None] = [None] * len(texts)
     for i, text in enumerate(split):
-        lengths = [len(other) for other in split[:i] + split[i + 1 :]]
-        closest = min(lengths, key=lambda other: (abs(other - len(text)), other))
-        found = grams[i] & (before[i] | after[-2 - i])  # each as often at most as in one of the others
-        matches = [sum(count for gram, count in found.items() if len(gram) == n) for n in _ORDERS]
-        totals = [max(len(text) - n + 1, 0) for n in _ORDERS]
-        score = BLEU.compute_bleu(matches, totals, len(text), closest, smooth_method="exp", effective_order=True).score
-        scores[there[i]] = min(score / 100, 1.0)  # which rounds above
+        others = [other for other in split[:i] + split[i + 1 :] if other]
+        if text and others:
+            scores[i] = min(metric.sentence_score(text, others).score / 100, 1.0)  # which rounds above
     return scores
-
-
-def _ngrams(text: list[str], n: int) -> zip:
-    return zip(*(text[i:] for i in range(n)), strict=False)
 
 
 def way_entropy(ways: Sequence[str | None]) -> float | None:

@@ -225,8 +225,7 @@ class TokenInspector(anywidget.AnyWidget):
         names = ("count", "view", "threshold", "beta", "epoch", "unit", "seed", "keep_first")
         traits = {name: getattr(self, name) for name in names}
         edits = [[examples.index(edit[0]), *edit[1:]] for edit in self.edits if edit[0] in examples]
-        traits |= {"edits": edits, "editable": False}
-        return traits | {"examples": held, "held": len(held), "index": index}
+        return traits | {"edits": edits, "editable": False, "examples": held, "held": len(held), "index": index}
 
     def _static(self, limit: int | None = None) -> str:
         notes = [

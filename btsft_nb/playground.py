@@ -8,14 +8,12 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from numbers import Integral
 from pathlib import Path
 
 import anywidget
 import numpy as np
 import torch
-from datasets import Dataset
 from peft import PeftModel
 from traitlets import Any, Bool, Float, Unicode, validate
 from transformers import PreTrainedTokenizerBase, PrinterCallback, TrainerCallback
@@ -23,13 +21,12 @@ from transformers.utils import logging
 
 from . import tiny
 from .config import BTSFTConfig, check_number
+from .data import prepare
 from .evaluate import evaluate
-from .formats import to_messages
 from .generation import sample
 from .metrics import is_correct, parse
 from .models import load_model
 from .points import check, to_html
-from .render import Renderer
 from .rows import load_rows
 from .trainer import BTSFTTrainer
 
@@ -127,15 +124,13 @@ class Playground(anywidget.AnyWidget):
             config = BTSFTConfig(folder, **dials, seed=self._seed, disable_tqdm=True, **_TRAINING)
             self._tell(0, "Loading the model.")
             start = time.monotonic()
-            with contextlib.redirect_stdout(None):  # what it says of the hardware is the same at each press
+            with contextlib.redirect_stdout(None):  # what they say of hardware and rows is the same at each press
                 model, tokenizer = load_model("tiny", qlora=True, seed=self._seed)
+                examples = prepare(load_rows(data), tokenizer, cache=False)
             if not any(point["data"] is None for point in self.history):
                 self._tell(0.02, "Measuring the model before fine-tuning.")
                 points.append(dict.fromkeys([*dials, "data"]) | self._measured(model, tokenizer, start))
                 start = time.monotonic()
-            renderer = Renderer(tokenizer)  # `prepare` would print its report
-            drafts = [draft for row in load_rows(data) for draft in renderer.drafts(to_messages(row), row["id"])]
-            examples = Dataset.from_list([asdict(example) for example in renderer.tokenize(drafts)])
             watch = [_Watch(self._tell)]
             trainer = BTSFTTrainer(model, config, examples, processing_class=tokenizer, callbacks=watch)
             trainer.remove_callback(PrinterCallback)

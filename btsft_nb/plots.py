@@ -181,14 +181,10 @@ def intervals(summaries: dict[str, dict], metrics: Sequence[str], axes: Sequence
                 found, seeds = summary["metrics"][metric], summary.get("seeds", {}).get(metric, [])
                 ax.plot(seeds, [row] * len(seeds), "|", color=COLORS[1], markersize=9)
                 ax.errorbar(found["value"], row, xerr=_interval(found), fmt="o", color=COLORS[0], capsize=3)
-            names = [_shown(name) if ax is axes[0] else "" for name in summaries]
-            ax.set_yticks(range(len(names)), names, parse_math=False)
-            ax.set(
-                title=metric,
-                xlabel=_unit(metric),
-                ylabel="model" if ax is axes[0] else "",
-                ylim=(len(names) - 0.5, -0.5),
-            )
+            ax.set_yticks(range(len(summaries)), [""] * len(summaries))
+            ax.set(title=metric, xlabel=_unit(metric), ylim=(len(summaries) - 0.5, -0.5))
+        axes[0].set_yticks(range(len(summaries)), [_shown(name) for name in summaries], parse_math=False)
+        axes[0].set_ylabel("model")
     return axes
 
 

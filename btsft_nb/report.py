@@ -56,7 +56,9 @@ class Report:
 
     def _text(self, n: int) -> str:
         """The report with the first `n` suspicious rows."""
-        more = [f"and {len(self.suspicious) - n} more, in report.suspicious"] * (len(self.suspicious) > n)
+        suspicious = [f"row {e['row']} ({shown(e['id'])}): {'; '.join(e['reasons'])}" for e in self.suspicious]
+        if len(suspicious) > n:
+            suspicious[n:] = [f"and {len(suspicious) - n} more, in report.suspicious"]
         total = sum(self.tokens.values())
         shares = ", ".join(f"{kind} {count / max(total, 1):.0%}" for kind, count in self.tokens.items())
         trained = f"{self.supervised:,} ({self.supervised / max(total, 1):.0%}) supervised"
@@ -71,10 +73,7 @@ class Report:
             "flagged": [f"{_rows(rows)}: {flag}" for flag, rows in self.flagged.items()],
             "duplicates": [_rows(self.duplicates)] if self.duplicates else [],
             "added tags": [", ".join(self.added_tags)] if self.added_tags else [],
-            "suspicious": [
-                *(f"row {e['row']} ({shown(e['id'])}): {'; '.join(e['reasons'])}" for e in self.suspicious[:n]),
-                *more,
-            ],
+            "suspicious": suspicious,
         }
         size = " of {shortest:,} to {longest:,} tokens".format(**self.lengths["sequence"]) if self.kept else ""
         lines = [f"{self.source}: {self.rows:,} rows -> {self.kept:,} examples{size}"]

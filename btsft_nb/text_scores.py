@@ -25,10 +25,9 @@ def bleu(texts: Sequence[str | Sequence[str]], references: Sequence[str]) -> dic
     from sacrebleu.metrics import BLEU
 
     metric, sums = BLEU(), []
-    sentence = BLEU(effective_order=True)  # changes the score of a sentence, not its counts
     for samples, reference in _pairs(texts, references):
-        found = [sentence.sentence_score(text, [reference]) for text in samples]
-        sums.append(np.sum([[s.sys_len, s.ref_len, *s.counts, *s.totals] for s in found], axis=0))
+        found = metric.corpus_score(samples, [[reference] * len(samples)])
+        sums.append([found.sys_len, found.ref_len, *found.counts, *found.totals])
 
     def corpus(total: np.ndarray) -> float:
         lengths, counts, totals = np.split(total, [2, 2 + metric.max_ngram_order])

@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import time
 import weakref
 from abc import ABC, abstractmethod
@@ -19,6 +18,7 @@ from .generation import sample, sample_jobs, score
 from .likelihood import log_prob_by_tag
 from .messages import as_text
 from .render import Renderer
+from .run import read_lines, write
 
 
 class Probe(TrainerCallback, ABC):
@@ -56,12 +56,11 @@ class Probe(TrainerCallback, ABC):
             raise ValueError(f"{name} logs to a BTSFTTrainer: give it to one as one of its callbacks=[...]")
         if sum(type(callback) is type(self) for callback in self._trainer().callback_handler.callbacks) > 1:
             raise ValueError(f"two of {name}, which would share {self.file}: give one of them all there is to measure")
-        self.records = _records(path, state.global_step) if state.global_step else []
+        step = state.global_step
+        self.records = [record for record in read_lines(path) if record["step"] <= step] if step else []
         if state.is_world_process_zero:
             path.parent.mkdir(parents=True, exist_ok=True)
-            part = path.with_suffix(".part")
-            part.write_text(_lines(self.records), encoding="utf-8")
-            os.replace(part, path)  # other processes may be reading it
+            write(path, _lines(self.records))  # whole: other processes may be reading it
         if not state.global_step:
             self._record(path, state, control, model)
 
@@ -214,8 +213,7 @@ def _references(prompts: list[dict | str], given: Sequence[str] | None) -> list[
     if not prompts:
         raise ValueError("no prompt to sample; give at least one")
     if given is None:
-        answers = [given_answer(prompt) for prompt in prompts]
-        given = [answer for answer in answers if answer is not None] or None
+        given = [answer for answer in map(given_answer, prompts) if answer is not None] or None
     if given is not None and len(given) != len(prompts):
         raise ValueError(f"{len(given)} references for {len(prompts)} prompts: one for each wanted, or references=None")
     return None if given is None else [as_text(answer, f"references[{i}]") for i, answer in enumerate(given)]
@@ -223,17 +221,3 @@ def _references(prompts: list[dict | str], given: Sequence[str] | None) -> list[
 
 def _lines(records: list[dict]) -> str:
     return "".join(json.dumps(record) + "\n" for record in records)
-
-
-def _records(path: Path, step: int) -> list[dict]:
-    """The records of a file up to a step, none where there is no file."""
-    records = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError:  # a kill cut it off, after the checkpoint's step
-            break
-        if record["step"] > step:
-            break
-        records.append(record)
-    return records
