@@ -232,11 +232,12 @@ def score(
     examples: Sequence[dict],
     *,
     kl: bool = False,
+    ref_model: PreTrainedModel | PeftModel | None = None,
 ) -> list[dict]:
     """What a model makes of each token of prepared examples, one by one and without a gradient on the model.
 
     Args:
-        kl: also the KL to the model with its adapters switched off, the reference.
+        kl: also the KL to a reference: `ref_model`, or `model` with its adapters switched off.
 
     Returns:
         For each example: `log_probs` (T,) of its tokens; `tags` (2, T), the probabilities of the open and the close
@@ -246,22 +247,20 @@ def score(
         `top_log_probs` (T, 5), the most likely tokens; with `kl`, `kl` (T,), KL(p_ref || p) in nats. Values at
         position 0 are 0.
 
-    Raises ValueError where a KL is asked of a model without adapters.
+    Raises ValueError where a KL is asked of a model that has neither adapters nor a reference.
     """
-    if kl and not isinstance(model, PeftModel):
-        raise ValueError("kl=True needs a reference: a model with adapters")
+    if kl and ref_model is None and not isinstance(model, PeftModel):
+        raise ValueError("kl=True needs a reference: a model with adapters, or ref_model=...")
     ids, collate = tag_ids(tokenizer), Collator(tokenizer.pad_token_id)
     was_training, scores = model.training, []
     model.eval()
     for example in examples:
         batch = {name: value.to(model.device) for name, value in collate([example]).items()}
-        inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
         with torch.no_grad():
-            logits = model(**inputs).logits
+            logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
             found = _ranked(logits[0], batch["input_ids"][0])
             if kl:
-                with model.disable_adapter():
-                    found["kl"] = kl_divergence(model(**inputs).logits, logits)[0]
+                found["kl"] = kl_divergence(_reference(model, ref_model, batch), logits)[0]
             log_tags = tag_log_probs(logits, ids)
         reward, pull = 1.0, torch.zeros(3, log_tags.shape[-1], dtype=log_tags.dtype)
         if completions := find_completions(batch, ids):
@@ -283,3 +282,12 @@ def _ranked(logits: torch.Tensor, input_ids: torch.Tensor, top: int = 5) -> dict
     found = {"log_probs": own[:, 0], "rank": (log_probs > own).sum(-1) + 1}
     found |= {"top_ids": most.indices, "top_log_probs": most.values}
     return {name: torch.cat([torch.zeros_like(value[:1]), value]) for name, value in found.items()}
+
+
+def _reference(model: PeftModel, ref_model: PreTrainedModel | PeftModel | None, batch: dict) -> torch.Tensor:
+    """(1, T, V) logits of the reference."""
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    if ref_model is not None:
+        return ref_model.eval()(**inputs).logits.to(batch["input_ids"].device)
+    with model.disable_adapter():
+        return model(**inputs).logits
