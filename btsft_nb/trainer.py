@@ -20,8 +20,7 @@ from .collator import Collator
 from .config import BTSFTConfig
 from .forward import HeadForward
 from .inspector import token_texts
-from .logs import PARTS, Sums, means
-from .losses import find_completions, objective
+from .losses import PARTS, Sums, find_completions, means, objective
 from .models import record_base
 from .run import Run, environment
 from .tokens import tag_ids
@@ -237,7 +236,7 @@ class BTSFTTrainer(Trainer):
         return {"ref_hidden": hidden}
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds what the steps since the last log come to, see `logs.means`, and the tokens seen."""
+        """Adds what the steps since the last log come to, see `losses.means`, and the tokens seen."""
         if "loss" in logs and self._sums:
             sums, (step, seen, since) = self._sums.reduced(self.accelerator), self._mark
             logs |= {name: sums[name] / (self.state.global_step - step) for name in PARTS} | means(sums)
