@@ -208,20 +208,12 @@ def objective(
     return sum(parts.values()), {name: value.detach() for name, value in sums.items()}
 
 
-class Sums(Counter):
-    """Sums of `objective` over micro-batches; they stay on their device until they are asked for."""
-
-    def add(self, sums: dict[str, Tensor]) -> None:
-        for name, value in sums.items():
-            self[name] += value.double()
-
-    def reduced(self, accelerator: Accelerator) -> Counter[str]:
-        """Over all processes, as numbers."""
-        names = sorted(self)
-        if not names:
-            return Counter()
-        values = torch.stack([self[name].to(accelerator.device) for name in names])
-        return Counter(dict(zip(names, accelerator.reduce(values, "sum").tolist(), strict=True)))
+def reduced(sums: Counter[str], accelerator: Accelerator) -> Counter[str]:
+    """Sums of `objective` over micro-batches, tensors on any device: over all processes, as numbers."""
+    if not sums:
+        return Counter()
+    values = torch.stack([sums[name].to(accelerator.device) for name in sorted(sums)])
+    return Counter(dict(zip(sorted(sums), accelerator.reduce(values, "sum").tolist(), strict=True)))
 
 
 def means(sums: Counter[str]) -> dict[str, float]:
