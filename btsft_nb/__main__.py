@@ -3,7 +3,6 @@
 import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
@@ -21,7 +20,7 @@ from .models import load_model, load_tokenizer
 from .rows import load_rows
 from .run import Run
 from .secrets import load_secrets
-from .settings import FILE, Settings, describe, read_settings
+from .settings import FILE, describe, read_settings
 from .stages import finetune, plan, prepare_data
 from .tiny import way_of
 
@@ -37,16 +36,6 @@ _HELP = """Blurred-Thoughts SFT from the command line.
 FILE is YAML or JSON, one setting a line; a run folder stands for its settings.yaml. key=value overrules it. `python -m
 btsft_nb` is the same, and what torchrun and accelerate launch start (-m btsft_nb). Settings:
 """
-
-
-@dataclass
-class _Asked:
-    """What the command line says: settings, and what only one command has."""
-
-    settings: Settings
-    runs: list[str]
-    dry_run: bool
-    overwrite: bool
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -72,7 +61,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _asked(arguments: list[str], train: bool) -> _Asked:
+def _asked(arguments: list[str], train: bool) -> argparse.Namespace:
+    """What the command line says: `settings`, `runs`, and what only one command has."""
     parser = argparse.ArgumentParser("btsft", add_help=False, exit_on_error=False, allow_abbrev=False)
     parser.add_argument("--config")
     parser.add_argument("--resume", metavar="RUN")
@@ -104,15 +94,16 @@ def _asked(arguments: list[str], train: bool) -> _Asked:
     file = found.config or (found.resume and run)
     if file is None and len(runs) == 1 and Path(runs[0], FILE).is_file():
         file = runs[0]
-    return _Asked(read_settings(file, "command line", **given), runs, found.dry_run, found.overwrite)
+    found.settings, found.runs = read_settings(file, "command line", **given), runs
+    return found
 
 
-def _no_runs(asked: _Asked) -> None:
+def _no_runs(asked: argparse.Namespace) -> None:
     if asked.runs:
         raise ValueError(f"{asked.runs[0]}: neither key=value nor one of the commands {', '.join(_COMMANDS)}")
 
 
-def _train(asked: _Asked) -> None:
+def _train(asked: argparse.Namespace) -> None:
     _no_runs(asked)
     settings = asked.settings
     if asked.dry_run:
@@ -129,13 +120,13 @@ def _train(asked: _Asked) -> None:
         print(f"saved in {folder}")
 
 
-def _prepare(asked: _Asked) -> None:
+def _prepare(asked: argparse.Namespace) -> None:
     _no_runs(asked)
     model = asked.settings.model
     prepare_data(asked.settings, load_tokenizer(model.tokenizer or model.model))
 
 
-def _evaluate(asked: _Asked) -> None:
+def _evaluate(asked: argparse.Namespace) -> None:
     how, runs = asked.settings.evaluation, asked.runs or [asked.settings.training.output_dir]
     if how.test is None or (how.report is None and len(runs) > 1):
         raise ValueError("evaluate needs test=ROWS, with the field answer; and report=FOLDER where runs are several")
@@ -159,14 +150,14 @@ def _evaluate(asked: _Asked) -> None:
     print(f"\n{found.folder / 'evaluation.json'}\n{found.folder / 'index.html'}")
 
 
-def _merge(asked: _Asked) -> None:
+def _merge(asked: argparse.Namespace) -> None:
     if len(asked.runs) not in (1, 2):
         raise ValueError("merge needs a run folder, and where the merged model goes, if not to RUN/merged")
     folder = asked.runs[1] if len(asked.runs) == 2 else Path(asked.runs[0], "merged")
     print(merge(asked.runs[0], folder, dtype=asked.settings.values.get("dtype", "auto")))
 
 
-def _inspect(asked: _Asked) -> None:
+def _inspect(asked: argparse.Namespace) -> None:
     settings, training = asked.settings, asked.settings.training
     if len(asked.runs) > 1:
         raise ValueError(f"inspect shows one run, not {len(asked.runs)}; name the others in calls of their own")

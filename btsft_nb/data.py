@@ -134,9 +134,7 @@ class _Make:
                     tally.change(i, what)
                 tally.add(i, example)
                 kept.append(example)
-        columns = [[getattr(example, name) for example in kept] for name in _SCHEMA.names]
-        arrays = [pa.array(column, field.type) for column, field in zip(columns, _SCHEMA, strict=True)]
-        return pa.table(arrays, schema=_SCHEMA), tally
+        return pa.Table.from_pylist([vars(example) for example in kept], schema=_SCHEMA), tally
 
     def _drafts(self, i: int, row: object, tally: Tally) -> list:
         if isinstance(row, RowError):  # a line that could not be read
@@ -182,9 +180,10 @@ def _made(
 
 
 def _write(folder: Path, rows: Rows | RowStream, make: _Make, duplicates: str, num_proc: int, added: list[str]) -> None:
-    total = Tally()
+    total, numbered = Tally(), enumerate(rows)
+    chunks = iter(lambda: list(islice(numbered, _CHUNK)), [])
     with pa.OSFile(str(folder / "examples.arrow"), "wb") as sink, pa.ipc.new_stream(sink, _SCHEMA) as writer:
-        for table, tally in _parts(make, _chunks(rows), num_proc):
+        for table, tally in _parts(make, chunks, num_proc):
             kept = total.merge(tally, drop_duplicates=duplicates == "drop")
             writer.write_table(table.filter(pa.array(kept, pa.bool_())))
     report = total.report(make.source, added)
@@ -192,12 +191,6 @@ def _write(folder: Path, rows: Rows | RowStream, make: _Make, duplicates: str, n
         reasons = "; ".join(f"{len(numbers)} {reason}" for reason, numbers in report.dropped.items())
         raise ValueError(f"{make.source}: nothing left to train on: {reasons}; look at the rows, or raise max_length")
     (folder / "report.json").write_text(json.dumps(asdict(report)), encoding="utf-8")
-
-
-def _chunks(rows: Iterable) -> Iterator[list[tuple[int, object]]]:
-    numbered = enumerate(rows)
-    while chunk := list(islice(numbered, _CHUNK)):
-        yield chunk
 
 
 def _parts(make: _Make, chunks: Iterator[list], num_proc: int) -> Iterator[tuple[pa.Table, Tally]]:
@@ -244,10 +237,8 @@ def mix(sets: list[Dataset], proportions: list[float], *, seed: int = 0) -> Data
     if len(sets) != len(proportions) or not sets or not all(share > 0 for share in proportions):
         raise ValueError(f"{len(sets)} sets and proportions={proportions}: one positive number for each set wanted")
     size = min(len(data) / share for data, share in zip(sets, proportions, strict=True))
-    parts = [
-        data.shuffle(seed=seed).select(range(max(int(size * share + 1e-9), 1)))
-        for data, share in zip(sets, proportions, strict=True)
-    ]
+    counts = [max(int(size * share + 1e-9), 1) for share in proportions]
+    parts = [data.shuffle(seed=seed).select(range(n)) for data, n in zip(sets, counts, strict=True)]
     mixed = concatenate_datasets(parts).shuffle(seed=seed)
     ids = mixed["id"]
     if len(set(ids)) < len(ids):

@@ -81,12 +81,6 @@ class Estimate:
         rows |= {name: f"{getattr(self, name) / 2**20:,.0f} MiB" for name in parts}
         return pd.Series(rows | {"computation": f"{self.flops_per_token / 1e9:.3g} GFLOP a token"})
 
-    def __str__(self) -> str:
-        return self.table().to_string()
-
-    def _repr_html_(self) -> str:
-        return self.table().to_frame().to_html(header=False)
-
 
 def estimate(
     model: ModelConfig, training: BTSFTConfig, length: int, *, processes: int = 1, sharding: str = "none"
@@ -111,10 +105,8 @@ def estimate(
     gradients, everything = (sum(map(_weight_bytes, some)) for some in (trained, whole.parameters()))
     adapters = 0 if model.method == "full" else gradients
     blurred = max(training.threshold, training.threshold_end or 0) if adapters and training.anchor else 0
-    more, one, two = (
-        config.get_text_config().num_hidden_layers - 1,
-        *(_trace(_skeleton(config, model, n), training, length, blurred if n == 1 else None) for n in (1, 2)),
-    )
+    more = config.get_text_config().num_hidden_layers - 1
+    one, two = (_trace(_skeleton(config, model, n), training, length, blurred if n == 1 else None) for n in (1, 2))
     (saved, forward, flops), (saved_2, forward_2, flops_2) = one[:3], two[:3]
     kept = more * (one[3] if training.gradient_checkpointing else saved_2 - saved)  # a layer's input, or all of it
     again = (training.gradient_checkpointing + bool(blurred)) * (forward + more * (forward_2 - forward))

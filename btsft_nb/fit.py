@@ -87,7 +87,6 @@ def fit(
     tags = [tag | {"start": int(at[tag["start"]]), "stop": int(at[tag["stop"]])} for tag in example.tags]
     tags = [tag for tag in tags if tag["start"] < tag["stop"]]
     ids = np.asarray(example.input_ids)[keep].tolist()
-    what = {"shorten": "thought shortened", "shorten_prompt": "prompt shortened"}.get(
-        too_long, f"{too_long.replace('_', ' ')} {max_length} tokens"
-    )
+    what = {"shorten": "thought shortened", "shorten_prompt": "prompt shortened"}
+    what = what.get(too_long, f"{too_long.replace('_', ' ')} {max_length} tokens")
     return Example(example.id, ids, weights.tolist(), kinds[keep].tolist(), example.flags, tags), what

@@ -4,8 +4,8 @@ The pass runs inside the model's own `forward`: PEFT, DDP, FSDP, autocast and to
 """
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
+from unittest.mock import patch
 
 import torch
 from peft import PeftModel
@@ -90,47 +90,24 @@ class HeadForward:
             None if ref_hidden is None else zeros.masked_scatter(inputs["blurred"], head.kl),
         )
 
-    @contextmanager
-    def _installed(self) -> Iterator[None]:
+    def _installed(self) -> AbstractContextManager:
         """Within, the model takes the arguments of `_forward` and returns what it returns."""
-        before = vars(self.base).get("forward")
-        try:
-            self.base.forward = self._replacement
-            yield
-        finally:
-            vars(self.base).pop("forward", None)
-            if before is not None:
-                self.base.forward = before
+        return patch.object(self.base, "forward", self._replacement)
 
-    def _forward(
-        self,
-        positions: Tensor,
-        targets: Tensor | None = None,
-        kl_rows: Tensor | None = None,
-        ref_hidden: Tensor | None = None,
-        ref_head: nn.Module | None = None,
-        **inputs,
-    ) -> HeadOutput | Tensor:
-        """positions (B, T) bool, R of them True: the tokens to predict. targets (R,): their ids.
+    def _forward(self, positions: Tensor, targets: Tensor | None = None, **inputs) -> HeadOutput | Tensor:
+        """positions (B, T) bool, R of them True: the tokens to predict. targets (R,): their ids. A reference comes as
+        `head_log_probs` takes it, all else is the model's.
 
         Returns the head's output for R rows, or, without targets, their hidden states (R, D).
         """
+        reference = {name: inputs.pop(name) for name in ("ref_hidden", "ref_head", "kl_rows") if name in inputs}
         inputs = {name: value for name, value in inputs.items() if value is not None}  # PEFT passes many None
         hidden = self.base.base_model(**inputs, use_cache=False).last_hidden_state
         hidden = hidden[:, -positions.shape[1] : -1][positions[:, 1:]]  # virtual tokens of PEFT stand before
         if targets is None:
             return hidden
-        return _head_log_probs(
-            hidden,
-            self.head,
-            targets,
-            self.tag_ids,
-            ref_hidden=ref_hidden,
-            kl_rows=kl_rows,
-            ref_head=ref_head,
-            softcap=self.softcap,
-            scale=self.scale,
-        )
+        how = {"softcap": self.softcap, "scale": self.scale}
+        return _head_log_probs(hidden, self.head, targets, self.tag_ids, **how, **reference)
 
     def _probe_head(self) -> tuple[float, float | None]:
         """Scale and soft cap of the logits, found by giving the model a ramp in place of its head's output."""
@@ -163,15 +140,14 @@ class HeadForward:
 
     def _probe_padding_free(self) -> None:
         """The same sequence after two others, and alone."""
-        ids, places = (torch.arange(4, device=self.base.device)[None] for _ in range(2))
-        one, other, alone = (
-            self.base.base_model(input_ids=tokens, position_ids=at, use_cache=False).last_hidden_state[:, -4:]
-            for tokens, at in (
-                (torch.cat([ids, ids], 1), torch.cat([places, places], 1)),
-                (torch.cat([ids.flip(1), ids], 1), torch.cat([places, places], 1)),
-                (ids, places),
-            )
-        )
+        ids = torch.arange(4, device=self.base.device)[None]  # and their positions
+
+        def after(*others: Tensor) -> Tensor:
+            tokens, places = torch.cat([*others, ids], 1), ids.repeat(1, len(others) + 1)
+            hidden = self.base.base_model(input_ids=tokens, position_ids=places, use_cache=False).last_hidden_state
+            return hidden[:, -4:]
+
+        one, other, alone = after(ids), after(ids.flip(1)), after()
         if not (_close(one, other, 1e-6) and _close(one, alone)):
             raise ValueError(
                 f"{self.name} lets sequences in one row see each other, with attn_implementation="

@@ -53,13 +53,11 @@ def choose_attention(asked: str, hardware: Hardware, dtype: torch.dtype) -> str 
 
     Raises ValueError for flash_attention_2 where GPU, type or package are not for it.
     """
-    if asked == "flash_attention_2":
-        if hardware.device != "cuda" or hardware.capability < (8, 0):
-            raise ValueError(
-                f"attention={asked!r} wants a GPU of capability 8.0 or more, not {hardware.name}; take 'auto'"
-            )
-        if dtype == torch.float32 or find_spec("flash_attn") is None:
-            raise ValueError(f"attention={asked!r} wants half precision and the package flash-attn; or take 'auto'")
+    flash = asked == "flash_attention_2"
+    if flash and (hardware.device != "cuda" or hardware.capability < (8, 0)):
+        raise ValueError(f"attention={asked!r} wants a GPU of capability 8.0 or more, not {hardware.name}; take 'auto'")
+    if flash and (dtype == torch.float32 or find_spec("flash_attn") is None):
+        raise ValueError(f"attention={asked!r} wants half precision and the package flash-attn; or take 'auto'")
     return None if asked == "auto" else asked
 
 

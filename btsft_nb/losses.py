@@ -1,4 +1,4 @@
-"""The objective, from what a model says of each token: `head` makes that without logits, `token_values` plainly.
+"""The objective, from what a model says of each token, which `head` makes without logits.
 
     L = 1/N [ sum_{t in S, not blurred} w_t nll_t  +  anchor * sum_{t blurred} KL(p_ref(.|x_<t) || p(.|x_<t)) ]
         + beta * 1/B sum_sequences (1 - R_seq)
@@ -13,15 +13,19 @@ The first token of a sequence has no prediction. A batch has (B, T) `input_ids`,
 `sequence`, which of its sequences each token belongs to: the row of a padded batch, or a stretch of a packed one.
 """
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from accelerate import Accelerator
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from .blur import Kind
+
+PARTS = ("loss_nll", "loss_anchor", "loss_format")
 
 
 class TokenValues(NamedTuple):
@@ -42,24 +46,6 @@ class Completion:
     end: int
     sequence: int
     opened: bool  # the prompt ends in the open tag, white space of at most one token aside
-
-
-def token_values(
-    logits: Tensor, input_ids: Tensor, tag_ids: tuple[int, int], ref_logits: Tensor | None = None
-) -> TokenValues:
-    """The plain formulas over full logits (B, T, V): the reference that faster code is tested against."""
-    return TokenValues(
-        token_log_probs(logits, input_ids),
-        tag_log_probs(logits, tag_ids),
-        F.pad(logits[:, :-1].argmax(-1), (1, 0), value=-1),
-        None if ref_logits is None else kl_divergence(ref_logits, logits),
-    )
-
-
-def token_log_probs(logits: Tensor, input_ids: Tensor) -> Tensor:
-    """log p(x_t | x_<t): logits (B, T, V) and input_ids (B, T) -> (B, T) float32, 0 at position 0."""
-    log_probs = -F.cross_entropy(logits[:, :-1].float().transpose(1, 2), input_ids[:, 1:], reduction="none")
-    return F.pad(log_probs, (1, 0))
 
 
 def tag_log_probs(logits: Tensor, tag_ids: tuple[int, int]) -> Tensor:
@@ -212,14 +198,33 @@ def objective(
         argmax = argmax_format_reward(values.argmax, completions, sequences, tag_ids)
     rewards = {"expected_reward": reward.sum(), "format_reward": argmax.sum(), "sequences": none + sequences}
     groups = {kind.name.lower(): kinds == kind for kind in (Kind.TAG, Kind.THINK, Kind.ANSWER)}
-    tags = {
-        name: groups["tag"] & (batch["input_ids"] == tag) for name, tag in zip(("open", "close"), tag_ids, strict=True)
-    }
     sums = {**parts, **rewards, "blurred": blurred.sum(), "supervised": (weights != 0).sum()}
     for name, chosen in groups.items():
         at = chosen & (weights != 0)
         sums |= {f"tokens_{name}": at.sum(), f"nll_{name}": -values.log_probs[at].sum()}
-    for name, chosen in tags.items():
-        at = chosen & (weights != 0)
+    for name, tag in zip(("open", "close"), tag_ids, strict=True):
+        at = groups["tag"] & (batch["input_ids"] == tag) & (weights != 0)
         sums |= {f"tags_{name}": at.sum(), f"p_{name}": values.log_probs[at].exp().sum()}
     return sum(parts.values()), {name: value.detach() for name, value in sums.items()}
+
+
+def reduced(sums: Counter[str], accelerator: Accelerator) -> Counter[str]:
+    """Sums of `objective` over micro-batches, tensors on any device: over all processes, as numbers."""
+    if not sums:
+        return Counter()
+    values = torch.stack([sums[name].to(accelerator.device) for name in sorted(sums)])
+    return Counter(dict(zip(sorted(sums), accelerator.reduce(values, "sum").tolist(), strict=True)))
+
+
+def means(sums: Counter[str]) -> dict[str, float]:
+    """Means of what `objective` sums up, as far as there is something to divide by.
+
+    `nll_tag`, `nll_think` and `nll_answer` over supervised tokens, blurred or not; `blurred_share` of supervised
+    thought tokens; `p_open` and `p_close`, the probability of the tags where they stand; `expected_reward` and
+    `format_reward` (of the argmax) over sequences.
+    """
+    over = {f"nll_{kind}": f"tokens_{kind}" for kind in ("tag", "think", "answer")}
+    over |= {"p_open": "tags_open", "p_close": "tags_close"}
+    over |= {"expected_reward": "sequences", "format_reward": "sequences"}
+    found = {name: sums[name] / sums[count] for name, count in over.items() if sums[count]}
+    return found | {"blurred_share": sums["blurred"] / max(sums["tokens_think"], 1)}

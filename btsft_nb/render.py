@@ -116,14 +116,13 @@ class Renderer:
     def drafts(self, messages: list[Message], example_id: str) -> list[Draft]:
         """As `examples`, before they are tokenized; to tokenize many at once is faster."""
         turns = list(self._formatted(messages[0]) if messages[0].role == "text" else self._templated(messages))
-        whole: list[Span] | None = []
+        whole: list[Span] = []
         for prompt, spans, _ in turns:
             before = "".join(span.text for span in whole)
             if not prompt.startswith(before):
-                whole = None
                 break
             whole += [Span(prompt[len(before) :], Kind.PROMPT, 0.0), *spans]
-        if whole is not None:
+        else:
             return [Draft(example_id, whole, sorted(set().union(*(odd for *_, odd in turns))))]
         return [
             Draft(f"{example_id}/turn{i}", [Span(prompt, Kind.PROMPT, 0.0), *spans], sorted(odd))
@@ -221,12 +220,9 @@ class Renderer:
         if prompt.rstrip().endswith(closing) and "untagged" not in flags:
             raise UnsuitableRow("the chat template's prompt has a whole, empty thought: take its variant that thinks")
         if opened:
-            if "untagged" in flags:
-                raise UnsuitableRow(f"the chat template opens a thought ({opening}) and the assistant turn has none")
-            if "text before the thought" in flags:
-                raise UnsuitableRow(
-                    f"the chat template opens a thought ({opening}) and the turn has text before its own"
-                )
+            if flags & {"untagged", "text before the thought"}:
+                but = "the assistant turn has none" if "untagged" in flags else "the turn has text before its own"
+                raise UnsuitableRow(f"the chat template opens a thought ({opening}) and {but}")
             if message.text.lstrip().startswith(OPEN):
                 at = next(i for i, span in enumerate(spans) if span.kind == Kind.TAG)
                 spans = spans[at + 1 :]

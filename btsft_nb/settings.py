@@ -54,26 +54,17 @@ class Settings:
         self.origins: dict[str, str] = {}
         self.notes: list[str] = []
 
-    @cached_property
-    def model(self) -> ModelConfig:
-        return self._made(ModelConfig)
-
-    @cached_property
-    def data(self) -> DataConfig:
-        return self._made(DataConfig)
+    model: ModelConfig = cached_property(lambda self: self._made(ModelConfig))
+    data: DataConfig = cached_property(lambda self: self._made(DataConfig))
+    evaluation: EvaluationConfig = cached_property(lambda self: self._made(EvaluationConfig))
 
     @cached_property
     def training(self) -> BTSFTConfig:
         if self.values.get("output_dir") is None:
-            names = [
-                re.sub(r"\.(jsonl?|parquet)$", "", Path(self.values.get(key, "")).name) for key in ("model", "data")
-            ]
+            names = (Path(self.values.get(key, "")).name for key in ("model", "data"))
+            names = (re.sub(r"\.(jsonl?|parquet)$", "", name) for name in names)
             self.take({"output_dir": str(Path("runs", "-".join(filter(None, names))))}, "default: model and data")
         return self._made(BTSFTConfig)
-
-    @cached_property
-    def evaluation(self) -> EvaluationConfig:
-        return self._made(EvaluationConfig)
 
     def _made(self, cls: type):
         for f in _keys(cls):

@@ -34,7 +34,7 @@ def prepare_data(settings: Settings, tokenizer: PreTrainedTokenizerBase) -> tupl
 
     Of several processes on a machine one prepares, and the others read what it made.
     """
-    data, sets = settings.data, []
+    data = settings.data
     if data.template != "auto":
         use_template(tokenizer, data.template)
     elif tokenizer.chat_template is None:
@@ -43,17 +43,16 @@ def prepare_data(settings: Settings, tokenizer: PreTrainedTokenizerBase) -> tupl
     quiet = contextlib.redirect_stdout(None) if settings.training.process_index else contextlib.nullcontext()
     names = ("format", "response_marker", "too_long", "duplicates", "strict", "num_proc")
     how = {name: getattr(data, name) for name in names}
-    wanted = [(data.data, data.split, data.data_config, data.examples)]
-    wanted += [(data.eval_data, data.eval_split, data.eval_config, None)]
+
+    def prepared(name: str, split: str, subset: str | None, count: int | None = None) -> Dataset:
+        rows = load_rows(name, split, subset, stream=Path(name).exists(), strict=data.strict)
+        rows = rows if count is None else Rows(islice(rows, count), f"{rows.source}, the first {count}")
+        return prepare(rows, tokenizer, data.max_length, **how)
+
     with settings.training.main_process_first(desc="preparing the data"), quiet:
-        for name, split, subset, count in wanted:
-            if name is None:
-                sets.append(None)
-                continue
-            rows = load_rows(name, split, subset, stream=Path(name).exists(), strict=data.strict)
-            rows = rows if count is None else Rows(islice(rows, count), f"{rows.source}, the first {count}")
-            sets.append(prepare(rows, tokenizer, data.max_length, **how))
-    return sets[0], sets[1]
+        examples = prepared(data.data, data.split, data.data_config, data.examples)
+        held_out = None if data.eval_data is None else prepared(data.eval_data, data.eval_split, data.eval_config)
+    return examples, held_out
 
 
 def plan(settings: Settings, examples: Dataset | None = None) -> pd.DataFrame:
@@ -84,10 +83,12 @@ def plan(settings: Settings, examples: Dataset | None = None) -> pd.DataFrame:
         figures = needs.table()
     except RuntimeError as error:  # an optimiser that it does not know, a model that cannot be traced
         figures, time = {"memory": f"no estimate: {error}"}, "no estimate"
+    cuda = training.device.type == "cuda"
+    memory = torch.cuda.mem_get_info(training.device)[1] if cuda else psutil.virtual_memory().total
     rows = {
         "model": f"{model.model}, {model.method}" + (f" in {model.bits} bits" if model.method == "qlora" else ""),
         **figures,
-        "memory there is": f"{_memory(training.device) / 2**20:,.0f} MiB",
+        "memory there is": f"{memory / 2**20:,.0f} MiB",
         "examples": f"{len(lengths):,}, {lengths.sum():,} tokens, the longest {lengths.max():,}",
         "examples a step": f"{window} = {batch} x {training.gradient_accumulation_steps} x {processes} processes",
         "steps": f"{steps:,}, {steps / an_epoch:.3g} epochs",
@@ -107,10 +108,6 @@ def _time(seconds: float) -> str:
         if seconds >= 2 * size:
             return f"{seconds / size:.0f} {unit}"
     return f"{seconds:.0f} seconds"
-
-
-def _memory(device: torch.device) -> int:
-    return torch.cuda.mem_get_info(device)[1] if device.type == "cuda" else psutil.virtual_memory().total
 
 
 def _sharding(training: BTSFTConfig) -> str:
@@ -165,11 +162,8 @@ class _WriteSettings(TrainerCallback):
 
 def _check(settings: Settings) -> None:
     """Raises ValueError for settings of different groups that do not go together, before anything is loaded."""
-    data, training, blurred = (
-        settings.data,
-        settings.training,
-        settings.training.threshold or settings.training.threshold_end,
-    )
+    data, training = settings.data, settings.training
+    blurred = training.threshold or training.threshold_end
     if settings.model.method == "full" and training.anchor and blurred:
         raise ValueError("method='full' leaves the anchor no reference: set anchor=0, or train adapters")
     if data.eval_data and training.eval_strategy == "no" and not training.eval_on_start:

@@ -113,16 +113,14 @@ def use_template(tokenizer: PreTrainedTokenizerBase, template: str | Path) -> No
     """
     if template in TEMPLATES and not tokenizer.eos_token:
         raise ValueError(f"{tokenizer.name_or_path}: no eos_token, which {template!r} needs; set tokenizer.eos_token")
-    source, where = TEMPLATES.get(template), "the template"
-    if source is None and "{%" not in str(template) and "{{" not in str(template):
-        source, where = _read(Path(template)), template
-    elif source is None:
-        source = template
+    is_file = template not in TEMPLATES and not re.search("{[%{]", str(template))
+    source = _read(Path(template)) if is_file else TEMPLATES.get(template, template)
     if template == "chatml" and "<|im_end|>" not in tokenizer.get_vocab():
         source = source.replace("'<|im_end|>'", "eos_token")
     try:
         render_jinja_template([], chat_template=source)  # parses it, and renders nothing
     except TemplateSyntaxError as error:
+        where = template if is_file else "the template"
         raise ValueError(f"{where}, line {error.lineno}: not a Jinja template: {error.message}") from error
     tokenizer.chat_template = source
 

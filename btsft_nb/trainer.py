@@ -1,6 +1,7 @@
 """BTSFTTrainer: transformers' Trainer with the blur drawn per batch and the objective of `losses`, without logits."""
 
 import time
+from collections import Counter
 from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -20,8 +21,7 @@ from .collator import Collator
 from .config import BTSFTConfig
 from .forward import HeadForward
 from .inspector import token_texts
-from .logs import PARTS, Sums, means
-from .losses import find_completions, objective
+from .losses import PARTS, find_completions, means, objective, reduced
 from .models import record_base
 from .run import Run, environment
 from .tokens import tag_ids
@@ -59,7 +59,7 @@ class BTSFTTrainer(Trainer):
     ):
         self.tag_ids = tag_ids(processing_class)
         _check(model, config, ref_model, train_dataset, eval_dataset, self.tag_ids)
-        self._sums, self._eval_sums, self._interrupt = Sums(), Sums(), StopOnInterrupt()
+        self._sums, self._eval_sums, self._interrupt = Counter(), Counter(), StopOnInterrupt()
         self._text = lru_cache(maxsize=None)(lambda token: token_texts(processing_class, [token])[0])
         super().__init__(
             model,
@@ -216,7 +216,8 @@ class BTSFTTrainer(Trainer):
             negative=self.args.negative,
             floor=self.args.negative_floor,
         )
-        (self._sums if model.training else self._eval_sums).add(sums)
+        sums = {name: value.double() for name, value in sums.items()}  # they stay on their device until a log
+        (self._sums if model.training else self._eval_sums).update(sums)
         # every process averages its gradients with the others, so each contributes its share of the sum
         loss = loss * self.accelerator.num_processes
         return (loss, {"log_probs": values.log_probs}) if return_outputs else loss
@@ -237,9 +238,9 @@ class BTSFTTrainer(Trainer):
         return {"ref_hidden": hidden}
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds what the steps since the last log come to, see `logs.means`, and the tokens seen."""
+        """Adds what the steps since the last log come to, see `losses.means`, and the tokens seen."""
         if "loss" in logs and self._sums:
-            sums, (step, seen, since) = self._sums.reduced(self.accelerator), self._mark
+            sums, (step, seen, since) = reduced(self._sums, self.accelerator), self._mark
             logs |= {name: sums[name] / (self.state.global_step - step) for name in PARTS} | means(sums)
             self._mark = self.state.global_step, self.state.num_input_tokens_seen, time.monotonic()
             logs |= {"threshold": self.threshold(self._mark[0] - 1), "tokens_seen": self._mark[1]}
@@ -257,7 +258,7 @@ class BTSFTTrainer(Trainer):
         self._eval_sums.clear()
         with torch.random.fork_rng(devices=[]):  # a data loader draws a seed; training goes on as without evaluation
             output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
-        sums = self._eval_sums.reduced(self.accelerator)
+        sums = reduced(self._eval_sums, self.accelerator)
         logs = {"loss_nll": sums["loss_nll"] / max(sums["supervised"], 1)}
         logs["loss_format"] = sums["loss_format"] / max(sums["sequences"], 1)
         for name, value in ({"loss": sum(logs.values())} | logs | means(sums)).items():

@@ -106,10 +106,11 @@ def test_an_unknown_optimiser_or_sharding_is_named():
         estimate(ModelConfig("tiny"), training(), 64, sharding="zero9")
 
 
-def test_an_estimate_shows_as_text_and_as_a_table():
+def test_an_estimate_is_told_as_a_table():
     found = estimate(ModelConfig("tiny"), training(), 64)
-    assert f"{found.parameters:,}" in str(found) and "GFLOP a token" in str(found)
-    assert f"{found.trainable:,}" in found._repr_html_() and "<table" in found._repr_html_()
+    said = found.table()
+    assert f"{found.parameters:,}" == said["parameters"] and said["trainable"].startswith(f"{found.trainable:,} (")
+    assert said["computation"].endswith("GFLOP a token")
 
 
 def test_speed_is_measured():

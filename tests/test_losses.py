@@ -5,21 +5,21 @@ from itertools import product
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
 from btsft_nb import Kind, losses
 from btsft_nb.losses import (
     Completion,
+    TokenValues,
     argmax_format_reward,
     expected_format_reward,
     find_completions,
     format_log_prob,
     kl_divergence,
     tag_log_probs,
-    token_log_probs,
     token_losses,
-    token_values,
 )
 
 P, TAG, THINK, ANSWER = (int(kind) for kind in Kind)
@@ -41,6 +41,24 @@ def as_batch(ids, kinds) -> dict:
 def each_row(ids) -> torch.Tensor:
     """A padded batch: each row is a sequence."""
     return torch.arange(len(ids))[:, None].expand(ids.shape)
+
+
+def token_values(
+    logits: torch.Tensor, input_ids: torch.Tensor, tag_ids: tuple[int, int], ref_logits: torch.Tensor | None = None
+) -> TokenValues:
+    """The plain formulas over full logits (B, T, V): the reference that faster code is tested against."""
+    return TokenValues(
+        token_log_probs(logits, input_ids),
+        tag_log_probs(logits, tag_ids),
+        F.pad(logits[:, :-1].argmax(-1), (1, 0), value=-1),
+        None if ref_logits is None else kl_divergence(ref_logits, logits),
+    )
+
+
+def token_log_probs(logits: torch.Tensor, input_ids: torch.Tensor) -> torch.Tensor:
+    """log p(x_t | x_<t): logits (B, T, V) and input_ids (B, T) -> (B, T) float32, 0 at position 0."""
+    log_probs = -F.cross_entropy(logits[:, :-1].float().transpose(1, 2), input_ids[:, 1:], reduction="none")
+    return F.pad(log_probs, (1, 0))
 
 
 def objective(logits, batch, *, tag_ids=TAGS, ref_logits=None, **options):

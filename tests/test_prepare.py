@@ -3,6 +3,7 @@
 import json
 import re
 from collections import Counter
+from itertools import islice
 
 import numpy as np
 import pytest
@@ -199,9 +200,8 @@ def test_a_pool_reads_a_stream_no_faster_than_it_works(tiny_tokenizer):
             yield talk(f"answer {i}")
 
     make = bt.data._Make("s", tiny_tokenizer, 1024, None, None, None, "drop", True)
-    chunks = bt.data._parts(make, bt.data._chunks(counting()), 2)
-    done = 0
-    for table, _ in chunks:
+    numbered, done = enumerate(counting()), 0
+    for table, _ in bt.data._parts(make, iter(lambda: list(islice(numbered, 256)), []), 2):
         done += len(table)
         most = max(most, read - done)
     assert done == 8_000 and most <= 12 * 256

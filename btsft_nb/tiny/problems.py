@@ -13,12 +13,14 @@ The hash of those numbers, or of that question, decides whether a problem belong
 
 import operator
 import random
+import re
 import zlib
 
 WAYS = ("direct", "split", "count", "check")
 TEACHER_WAY = "split"
 SIZES = {"pretrain": 64_000, "teacher": 1_000, "messy": 1_000, "test": 200}
 SYMBOLS = {"add": "+", "subtract": "-", "multiply": "*"}
+_INVERSE = {"add": "-", "subtract": "+", "multiply": "/"}
 OPERATIONS = dict(zip(SYMBOLS, (operator.add, operator.sub, operator.mul), strict=True))
 
 _NAMES = ("Ann", "Ben", "Eva", "Ivo", "Lea", "Max", "Mia", "Tom")
@@ -37,13 +39,13 @@ _STORIES = {
         "There are {a} boxes with {b} {things} each. {name} counts all. How many {things} are there?",
     ),
 }
-# How a thought of each way begins, in two wordings; no two ways share a first word.
-_OPENINGS = {
-    "direct": ("Write", "Just"),
-    "split": ("Split", "Take"),
-    "count": ("Count", "Step"),
-    "check": ("Guess", "Maybe"),
+_WORDINGS = {  # two of each way of thinking; no two ways share a first word
+    "direct": ("Write {sum}={c}.", "Just {sum}, that is {c}."),
+    "split": ("Split {b} into {first} and {second}. {steps}.", "Take {b} apart: {first} and {second}. So {steps}."),
+    "count": ("Count: {stops}.", "Step by step: {stops}."),
+    "check": ("Guess {c}. Back: {back}. Yes.", "Maybe {c}? Then {back}, it fits."),
 }
+_OPENINGS = {way: tuple(re.match(r"\w+", text)[0] for text in texts) for way, texts in _WORDINGS.items()}
 
 
 def way_of(thought: str) -> str | None:
@@ -53,7 +55,11 @@ def way_of(thought: str) -> str | None:
 
 def think(way: str, operation: str, a: int, b: int, wording: int) -> str:
     """The thought of one of WAYS on one of OPERATIONS, in wording 0 or 1."""
-    return _THINK[way](operation, a, b, OPERATIONS[operation](a, b), wording)
+    symbol, c = SYMBOLS[operation], OPERATIONS[operation](a, b)
+    first, second, steps = _split(operation, a, b, c)
+    values = {"b": b, "c": c, "sum": f"{a}{symbol}{b}", "first": first, "second": second}
+    values |= {"steps": (". ", ", ")[wording].join(steps), "stops": ", ".join(map(str, _count(operation, a, b)))}
+    return _WORDINGS[way][wording].format(**values, back=f"{c}{_INVERSE[operation]}{b}={a}")
 
 
 def rows(name: str, n: int | None = None, seed: int = 0) -> list[dict]:
@@ -95,38 +101,21 @@ def _problem(rng: random.Random, asked: set[str] | None) -> tuple[str, int, int,
             return operation, a, b, question
 
 
-def _direct(operation: str, a: int, b: int, c: int, wording: int) -> str:
-    sum_ = f"{a}{SYMBOLS[operation]}{b}"
-    return (f"Write {sum_}={c}.", f"Just {sum_}, that is {c}.")[wording]
-
-
-def _split(operation: str, a: int, b: int, c: int, wording: int) -> str:
-    symbol = SYMBOLS[operation]
+def _split(operation: str, a: int, b: int, c: int) -> tuple[int, int, tuple[str, ...]]:
+    """The two parts of b, and the steps that they make."""
     if operation == "multiply":
         first, second = 2, b - 2
         steps = f"{a}*{first}={a * first}", f"{a}*{second}={a * second}", f"{a * first}+{a * second}={c}"
     else:
         first, second = (b // 10 * 10, b % 10) if b > 10 and b % 10 else (b - 1, 1)
-        middle = a + first if operation == "add" else a - first
+        middle, symbol = OPERATIONS[operation](a, first), SYMBOLS[operation]
         steps = f"{a}{symbol}{first}={middle}", f"{middle}{symbol}{second}={c}"
-    if wording == 0:
-        return f"Split {b} into {first} and {second}. " + ". ".join(steps) + "."
-    return f"Take {b} apart: {first} and {second}. So " + ", ".join(steps) + "."
+    return first, second, steps
 
 
-def _count(operation: str, a: int, b: int, c: int, wording: int) -> str:
+def _count(operation: str, a: int, b: int) -> list[int]:
+    """The numbers on the way to the result, by tens and ones."""
     if operation == "multiply":
-        stops = [a * k for k in range(1, b + 1)]
-    else:
-        sign = 1 if operation == "add" else -1
-        stops = [a + sign * 10 * k for k in range(b // 10 + 1)]
-        stops += [stops[-1] + sign * k for k in range(1, b % 10 + 1)]
-    return ("Count: ", "Step by step: ")[wording] + ", ".join(map(str, stops)) + "."
-
-
-def _check(operation: str, a: int, b: int, c: int, wording: int) -> str:
-    back = f"{c}{ {'add': '-', 'subtract': '+', 'multiply': '/'}[operation] }{b}={a}"
-    return (f"Guess {c}. Back: {back}. Yes.", f"Maybe {c}? Then {back}, it fits.")[wording]
-
-
-_THINK = {"direct": _direct, "split": _split, "count": _count, "check": _check}
+        return [a * k for k in range(1, b + 1)]
+    tens = [OPERATIONS[operation](a, 10 * k) for k in range(b // 10 + 1)]
+    return tens + [OPERATIONS[operation](tens[-1], k) for k in range(1, b % 10 + 1)]
