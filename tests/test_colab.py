@@ -32,6 +32,7 @@ PRESENT = [
 ]  # fmt: skip
 DIFFERS = {"torch": "2.13.0", "setuptools": "77.0.3"}  # torch 2.13 asks for setuptools 77 or newer
 ADDED = {"jedi", "overrides"}  # IPython asks for the one, and Colab takes it out; the other is for Python below 3.12
+MOVED_BY_TRL = {"datasets", "huggingface-hub", "pyarrow"}
 STUB = '''"""A stub of Colab's module: what anywidget asks of it, and nothing behind it."""
 
 
@@ -191,10 +192,32 @@ def test_nobody_answers_a_question(installed):
         installed.run_cells("input()")
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", NOTEBOOKS[:-1], ids=lambda path: path.stem)
 def test_a_notebook_runs_to_the_end(before, installed, path):
     """In Colab's order and with its leftovers; its own install cell finds nothing to do."""
     notebook = nbformat.read(path, as_version=4)
     installed.run(notebook)
     assert all(cell.execution_count for cell in notebook.cells if cell.cell_type == "code")
     assert {name: version for name, version in installed.packages().items() if name in before} == before
+
+
+def test_after_sft_runs_once_trl_is_asked_for(before, installed):
+    """It stops and says what to do; asked to, it moves the three packages that it names, and stops for the restart; and
+    then it runs to the end."""
+    path = NOTEBOOKS[-1]
+    assert path.stem == "08_after_sft"
+    with pytest.raises(CellExecutionError, match="set INSTALL_TRL = True"):
+        installed.run(nbformat.read(path, as_version=4))
+    assert installed.packages().items() >= before.items()
+    notebook = nbformat.read(path, as_version=4)
+    notebook.cells[2].source = notebook.cells[2].source.replace("INSTALL_TRL = False", "INSTALL_TRL = True")
+    try:
+        with pytest.raises(CellExecutionError, match="restart the session"):
+            installed.run(notebook)
+        after = installed.packages()
+        assert {name for name in before if after.get(name) != before[name]} == MOVED_BY_TRL
+        installed.run(notebook)
+        assert all(cell.execution_count for cell in notebook.cells if cell.cell_type == "code")
+    finally:  # the environment may be kept
+        pip(installed.python, "uninstall", "-y", "trl")
+        pip(installed.python, "install", *(f"{name}=={before[name]}" for name in MOVED_BY_TRL))

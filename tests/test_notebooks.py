@@ -4,6 +4,7 @@ That they run from top to bottom is nbval's part of `make test`.
 """
 
 import re
+import subprocess
 import sys
 import types
 from pathlib import Path
@@ -156,6 +157,27 @@ def test_real_traces_in_notebook_05(tmp_path, shared):
     knobs = {"TRACES": repr(traces), "ROWS, MAX_LENGTH": "20, 40_000"}
     printed = run(ROOT / "notebooks" / "05_token_weights.ipynb", tmp_path, knobs, until="Train with them")
     assert "thought_anchors_20.jsonl: 20 rows -> 20 examples" in printed and "dropped" not in printed
+
+
+def test_after_sft_is_skipped_by_name_without_trl():
+    """By nbval; run by hand it says what to do, and what that changes."""
+    path = ROOT / "notebooks" / "08_after_sft.ipynb"
+    code = "import sys; sys.modules['trl'] = None; import pytest; sys.exit(pytest.main(sys.argv[1:]))"
+    words = ["-q", "-rs", "-p", "no:cacheprovider", "--nbval-lax", "--nbval-current-env", str(path)]
+    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True)
+    cells = [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+    assert done.returncode == 0 and f"SKIPPED [{len(cells)}]" in done.stdout, done.stdout
+    assert "TRL is not installed: pip install" in done.stdout
+    (install,) = [cell.source for cell in cells if "find_spec" in cell.source and "ImportError" in cell.source]
+    shell = types.SimpleNamespace(run_line_magic=lambda *words: called.append(words))
+    util = types.SimpleNamespace(util=types.SimpleNamespace(find_spec=lambda name: None))
+    called, given = [], {"get_ipython": lambda: shell, "importlib": util}
+    with pytest.raises(ImportError, match="set INSTALL_TRL = True"):
+        exec(install, given | {"INSTALL_TRL": False})
+    assert not called
+    with pytest.raises(RuntimeError, match=r"newer datasets, pyarrow and huggingface_hub.*restart the session"):
+        exec(install, given | {"INSTALL_TRL": True})
+    assert called == [("pip", "install -q 'trl>=1.8'")]
 
 
 def test_environment_yml_has_the_same_dependencies():
