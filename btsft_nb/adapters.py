@@ -6,7 +6,6 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
-from unittest.mock import patch
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -63,12 +62,15 @@ def attach(model: PreTrainedModel, lora: LoraConfig, rows: list[int], seed: int)
 def without_old_torchao() -> Iterator[None]:
     """Within, PEFT passes over a torchao older than it supports, as Colab's: it raises where an adapter meets a plain
     layer, to ask whether the layer's weights are torchao's, which none are here."""
+    asked = peft_torchao.is_torchao_available
     try:
-        available = peft_torchao.is_torchao_available()
+        asked()
     except ImportError:
-        available = False
-    with patch.object(peft_torchao, "is_torchao_available", lambda: available):
+        peft_torchao.is_torchao_available = lambda: False
+    try:
         yield
+    finally:
+        peft_torchao.is_torchao_available = asked
 
 
 def check_targets(targets: str | list[str] | set[str], modules: dict[str, torch.nn.Module]) -> None:

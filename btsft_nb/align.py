@@ -5,17 +5,13 @@ on-policy training (GRPO, RLOO). Nothing of that is here, only the way there:
     pairs = bt.align.preference_pairs(samples, rows, tokenizer, by="answer")
     DPOTrainer(policy, args=DPOConfig("runs/dpo"), train_dataset=pairs, processing_class=tokenizer).train()
 
-    rewards, prompts = bt.align.Rewards(tokenizer), bt.align.prompt_rows(rows, tokenizer)
-    GRPOTrainer(policy, [rewards.format, rewards.accuracy], config, prompts, processing_class=tokenizer).train()
-
 Prompts and completions go to TRL as text, which it tokenizes; they are held against the ids that the model was trained
 on and samples with. As conversations they would go through the chat template again, and many drop thoughts.
 """
 
 import functools
-import shutil
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -46,7 +42,8 @@ def load_policy(
     `load_model`, `compare` and `merge` read. The tokenizer's `eos_token` is the end of a turn, where TRL stops.
 
     Args:
-        run: a run folder; one with a whole model gives that, and TRL loads the reference from there.
+        run: a run folder. One with a whole model gives that, from where TRL takes the reference too; what is saved
+            then is a model's folder.
         dequantize: take the numbers that quantised weights stand for in place of them. TRL trains adapters on
             quantised weights in bfloat16, on others in float32.
 
@@ -62,15 +59,16 @@ def load_policy(
                 "bt.merge(run, folder), then load_policy(folder), and give TRL's trainer a peft_config"
             )
         model.add_adapter = without_old_torchao()(model.add_adapter)  # of the reference
-        model.save_pretrained = functools.partial(_save, model, Path(run))
+        model.save_pretrained = functools.partial(_save, model, Path(run, RECORD).read_bytes())
     return model, tokenizer
 
 
-def _save(model: PeftModel, run: Path, folder: str | Path, **kwargs) -> None:
-    """The policy's adapter alone, and what it takes to load it on its base."""
-    only = {"selected_adapters": ["default"], "save_embedding_layers": False}
-    PeftModel.save_pretrained(model, folder, **kwargs | only)
-    shutil.copy(run / RECORD, folder)
+def _save(model: PeftModel, record: bytes, folder: str | Path, *args, is_main_process: bool = True, **kwargs) -> None:
+    """As PeftModel's, by default of the policy's adapter alone; and what it takes to load that on its base."""
+    kwargs = {"selected_adapters": ["default"], "save_embedding_layers": False} | kwargs
+    PeftModel.save_pretrained(model, folder, *args, is_main_process=is_main_process, **kwargs)
+    if is_main_process:
+        Path(folder, RECORD).write_bytes(record)
 
 
 def prompt_rows(rows: Sequence[dict | str], tokenizer: PreTrainedTokenizerBase, *, answer: str = "auto") -> Dataset:
@@ -82,13 +80,12 @@ def prompt_rows(rows: Sequence[dict | str], tokenizer: PreTrainedTokenizerBase, 
     Raises RowError for a malformed row, or one whose text spells a control token, which TRL would read as one;
     ValueError where only some rows have an answer, or one has none of the kind.
     """
-    answers = references_of(rows, answer)
-    return Dataset.from_dict({"prompt": _prompts(Renderer(tokenizer), rows)} | ({"answer": answers} if answers else {}))
+    answers, prompts = references_of(rows, answer), [*_prompts(Renderer(tokenizer), rows)]
+    return Dataset.from_dict({"prompt": prompts} | ({"answer": answers} if answers else {}))
 
 
-def _prompts(renderer: Renderer, rows: Sequence[dict | str]) -> list[str]:
+def _prompts(renderer: Renderer, rows: Sequence[dict | str]) -> Iterator[str]:
     """The generation prompts of rows, as the texts that a tokenizer's own call turns into the right ids."""
-    prompts = []
     for i, row in enumerate(rows):
         try:
             messages = to_prompt(row)
@@ -96,11 +93,10 @@ def _prompts(renderer: Renderer, rows: Sequence[dict | str]) -> list[str]:
             texts = (text, text.removeprefix(renderer.tokenizer.bos_token or ""))
             fitting = [one for one in texts if renderer.tokenizer(one)["input_ids"] == ids]
             if not fitting:
-                raise RowError("as text, as TRL takes it, the prompt has other tokens: a turn spells a control token")
+                raise RowError("as text, as TRL takes it, the prompt has other tokens: it spells a control token")
         except RowError as error:
             raise error.at(getattr(rows, "source", "rows"), i) from None
-        prompts.append(fitting[0])
-    return prompts
+        yield fitting[0]
 
 
 def preference_pairs(
@@ -115,7 +111,8 @@ def preference_pairs(
     """Samples -> pairs of completions of a prompt, for DPO, ORPO, KTO (which takes them apart) and a reward model.
 
     The best of a prompt is paired with its worst, the second with the second worst, and so on while they differ. What
-    became of all samples is printed. A sample that was cut off takes no part: TRL would have it end there.
+    became of all samples is printed. A sample that was cut off takes no part, as TRL would have it end there; nor does
+    one whose text TRL would turn into other tokens than were sampled.
 
     Args:
         samples: of these rows, as `sample` returns them.
@@ -128,22 +125,22 @@ def preference_pairs(
     Returns:
         `prompt`, `chosen` and `rejected`, texts with their end of turn.
 
-    Raises ValueError where `by` lacks what it needs, or no pair is found; RowError as `prompt_rows`.
+    Raises ValueError where `by` lacks what it needs, a sample is of no row here, or no pair is found; RowError as
+    `prompt_rows`.
     """
-    renderer = Renderer(tokenizer)
-    prompts, references = _prompts(renderer, rows), references_of(rows, answer)
+    renderer, references = Renderer(tokenizer), references_of(rows, answer)
+    prompts = [*_prompts(renderer, rows)]
+    texts = [_completion(renderer, prompts, record) for record in samples]
     scores, counts = _scored(samples, references, by, answer, training)
     groups, pairs = defaultdict(list), []
-    for record, score in zip(samples, scores, strict=True):
-        if score is not None:
-            text = _completion(renderer, prompts[record["prompt"]], record["text"])
-            counts["whose first token merges with the prompt's last"] += text is None
-            groups[record["prompt"]] += [(score, text)] * (text is not None)
+    for record, score, text in zip(samples, scores, texts, strict=True):
+        counts["that TRL would tokenize otherwise"] += score is not None and text is None
+        groups[record["prompt"]] += [(score, text)] * (score is not None and text is not None)
     for i, group in groups.items():
         ranked = sorted(group, key=lambda one: -one[0])
         both = zip(ranked, reversed(ranked), strict=True)
         found = {(prompts[i], good, bad): None for (high, good), (low, bad) in both if high > low}
-        counts["of prompts whose samples do not differ"] += len(group) * (not found)
+        counts["without another to differ from"] += len(group) - 2 * len(found)
         pairs += found
     what = ", ".join(f"{n} {why}" for why, n in counts.items() if n) or "none"
     said = f"{by}: {len(samples)} samples of {len(rows)} prompts -> {len(pairs)} pairs; left out: {what}"
@@ -155,12 +152,12 @@ def preference_pairs(
 
 def _scored(samples, references, by: str, how: str, training) -> tuple[list[float | None], Counter]:
     """What each sample is worth; None, counted with the reason, where it takes no part."""
-    needed = {"format": True, "answer": references, "thought": training}
-    if by not in needed:
+    if by not in ("format", "answer", "thought"):
         raise ValueError(f"by={by!r}: 'format', 'answer' or 'thought' wanted")
-    if not needed[by]:
-        lacking = "the field answer in the rows" if by == "answer" else "training=, the texts of the training thoughts"
-        raise ValueError(f"by={by!r} needs {lacking}")
+    if by == "answer" and not references:
+        raise ValueError("by='answer' needs the field answer in the rows")
+    if by == "thought" and not training:
+        raise ValueError("by='thought' needs training=, the texts of the training thoughts")
     scores, counts, thoughts = [None] * len(samples), Counter(), {}
     for i, record in enumerate(samples):
         parsed = parse(record["text"], prefilled=record["prefilled"], finished=record["finished"])
@@ -174,23 +171,27 @@ def _scored(samples, references, by: str, how: str, training) -> tuple[list[floa
         else:
             scores[i], thoughts[i] = float(right if by == "answer" else parsed.problem is None), parsed.thought
     if by == "thought" and thoughts:
-        runs = run_lengths(list(thoughts.values()), training)
-        for i, found in zip(thoughts, runs, strict=True):
-            scores[i] = 1 - (copied_ngrams(found) or 0.0)
+        for i, runs in zip(thoughts, run_lengths(list(thoughts.values()), training), strict=True):
+            copied = copied_ngrams(runs)
+            counts["with a thought of fewer than four words"] += copied is None
+            scores[i] = None if copied is None else 1 - copied
     return scores, counts
 
 
-def _completion(renderer: Renderer, prompt: str, text: str) -> str | None:
-    """A sample's text with its end of turn; None where its first token would merge with the prompt's last."""
+def _completion(renderer: Renderer, prompts: list[str], record: dict) -> str | None:
+    """A sample's text with its end of turn; None where that has other tokens than were sampled."""
+    prompt, text = "".join(prompts[record["prompt"] :][:1]), record["text"]
+    if record["question"].strip() not in prompt or record["prompt_cut"] or not prompt:
+        raise ValueError(f"a sample is of another prompt than rows[{record['prompt']}]: {record['question']!r:.80}")
     for own, tag in zip(renderer.tags, THINK_TAGS, strict=True):
         text = text.replace(tag, own)
-    text += renderer.end_of_turn
     ids, before = (renderer.tokenizer(part)["input_ids"] for part in (prompt + text, prompt))
-    return text if ids[: len(before)] == before else None
+    same = ids[: len(before)] == before and len(ids) - len(before) == record["tokens"] - record["finished"]
+    return text + renderer.end_of_turn if same else None
 
 
 class Rewards:
-    """Reward functions in TRL's signature, for one tokenizer: `Rewards(tokenizer).format` and so on.
+    """Reward functions in TRL's signature, for one tokenizer: `GRPOTrainer(policy, [Rewards(tokenizer).format], ...)`.
 
     They read the ids of a completion, since TRL's text lacks think tags that are special tokens, and its end. A prompt
     that ends in an open think tag begins the thought.
@@ -208,27 +209,30 @@ class Rewards:
         self.renderer, self.answer, self.max_thought, self.slack = Renderer(tokenizer), answer, max_thought, slack
 
     def format(self, prompts: list, completion_ids: list[list[int]], **_) -> list[float]:
-        """1 for a completion in the strict think format, see `metrics.parse`, which ends; else 0."""
+        """1 for a completion that ends and is in the strict think format, see `metrics.parse`; else 0."""
         return [float(found.problem is None) for found in self._parsed(prompts, completion_ids)]
 
     def accuracy(self, prompts: list, completion_ids: list[list[int]], answer: list[str], **_) -> list[float]:
         """1 for a right answer, else 0; `answer` is the column of the data set."""
         pairs = zip(self._parsed(prompts, completion_ids), answer, strict=True)
-        return [float(is_correct(found.answer, reference, self.answer)) for found, reference in pairs]
+        return [float(is_correct(found.answer, str(reference), self.answer)) for found, reference in pairs]
 
-    def diversity(self, prompts: list, completion_ids: list[list[int]], **_) -> list[float]:
+    def diversity(self, prompts: list, completion_ids: list[list[int]], **_) -> list[float | None]:
         """How little a thought is like the others of its prompt: 1 - its BLEU against them, see `metrics.self_bleu`.
-        0 where there is no thought, and where no other has one."""
-        thoughts, groups, found = self._parsed(prompts, completion_ids), defaultdict(list), [0.0] * len(prompts)
+        0 for no thought; None where no other is there to compare with. A group is compared within a process: let
+        per_device_train_batch_size be a multiple of num_generations."""
+        thoughts = [found.thought for found in self._parsed(prompts, completion_ids)]
+        groups, rewards = defaultdict(list), [0.0] * len(thoughts)
         for i, prompt in enumerate(prompts):
-            groups[str(prompt)].append(i)
+            groups[str(prompt)] += [i] * bool(thoughts[i])
         for places in groups.values():
-            for i, score in zip(places, self_bleus([thoughts[i].thought for i in places]), strict=True):
-                found[i] = 0.0 if score is None else 1 - score
-        return found
+            for i, score in zip(places, self_bleus([thoughts[i] for i in places]), strict=True):
+                rewards[i] = None if score is None else 1 - score
+        return rewards
 
     def length(self, prompts: list, completion_ids: list[list[int]], **_) -> list[float]:
-        """0 for a thought of up to max_thought - slack tokens, from there evenly down to -1 at max_thought.
+        """0 for a thought of up to max_thought - slack tokens, from there evenly down to -1 at max_thought. Without its
+        open tag a text is no thought, so this belongs beside `format`.
 
         Yu et al. 2025 (DAPO), https://arxiv.org/abs/2503.14476, equation 13, of the thought in place of the completion.
         """
@@ -259,10 +263,13 @@ class BlurredThoughts:
     """A collator of TRL's, after which blurred thought tokens count in no log-probability of the loss:
     `trainer.data_collator = BlurredThoughts(trainer.data_collator, tokenizer, threshold=0.5)`.
 
-    For DPO, KTO (`completion_mask`) and ORPO (`labels`). Each completion has draws of its own, the same in all epochs.
+    For DPO and KTO. Each completion has draws of its own, the same in all epochs. ORPO's likelihood term takes the
+    whole sequence, whatever is masked.
 
     Args:
         threshold: the share of thought tokens; 1: thoughts do not count, answers and tags alone do.
+
+    Raises ValueError for a batch without a mask, or with log-probabilities of the reference, computed without it.
     """
 
     def __init__(self, collator: Callable, tokenizer: PreTrainedTokenizerBase, threshold: float, seed: int = 0):
@@ -271,23 +278,22 @@ class BlurredThoughts:
 
     def __call__(self, examples: list[dict]) -> dict[str, torch.Tensor]:
         batch = self.collator(examples)
-        names = [name for name in batch if name.endswith(("completion_mask", "labels"))]
-        if not names:
-            raise ValueError(f"neither completion_mask nor labels in the batch, which has {', '.join(batch)}")
-        for name in names:
-            nothing = 0 if name.endswith("mask") else -100
-            ids = batch[name.removesuffix("completion_mask").removesuffix("labels") + "input_ids"]
-            for row, own in zip(batch[name], ids, strict=True):
-                row[self._blurred(own, row != nothing)] = nothing
+        masks = [name for name in batch if name.endswith("completion_mask")]
+        if not masks:
+            raise ValueError(f"no completion_mask in the batch, which has {', '.join(batch)}: for DPO and KTO only")
+        if precomputed := [name for name in batch if name.startswith("ref_")]:
+            raise ValueError(f"{precomputed[0]} counts the thoughts: set precompute_ref_log_probs=False")
+        for name in masks:
+            for mask, ids in zip(batch[name], batch[name.replace("completion_mask", "input_ids")], strict=True):
+                mask[self._blurred(ids, mask)] = 0
         return batch
 
-    def _blurred(self, ids: torch.Tensor, completion: torch.Tensor) -> torch.Tensor:
+    def _blurred(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """Where in a sequence blurred tokens stand."""
-        places = completion.nonzero()[:, 0]
+        places = mask.nonzero()[:, 0]
         own = ids[places].numpy()
-        before = [token for token in ids[: places[0] if len(places) else 0].tolist() if token in self.tag_ids]
-        opened = before[-1:] == [self.tag_ids[0]]
+        before = [token for token in ids[: places.min()].tolist() if token in self.tag_ids] if len(places) else []
         kinds = np.full(len(own), Kind.ANSWER)
-        kinds[_thought(own.tolist(), self.tag_ids, opened)] = Kind.THINK
+        kinds[_thought(own.tolist(), self.tag_ids, before[-1:] == [self.tag_ids[0]])] = Kind.THINK
         u = draws(kinds, example_key(own.tobytes().hex()), self.seed, 0)
         return places[torch.from_numpy(u < self.threshold)]

@@ -4,8 +4,8 @@ The pass runs inside the model's own `forward`: PEFT, DDP, FSDP, autocast and to
 """
 
 import math
-from contextlib import AbstractContextManager
-from unittest.mock import patch
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from peft import PeftModel
@@ -90,9 +90,17 @@ class HeadForward:
             None if ref_hidden is None else zeros.masked_scatter(inputs["blurred"], head.kl),
         )
 
-    def _installed(self) -> AbstractContextManager:
+    @contextmanager
+    def _installed(self) -> Iterator[None]:
         """Within, the model takes the arguments of `_forward` and returns what it returns."""
-        return patch.object(self.base, "forward", self._replacement)
+        before = vars(self.base).get("forward")
+        try:
+            self.base.forward = self._replacement
+            yield
+        finally:
+            vars(self.base).pop("forward", None)
+            if before is not None:
+                self.base.forward = before
 
     def _forward(self, positions: Tensor, targets: Tensor | None = None, **inputs) -> HeadOutput | Tensor:
         """positions (B, T) bool, R of them True: the tokens to predict. targets (R,): their ids. A reference comes as

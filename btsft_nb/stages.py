@@ -81,7 +81,8 @@ def plan(settings: Settings, examples: Dataset | None = None) -> pd.DataFrame:
         tokens = _padded(lengths, 1 if training.padding_free else batch) / len(lengths) * window * steps
         time = f"about {_time(needs.seconds(tokens, measured_speed(training.device.type, kind) * SHARE))}"
         figures = needs.table()
-    except RuntimeError as error:  # an optimiser that it does not know, a model that cannot be traced
+    # an optimiser that it does not know, a model that cannot be traced, or wants a package that is not there
+    except (RuntimeError, ImportError) as error:
         figures, time = {"memory": f"no estimate: {error}"}, "no estimate"
     cuda = training.device.type == "cuda"
     memory = torch.cuda.mem_get_info(training.device)[1] if cuda else psutil.virtual_memory().total

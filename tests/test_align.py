@@ -5,6 +5,7 @@
 
 import math
 import os
+import shutil
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from datasets import Dataset
 from peft import LoraConfig, PeftModel
 from test_answers import ADVERSARIAL
 from test_architectures import without_tags
-from transformers import Qwen3Config, Qwen3ForCausalLM
+from transformers import Qwen3Config, Qwen3ForCausalLM, Qwen3ForSequenceClassification
 
 import btsft_nb as bt
 from btsft_nb.align import BlurredThoughts, Rewards, load_policy, preference_pairs, prompt_rows
@@ -22,7 +23,18 @@ from btsft_nb.formats import to_prompt
 
 trl = pytest.importorskip("trl", minversion="1.8")
 
-from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, KTOConfig, KTOTrainer, RLOOConfig, RLOOTrainer  # noqa: E402
+from trl import (  # noqa: E402
+    DPOConfig,
+    DPOTrainer,
+    GRPOConfig,
+    GRPOTrainer,
+    KTOConfig,
+    KTOTrainer,
+    RewardConfig,
+    RewardTrainer,
+    RLOOConfig,
+    RLOOTrainer,
+)  # fmt: skip
 from trl.experimental.orpo import ORPOConfig, ORPOTrainer  # noqa: E402
 from trl.rewards import accuracy_reward, get_soft_overlong_punishment, think_format_reward  # noqa: E402
 
@@ -33,6 +45,9 @@ COMMON = dict(bf16=False, gradient_checkpointing=False, report_to="none", save_s
 COMMON |= dict(disable_tqdm=True, lr_scheduler_type="constant", use_cpu=True)
 ROWS = [{"question": "2+2?", "answer": "4"}, {"question": "3+4?", "answer": "7"}]
 GOOD, BAD = "<think>Just 2+2, that is 4.</think>\n\nThe answer is 4.", "Just 2+2. The answer is 4."
+WRONG = "<think>Guess 5. Back: 5-2=3. No.</think>\n\nThe answer is 5."
+OTHER = "<think>Count: 2, 3, 4. So four it is.</think>\n\nThe answer is 4."
+EMPTY, UNTIDY = "<think></think>4", "<think>Step by step: 2, 3, 4.</think></think>4"
 CONFIGS = {DPOTrainer: DPOConfig, KTOTrainer: KTOConfig, ORPOTrainer: ORPOConfig}
 
 
@@ -60,14 +75,18 @@ def folder(tmp_path_factory):
     return make
 
 
-def sampled(*texts: str, prompt: int = 0, prefilled: bool = False, finished: bool = True) -> list[dict]:
-    """Records as `sample` returns them, of one prompt."""
-    common = {"prompt": prompt, "prefilled": prefilled, "finished": finished, "question": ""}
-    return [common | {"sample": i, "text": text} for i, text in enumerate(texts)]
+def sampled(tokenizer, *texts: str, prompt: int = 0, finished: bool = True, **others) -> list[dict]:
+    """Records as `sample` returns them, of one prompt of ROWS."""
+    renderer, question = bt.Renderer(tokenizer), ROWS[prompt]["question"]
+    opened = renderer.prompt_text(to_prompt(question)).rstrip().endswith("<think>")
+    common = {"prompt": prompt, "question": question, "prefilled": opened, "finished": finished, "prompt_cut": 0}
+    counts = [len(tokenizer(text, add_special_tokens=False)["input_ids"]) + finished for text in texts]
+    rows = zip(range(len(texts)), texts, counts, strict=True)
+    return [common | {"sample": i, "text": text, "tokens": n} | others for i, text, n in rows]
 
 
 def pairs_of(tokenizer) -> Dataset:
-    records = sampled(GOOD, BAD) + sampled(GOOD.replace("4.", "7."), BAD + "</think>", prompt=1)
+    records = sampled(tokenizer, GOOD, BAD) + sampled(tokenizer, OTHER, EMPTY, UNTIDY, prompt=1)
     return preference_pairs(records, ROWS, tokenizer, "format")
 
 
@@ -124,12 +143,13 @@ def test_the_reference_is_the_runs_model_and_not_its_base(folder, tmp_path, name
         assert logged(trainer, "loss") == pytest.approx(math.log(2), abs=tolerance)
 
 
-def test_the_reference_of_on_policy_training_is_the_runs_model(folder, tmp_path):
+@pytest.mark.parametrize(("kind", "config"), [(RLOOTrainer, RLOOConfig), (GRPOTrainer, GRPOConfig)])
+def test_the_reference_of_on_policy_training_is_the_runs_model(folder, tmp_path, kind, config):
     model, tokenizer = load_policy(folder("plain"))
     settings = dict(max_steps=1, per_device_train_batch_size=4, num_generations=4, max_completion_length=8, beta=0.1)
-    args = RLOOConfig(str(tmp_path), learning_rate=0.0, **settings, **COMMON)
+    args = config(str(tmp_path), learning_rate=0.0, **settings, **COMMON)
     rewards, prompts = [Rewards(tokenizer).length], prompt_rows(ROWS, tokenizer)
-    trainer = RLOOTrainer(model, rewards, args=args, train_dataset=prompts, processing_class=tokenizer)
+    trainer = kind(model, rewards, args=args, train_dataset=prompts, processing_class=tokenizer)
     trainer.train()
     assert logged(trainer, "kl") == pytest.approx(0, abs=1e-6)
 
@@ -166,13 +186,42 @@ def test_what_trl_trains_comes_back_as_a_run(folder, tmp_path, name):
         want, got = (m.eval()(input_ids=IDS).logits for m in (trainer.model, again))
         before = bt.load_model(folder(name))[0](input_ids=IDS).logits
     tolerance = 0.05 if name == "4 bits" else 1e-5  # adapters in bfloat16 there, in float32 here
-    assert (got - want).abs().max() < tolerance * want.abs().max() < (got - before).abs().max() * 10
+    assert (got - want).abs().max() < tolerance * want.abs().max()
+    assert (got - before).abs().max() > 2 * tolerance * want.abs().max()
     assert loaded.get_vocab() == tokenizer.get_vocab() and loaded.eos_token == "<|im_end|>"
     if name != "whole":
         assert not (tmp_path / "dpo" / "ref").exists()
         assert bt.Run(tmp_path / "dpo").base == bt.Run(folder(name)).base
         assert (bt.merge(tmp_path / "dpo", tmp_path / "merged") / "model.safetensors").is_file()
         assert load_policy(tmp_path / "dpo")[0].peft_config.keys() == {"default"}
+
+
+def test_a_checkpoint_is_a_run_and_is_gone_on_from(folder, tmp_path):
+    """Bit for bit as a training that nobody stopped; the run folder is no longer needed."""
+    shutil.copytree(folder("plain"), tmp_path / "run")
+    made = []
+    for name, steps in (("whole", 4), ("half", 2)):
+        model, tokenizer = load_policy(tmp_path / "run")
+        settings = dict(learning_rate=1e-3, save_strategy="steps", save_steps=2, max_steps=steps)
+        made.append((model, trainer_of(DPOTrainer, model, tokenizer, tmp_path / name, **settings)))
+    shutil.rmtree(tmp_path / "run")
+    (whole, trainer), (half, stopped) = made
+    trainer.train()
+    stopped.train()
+    assert sorted(path.name for path in (tmp_path / "half" / "checkpoint-2").glob("*")).count("ref") == 0
+    assert bt.Run(tmp_path / "half" / "checkpoint-2").base["base_model"] == "tiny"
+    stopped.args.max_steps = 4
+    stopped.train(resume_from_checkpoint=True)
+    assert all(torch.equal(one, other) for one, other in zip(whole.parameters(), half.parameters(), strict=True))
+
+
+def test_save_pretrained_keeps_its_contract(folder, tmp_path):
+    model, _ = load_policy(folder("plain"))
+    model.save_pretrained(tmp_path / "other", True, is_main_process=False)
+    assert not (tmp_path / "other" / "btsft_base.json").exists()
+    model.add_adapter("more", model.peft_config["default"])
+    model.save_pretrained(tmp_path / "more", selected_adapters=["more"])
+    assert (tmp_path / "more" / "more" / "adapter_config.json").is_file()
 
 
 # ---------------------------------------------------------------------------------------------- prompts and pairs
@@ -205,28 +254,35 @@ def as_policy(request):
 
 
 def test_trl_makes_of_the_texts_what_the_model_samples(as_policy, tmp_path):
-    """Prompt ids are the renderer's, a completion ends in one end of turn, and its tags are single tokens; in DPO and
-    ORPO, and in what GRPO samples from."""
+    """In DPO, KTO, ORPO, the reward model and GRPO: prompt ids are the renderer's, a completion ends in one end of
+    turn, and its tags are single tokens."""
     tokenizer, renderer = as_policy, bt.Renderer(as_policy)
     prompt = renderer.prompt_ids(to_prompt(ROWS[0]))
     prefilled = renderer.tag_ids[0] in prompt
     good, bad = (GOOD.removeprefix("<think>"), "never</think></think> ends") if prefilled else (GOOD, BAD)
-    pairs = preference_pairs(sampled(good, bad, prefilled=prefilled), ROWS, tokenizer, "format")
-    model = random_model(tokenizer)
-    settings = dict(max_length=None) | COMMON
-    args = DPOConfig(str(tmp_path), **settings)
-    dpo = DPOTrainer(model, random_model(tokenizer), args, train_dataset=pairs, processing_class=tokenizer)
-    (row,) = dpo.train_dataset
+    pairs = preference_pairs(sampled(tokenizer, good, bad), ROWS, tokenizer, "format")
+    model, given = random_model(tokenizer), dict(train_dataset=pairs, processing_class=tokenizer)
+    args, reference = DPOConfig(str(tmp_path), max_length=None, **COMMON), random_model(tokenizer)
+    (row,) = DPOTrainer(model, reference, args, **given).train_dataset
     assert row["prompt_ids"] == prompt
     for name, text in (("chosen", good), ("rejected", bad)):
         ids = row[f"{name}_ids"]
         assert tokenizer.decode(ids) == text + renderer.end_of_turn
         assert ids[-1] == renderer.end_id and ids.count(renderer.end_id) == 1
         assert all(ids.count(tag) == text.count(own) for tag, own in zip(renderer.tag_ids, renderer.tags, strict=True))
+    whole = [row["prompt_ids"] + row[f"{name}_ids"] for name in ("chosen", "rejected")]
+    kto = KTOTrainer(model, reference, KTOConfig(str(tmp_path), max_length=None, **COMMON), **given).train_dataset
+    assert [one["prompt_ids"] + one["completion_ids"] for one in kto] == whole and kto["label"] == [True, False]
     args = ORPOConfig(str(tmp_path), remove_unused_columns=False, **COMMON)
-    orpo = ORPOTrainer(model, args=args, train_dataset=pairs, processing_class=tokenizer)
-    assert orpo.train_dataset[0]["chosen_input_ids"] == row["prompt_ids"] + row["chosen_ids"]
-    assert tokenizer(prompt_rows(ROWS, tokenizer)[0]["prompt"])["input_ids"] == prompt
+    assert ORPOTrainer(model, args=args, **given).train_dataset[0]["chosen_input_ids"] == whole[0]
+    model.config.num_labels = 1
+    judge = Qwen3ForSequenceClassification(model.config)
+    reward = RewardTrainer(judge, RewardConfig(str(tmp_path), max_length=None, **COMMON), **given).train_dataset[0]
+    assert [reward[f"{name}_ids"] for name in ("chosen", "rejected")] == whole
+    prompts = prompt_rows(ROWS, tokenizer)
+    args = GRPOConfig(str(tmp_path), num_generations=2, per_device_train_batch_size=2, **COMMON)
+    grpo = GRPOTrainer(model, Rewards(tokenizer).format, args, prompts, processing_class=tokenizer)
+    assert grpo._tokenize_prompts(list(prompts["prompt"]))[0][0] == prompt
 
 
 def test_prompts_come_with_their_answers(tiny_tokenizer):
@@ -250,44 +306,65 @@ def test_prompts_that_trl_would_read_otherwise_are_refused(tiny_tokenizer, rows,
         prompt_rows(rows, tiny_tokenizer)
 
 
-WRONG = "<think>Guess 5.</think>\n\nThe answer is 5."
-OTHER = "<think>Count: 2, 3, 4. So four it is.</think>\n\nThe answer is 4."
-EMPTY = "<think></think>4"
+COUNTED = {"1 cut off", "2 against the format", "1 wrong", "2 without another to differ from"}
 
 
 @pytest.mark.parametrize(
     ("by", "pairs", "left_out"),
     [
-        ("format", [(GOOD, EMPTY), (WRONG, BAD)], {"1 cut off", "2 of prompts whose samples do not differ"}),
-        ("answer", [(GOOD, WRONG)], {"1 cut off", "2 against the format", "2 of prompts whose samples do not differ"}),
+        ("format", [(GOOD, EMPTY), (WRONG, BAD)], {"1 cut off", "3 without another to differ from"}),
+        ("answer", [(GOOD, WRONG)], {"1 cut off", "2 against the format", "3 without another to differ from"}),
         (
             "thought",
             [(OTHER, GOOD)],
-            {"1 cut off", "2 against the format", "1 wrong", "2 of prompts whose samples do not differ"},
+            COUNTED,
         ),
     ],
 )
 def test_pairs_are_of_what_is_asked(tiny_tokenizer, capsys, by, pairs, left_out):
-    """By hand: six samples of one prompt, and two of another that are the same, and right there."""
-    records = sampled(GOOD, WRONG, BAD, EMPTY, OTHER) + sampled(GOOD, finished=False) + sampled(WRONG, WRONG, prompt=1)
-    rows = [ROWS[0], {"question": "2+3?", "answer": "5"}]
-    found = preference_pairs(records, rows, tiny_tokenizer, by, training=["Just 2+2, that is 4.", "Guess 5."])
+    """By hand: six samples of one prompt, and two of another that are the same, and right there. All are counted."""
+    records = sampled(tiny_tokenizer, GOOD, WRONG, BAD, EMPTY, OTHER) + sampled(tiny_tokenizer, GOOD, finished=False)
+    records += sampled(tiny_tokenizer, WRONG, WRONG, prompt=1)
+    rows, training = [ROWS[0], ROWS[1] | {"answer": "5"}], ["Just 2+2, that is 4.", "Guess 5. Back: 5-2=3. No."]
+    found = preference_pairs(records, rows, tiny_tokenizer, by, training=training)
     assert [(row["chosen"], row["rejected"]) for row in found] == [tuple(f"{t}<|im_end|>" for t in p) for p in pairs]
     assert {row["prompt"] for row in found} == {prompt_rows(rows, tiny_tokenizer)[0]["prompt"]}
     said = capsys.readouterr().out.strip()
     assert said.startswith(f"{by}: 8 samples of 2 prompts -> {len(pairs)} pairs; left out: ")
-    assert set(said.partition("left out: ")[2].split(", ")) == left_out
+    reasons = said.partition("left out: ")[2].split(", ")
+    assert set(reasons) == left_out
+    assert 2 * len(pairs) + sum(int(reason.partition(" ")[0]) for reason in reasons) == len(records)
 
 
 def test_an_equal_pair_comes_once(tiny_tokenizer):
-    assert len(preference_pairs(sampled(GOOD, BAD, BAD, GOOD), ROWS[:1], tiny_tokenizer, "format")) == 1
+    records = sampled(tiny_tokenizer, GOOD, BAD, BAD, GOOD)
+    assert len(preference_pairs(records, ROWS[:1], tiny_tokenizer, "format")) == 1
 
 
-def test_a_completion_that_merges_with_its_prompt_is_left_out(shared, capsys):
-    """Qwen's prompt ends in a line break, and three are one token."""
-    tokenizer = bt.load_tokenizer(shared / "tokenizers" / "qwen3")
-    preference_pairs(sampled(GOOD, BAD, "\n\n" + GOOD), ROWS[:1], tokenizer, "format")
-    assert "1 pairs; left out: 1 whose first token merges with the prompt's last" in capsys.readouterr().out
+def test_a_thought_of_few_words_is_not_taken_for_a_new_one(tiny_tokenizer, capsys):
+    """It has no four words in a row that could be copied."""
+    records = sampled(tiny_tokenizer, GOOD, OTHER, "<think>So four.</think>4")
+    (pair,) = preference_pairs(records, ROWS[:1], tiny_tokenizer, "thought", training=["Just 2+2, that is 4."])
+    assert pair["chosen"].startswith(OTHER) and "1 with a thought of fewer than four words" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["qwen3", "phi-3-mini"])
+def test_what_trl_would_tokenize_otherwise_is_left_out(shared, capsys, name):
+    """Qwen's prompt ends in a line break, and three are one token; SentencePiece puts a space before what follows a
+    tag, which the text of sampled ids has already."""
+    tokenizer = bt.load_tokenizer(shared / "tokenizers" / name)
+    bt.add_tags(tokenizer)
+    renderer = bt.Renderer(tokenizer)
+    records = sampled(tokenizer, GOOD, BAD)
+    if name == "qwen3":
+        records += sampled(tokenizer, "\n\n" + GOOD)
+    else:
+        (example,) = renderer.examples(bt.to_messages(ROWS[0] | {"answer": GOOD}), "")
+        ids = example.input_ids[len(renderer.prompt_ids(to_prompt(ROWS[0]))) :]
+        text, _ = renderer.read(ids, renderer.stop_ids)
+        records += sampled(tokenizer, text, tokens=len(ids))
+    preference_pairs(records, ROWS[:1], tokenizer, "format")
+    assert "1 that TRL would tokenize otherwise" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -296,12 +373,20 @@ def test_a_completion_that_merges_with_its_prompt_is_left_out(shared, capsys):
         ("rank", ROWS, "by='rank': 'format', 'answer' or 'thought' wanted"),
         ("answer", ["2+2?", "3+4?"], "by='answer' needs the field answer in the rows"),
         ("thought", ROWS, "by='thought' needs training=, the texts of the training thoughts"),
-        ("format", ROWS, "format: 2 samples of 2 prompts -> 0 pairs; left out: 2 of prompts whose.*sample more"),
+        ("format", ROWS, "format: 2 samples of 2 prompts -> 0 pairs; left out: 2 without another.*sample more"),
+        ("format", ROWS[1:], r"a sample is of another prompt than rows\[0\]: '2\+2\?'"),
     ],
 )
 def test_what_gives_no_pairs_is_named(tiny_tokenizer, by, rows, words):
     with pytest.raises(ValueError, match=words):
-        preference_pairs(sampled(GOOD, GOOD), rows, tiny_tokenizer, by)
+        preference_pairs(sampled(tiny_tokenizer, GOOD, GOOD), rows, tiny_tokenizer, by)
+
+
+def test_a_sample_of_no_row_is_named(tiny_tokenizer):
+    records = sampled(tiny_tokenizer, GOOD, BAD, prompt=1)
+    for wrong in (records, [record | {"prompt": 0, "prompt_cut": 2} for record in records]):
+        with pytest.raises(ValueError, match="a sample is of another prompt"):
+            preference_pairs(wrong, ROWS[:1] if wrong is records else ROWS[1:], tiny_tokenizer, "format")
 
 
 # ---------------------------------------------------------------------------------------------- rewards
@@ -377,11 +462,12 @@ def test_the_length_reward_is_trls_of_the_thought(tiny_tokenizer):
 
 
 def test_the_diversity_reward_is_within_a_group(tiny_tokenizer):
-    """Two alike and one that shares no word, an empty thought, and one alone in its group."""
+    """Two alike and one that shares no word, an empty thought, and one alone in its group, which has nothing to be
+    compared with: None, which TRL takes for not applicable."""
     texts = [f"<think>{thought}</think>4" for thought in ("1+1=2 ok", "1+1=2 ok", "Guess four. Yes", "", "1+1=2 ok")]
     prompts, ids = ["Q"] * 4 + ["P"], [ids_of(tiny_tokenizer, text) for text in texts]
     found = Rewards(tiny_tokenizer).diversity(prompts=prompts, completion_ids=ids)
-    assert found[0] == found[1] == pytest.approx(0) and found[2] > 0.9 and found[3:] == [0, 0]
+    assert found[0] == found[1] == pytest.approx(0) and found[2] > 0.9 and found[3:] == [0, None]
 
 
 def test_rewards_in_a_real_on_policy_run(folder, tmp_path):
@@ -411,49 +497,28 @@ def test_rewards_in_a_real_on_policy_run(folder, tmp_path):
 # ---------------------------------------------------------------------------------------------- blurred thoughts
 
 
-def thought_places(batch: dict, mask: str, ids: str, tags) -> list[tuple[list[bool], list[bool], list[int]]]:
-    """Of each row: which tokens count, which are thought, and the ids."""
-    rows = []
-    for counted, own in zip(batch[mask], batch[ids], strict=True):
-        own = own.tolist()
-        start, stop = (own.index(tag) if tag in own else None for tag in tags)
-        inside = [start is not None and start < at < stop for at in range(len(own))]
-        rows.append(((counted != (0 if mask.endswith("mask") else -100)).tolist(), inside, own))
-    return rows
-
-
-@pytest.mark.parametrize(
-    ("kind", "mask", "ids"),
-    [
-        (DPOTrainer, "completion_mask", "input_ids"),
-        (KTOTrainer, "completion_mask", "input_ids"),
-        (ORPOTrainer, "chosen_labels", "chosen_input_ids"),
-        (ORPOTrainer, "rejected_labels", "rejected_input_ids"),
-    ],
-)
-def test_blurred_thoughts_count_in_no_loss(tiny_tokenizer, tmp_path, kind, mask, ids):
+@pytest.mark.parametrize("kind", [DPOTrainer, KTOTrainer])
+def test_blurred_thoughts_are_masked(tiny_tokenizer, tmp_path, kind):
     """Tags and answers stay; what is blurred at .3 is blurred at .7; at 1 no token of a thought counts."""
-    tags = bt.tag_ids(tiny_tokenizer)
-    reference = {} if kind is ORPOTrainer else {"ref_model": random_model(tiny_tokenizer)}
-    settings = COMMON | ({"remove_unused_columns": False} if kind is ORPOTrainer else {})
-    args, pairs = CONFIGS[kind](str(tmp_path), **settings), pairs_of(tiny_tokenizer)
-    model = random_model(tiny_tokenizer)
-    trainer = kind(model, args=args, train_dataset=pairs, processing_class=tiny_tokenizer, **reference)
-    rows = [trainer.train_dataset[i] for i in range(len(trainer.train_dataset))]
-    plain = thought_places(trainer.data_collator(rows), mask, ids, tags)
-    found = {}
+    args, model = CONFIGS[kind](str(tmp_path), **COMMON), random_model(tiny_tokenizer)
+    given = dict(train_dataset=pairs_of(tiny_tokenizer), processing_class=tiny_tokenizer)
+    trainer = kind(model, random_model(tiny_tokenizer), args, **given)
+    batch = trainer.data_collator(list(trainer.train_dataset))
+    masks = {0.0: batch["completion_mask"].bool()}
     for threshold in (0.0, 0.3, 0.7, 1.0):
         collator = BlurredThoughts(trainer.data_collator, tiny_tokenizer, threshold)
-        found[threshold] = [counted for counted, *_ in thought_places(collator(rows), mask, ids, tags)]
-    for i, (counted, inside, own) in enumerate(plain):
-        assert found[0.0][i] == counted
-        assert found[1.0][i] == [c and not blurred for c, blurred in zip(counted, inside, strict=True)]
-        for low, high in ((0.0, 0.3), (0.3, 0.7), (0.7, 1.0)):
-            assert all(a or not b for a, b in zip(found[low][i], found[high][i], strict=True))
-        assert counted[own.index(tags[0])] if tags[0] in own else True
-    thoughts = sum(sum(inside) for _, inside, _ in plain)
-    left = {t: sum(map(sum, rows)) for t, rows in found.items()}
-    assert (thoughts > 10 and left[0.0] > left[0.3] > left[0.7] > left[1.0]) or mask == "rejected_labels"
+        found = collator(list(trainer.train_dataset))["completion_mask"].bool()
+        assert not (found & ~masks[max(t for t in masks if t <= threshold)]).any()
+        masks[threshold] = found
+    opening, closing = bt.tag_ids(tiny_tokenizer)
+    ids, inside = batch["input_ids"], []
+    for row in ids.tolist():
+        start, stop = (row.index(tag) if tag in row else len(row) for tag in (opening, closing))
+        inside.append([start < at < stop for at in range(len(row))])
+    inside = torch.tensor(inside)
+    assert torch.equal(masks[0.0], batch["completion_mask"].bool())
+    assert torch.equal(masks[1.0], masks[0.0] & ~inside)
+    assert inside.sum() > 20 and masks[0.0].sum() > masks[0.3].sum() > masks[0.7].sum() > masks[1.0].sum()
 
 
 def test_a_thought_that_the_prompt_opens_is_blurred_too(r1):
@@ -464,10 +529,11 @@ def test_a_thought_that_the_prompt_opens_is_blurred_too(r1):
     assert batch["completion_mask"].tolist() == [[0, 0, 0, 0, 1, 1]]
 
 
-def test_the_log_probability_in_dpo_is_that_of_the_tokens_left(folder, tmp_path):
+@pytest.mark.parametrize("kind", [DPOTrainer, KTOTrainer])
+def test_the_log_probability_in_the_loss_is_that_of_the_tokens_left(folder, tmp_path, kind):
     """Against the plain sum in float64 over what counts."""
     model, tokenizer = load_policy(folder("plain"))
-    trainer = trainer_of(DPOTrainer, model, tokenizer, tmp_path, learning_rate=0.0)
+    trainer = trainer_of(kind, model, tokenizer, tmp_path, learning_rate=0.0, per_device_train_batch_size=4)
     trainer.data_collator = BlurredThoughts(trainer.data_collator, tokenizer, 1.0)
     trainer.train()
     tags, sums = bt.tag_ids(tokenizer), []
@@ -481,9 +547,18 @@ def test_the_log_probability_in_dpo_is_that_of_the_tokens_left(folder, tmp_path)
     assert logged(trainer, "logps/chosen") == pytest.approx(sum(sums) / len(sums), rel=1e-4)
 
 
-def test_a_batch_without_a_mask_is_named(tiny_tokenizer):
-    """As RewardTrainer's, which has nothing to leave out."""
-    with pytest.raises(ValueError, match="neither completion_mask nor labels in the batch, which has input_ids"):
-        BlurredThoughts(lambda _: {"input_ids": IDS}, tiny_tokenizer, 0.5)([])
+def test_batches_that_cannot_be_blurred_are_named(tiny_tokenizer, tmp_path):
+    """ORPO's, whose likelihood term takes the whole sequence; those with log-probabilities of a reference that counted
+    every token; and a threshold out of its range."""
+    args = ORPOConfig(str(tmp_path), remove_unused_columns=False, **COMMON)
+    given = dict(train_dataset=pairs_of(tiny_tokenizer), processing_class=tiny_tokenizer)
+    orpo = ORPOTrainer(random_model(tiny_tokenizer), args=args, **given)
+    with pytest.raises(ValueError, match=r"no completion_mask.*chosen_labels.*: for DPO and KTO only"):
+        BlurredThoughts(orpo.data_collator, tiny_tokenizer, 0.5)(list(orpo.train_dataset))
+    args = DPOConfig(str(tmp_path), precompute_ref_log_probs=True, **COMMON)
+    dpo = DPOTrainer(random_model(tiny_tokenizer), random_model(tiny_tokenizer), args, **given)
+    dpo.data_collator = BlurredThoughts(dpo.data_collator, tiny_tokenizer, 0.5)
+    with pytest.raises(ValueError, match="counts the thoughts: set precompute_ref_log_probs=False"):
+        dpo.train()
     with pytest.raises(ValueError, match="threshold=2"):
-        BlurredThoughts(lambda _: {}, tiny_tokenizer, 2)
+        BlurredThoughts(dpo.data_collator, tiny_tokenizer, 2)

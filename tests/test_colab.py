@@ -32,6 +32,7 @@ PRESENT = [
 ]  # fmt: skip
 DIFFERS = {"torch": "2.13.0", "setuptools": "77.0.3"}  # torch 2.13 asks for setuptools 77 or newer
 ADDED = {"jedi", "overrides"}  # IPython asks for the one, and Colab takes it out; the other is for Python below 3.12
+INSTALLED = {"bitsandbytes", "btsft-nb", "colorama", "portalocker", "rouge-score", "sacrebleu"}  # by the install cell
 MOVED_BY_TRL = {"datasets", "huggingface-hub", "pyarrow"}
 STUB = '''"""A stub of Colab's module: what anywidget asks of it, and nothing behind it."""
 
@@ -117,7 +118,7 @@ def colab(listed, tmp_path_factory) -> Iterator[Colab]:
         subprocess.run([sys.executable, "-m", "venv", "--clear", folder], check=True)
         pip(python, "install", "-c", str(home / "constraints.txt"), *PRESENT)
         complete.write_text(constraints + " ".join(PRESENT))
-    pip(python, "uninstall", "-y", "bitsandbytes", "btsft_nb")
+    pip(python, "uninstall", "-y", *INSTALLED)
     yield Colab(folder, home)
     if not kept:
         shutil.rmtree(folder)
@@ -153,14 +154,7 @@ def test_the_environment_is_colabs(before, listed):
 
 def test_the_install_cell_moves_nothing(before, installed):
     after = installed.packages()
-    assert set(after) - set(before) == {
-        "bitsandbytes",
-        "btsft-nb",
-        "colorama",
-        "portalocker",
-        "rouge-score",
-        "sacrebleu",
-    }
+    assert set(after) - set(before) == INSTALLED
     assert {name: after[name] for name in before} == before
 
 
