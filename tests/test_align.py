@@ -555,10 +555,10 @@ def test_batches_that_cannot_be_blurred_are_named(tiny_tokenizer, tmp_path):
     orpo = ORPOTrainer(random_model(tiny_tokenizer), args=args, **given)
     with pytest.raises(ValueError, match=r"no completion_mask.*chosen_labels.*: for DPO and KTO only"):
         BlurredThoughts(orpo.data_collator, tiny_tokenizer, 0.5)(list(orpo.train_dataset))
-    args = DPOConfig(str(tmp_path), precompute_ref_log_probs=True, **COMMON)
-    dpo = DPOTrainer(random_model(tiny_tokenizer), random_model(tiny_tokenizer), args, **given)
-    dpo.data_collator = BlurredThoughts(dpo.data_collator, tiny_tokenizer, 0.5)
+    args, reference = DPOConfig(str(tmp_path), **COMMON), random_model(tiny_tokenizer)
+    dpo = DPOTrainer(random_model(tiny_tokenizer), reference, args, **given)
+    rows = [row | {"ref_chosen_logps": -1.0, "ref_rejected_logps": -2.0} for row in dpo.train_dataset]  # precomputed
     with pytest.raises(ValueError, match="counts the thoughts: set precompute_ref_log_probs=False"):
-        dpo.train()
+        BlurredThoughts(dpo.data_collator, tiny_tokenizer, 0.5)(rows)
     with pytest.raises(ValueError, match="threshold=2"):
         BlurredThoughts(dpo.data_collator, tiny_tokenizer, 2)
