@@ -93,7 +93,7 @@ def _prompts(renderer: Renderer, rows: Sequence[dict | str]) -> Iterator[str]:
             texts = (text, text.removeprefix(renderer.tokenizer.bos_token or ""))
             fitting = [one for one in texts if renderer.tokenizer(one)["input_ids"] == ids]
             if not fitting:
-                raise RowError("as text, as TRL takes it, the prompt has other tokens: it spells a control token")
+                raise RowError("as text, as TRL takes it, it spells a control token: take that out of the row")
         except RowError as error:
             raise error.at(getattr(rows, "source", "rows"), i) from None
         yield fitting[0]
@@ -180,9 +180,10 @@ def _scored(samples, references, by: str, how: str, training) -> tuple[list[floa
 
 def _completion(renderer: Renderer, prompts: list[str], record: dict) -> str | None:
     """A sample's text with its end of turn; None where that has other tokens than were sampled."""
-    prompt, text = "".join(prompts[record["prompt"] :][:1]), record["text"]
-    if record["question"].strip() not in prompt or record["prompt_cut"] or not prompt:
-        raise ValueError(f"a sample is of another prompt than rows[{record['prompt']}]: {record['question']!r:.80}")
+    i, text, asked = record["prompt"], record["text"], record["question"]
+    prompt = "".join(prompts[i : i + 1])
+    if asked.strip() not in prompt or record["prompt_cut"] or not prompt:
+        raise ValueError(f"a sample is of another prompt than rows[{i}]: {asked!r:.80}; give the rows it was drawn for")
     for own, tag in zip(renderer.tags, THINK_TAGS, strict=True):
         text = text.replace(tag, own)
     ids, before = (renderer.tokenizer(part)["input_ids"] for part in (prompt + text, prompt))
@@ -243,14 +244,12 @@ class Rewards:
     def _opens(self, prompt: str | list[dict]) -> bool:
         """Whether a prompt, as text or as conversation, begins the thought."""
         text = prompt if isinstance(prompt, str) else self.renderer.prompt_text(to_prompt({"messages": prompt}))
-        return text.rstrip().endswith(self.renderer.tags[0])
+        return self.renderer.opens(text)
 
     def _parsed(self, prompts: list, completion_ids: list[list[int]]) -> list[Parsed]:
-        found = []
-        for prompt, ids in zip(prompts, completion_ids, strict=True):
-            text, stop = self.renderer.read(list(ids), self.renderer.stop_ids)
-            found.append(parse(text, prefilled=self._opens(prompt), finished=stop is not None))
-        return found
+        read = [self.renderer.read(list(ids), self.renderer.stop_ids) for ids in completion_ids]
+        pairs = zip(read, map(self._opens, prompts), strict=True)
+        return [parse(text, prefilled=opened, finished=stop is not None) for (text, stop), opened in pairs]
 
 
 def _thought(ids: list[int], tags: tuple[int, int], opened: bool) -> range:
@@ -295,5 +294,4 @@ class BlurredThoughts:
         before = [token for token in ids[: places.min()].tolist() if token in self.tag_ids] if len(places) else []
         kinds = np.full(len(own), Kind.ANSWER)
         kinds[_thought(own.tolist(), self.tag_ids, before[-1:] == [self.tag_ids[0]])] = Kind.THINK
-        u = draws(kinds, example_key(own.tobytes().hex()), self.seed, 0)
-        return places[torch.from_numpy(u < self.threshold)]
+        return places[torch.from_numpy(draws(kinds, example_key(own.tobytes().hex()), self.seed, 0) < self.threshold)]

@@ -231,9 +231,7 @@ class EvaluationConfig:
     max_new_tokens: int = field(default=256, metadata={"help": "Cut a completion off after so many tokens."})
     top_k: int | None = field(default=None, metadata={"help": "Draw from the so many most likely tokens."})
     top_p: float | None = field(default=None, metadata={"help": "Draw from the likeliest tokens with this share."})
-    no_repeat_ngram_size: int | None = field(
-        default=None, metadata={"help": "No n-gram of so many tokens comes twice."}
-    )
+    no_repeat_ngram_size: int | None = field(default=None, metadata={"help": "No n-gram of this size comes twice."})
     max_prompt_length: int | None = field(default=None, metadata={"help": "Tokens of a prompt; more lose the first."})
     sample_batch_size: int = field(default=64, metadata={"help": "Completions drawn at once."})
     sample_seed: int = field(default=0, metadata={"help": "Of the draws."})

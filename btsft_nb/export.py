@@ -8,6 +8,7 @@ from huggingface_hub import HfApi
 from transformers import AutoConfig
 
 from .card import model_card
+from .generation import stop_ids
 from .models import load_run, read_base, resolve
 from .render import Renderer
 from .run import Run
@@ -39,9 +40,8 @@ def merge(run: str | Path, folder: str | Path, *, dtype: str = "auto") -> Path:
     kind = getattr(torch, dtype) if dtype != "auto" else AutoConfig.from_pretrained(resolve(base)).dtype
     model, tokenizer = load_run(run, dequantize=True)
     model = model.merge_and_unload(safe_merge=True).to(kind or torch.float32)
-    stops = model.generation_config.eos_token_id or []
-    stops = {*Renderer(tokenizer).stop_ids, *(stops if isinstance(stops, list) else [stops])}  # the end of a turn, too
-    model.generation_config.update(eos_token_id=sorted(stops), pad_token_id=tokenizer.pad_token_id)
+    stops = stop_ids(model, Renderer(tokenizer))  # the end of a turn, too
+    model.generation_config.update(eos_token_id=stops, pad_token_id=tokenizer.pad_token_id)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     model_card(Run(run), folder).save(folder / "README.md")

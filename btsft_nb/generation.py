@@ -176,7 +176,7 @@ def _generate(
     model: PreTrainedModel | PeftModel, renderer: Renderer, jobs: list[_Job], settings: dict
 ) -> dict[str, dict]:
     """The records of some jobs by key."""
-    stops = _stop_ids(model, renderer)
+    stops = stop_ids(model, renderer)
     ids, limit, pad = [job.ids for job in jobs], settings["max_new_tokens"], renderer.tokenizer.pad_token_id
     padded = renderer.tokenizer.pad({"input_ids": ids}, padding_side="left", return_tensors="pt").to(model.device)
     config = GenerationConfig(max_new_tokens=limit, eos_token_id=stops, pad_token_id=pad, do_sample=False)
@@ -206,7 +206,7 @@ def _generate(
     return {job.key: _record(renderer, job, ids, stops) for job, ids in drawn}
 
 
-def _stop_ids(model: PreTrainedModel | PeftModel, renderer: Renderer) -> list[int]:
+def stop_ids(model: PreTrainedModel | PeftModel, renderer: Renderer) -> list[int]:
     """The template's end of turn, the tokenizer's end token, and what the model says of itself."""
     own = model.generation_config.eos_token_id
     return sorted({*renderer.stop_ids, *(own if isinstance(own, list) else [own])} - {None})
@@ -219,7 +219,7 @@ def _record(renderer: Renderer, job: _Job, ids: list[int], stops: list[int]) -> 
         "sample": job.sample,
         "question": job.question,
         "text": text,
-        "prefilled": renderer.tokenizer.decode(job.ids[-8:]).rstrip().endswith(renderer.tags[0]),
+        "prefilled": renderer.opens(renderer.tokenizer.decode(job.ids[-8:])),
         "prompt_cut": job.cut,
         "tokens": len(ids) if stop is None else stop + 1,
         "finished": stop is not None,

@@ -100,6 +100,10 @@ class Renderer:
         """The same as text, in which a control token and text that spells one look alike."""
         return unmarked(self._prompt(messages))
 
+    def opens(self, prompt: str) -> bool:
+        """Whether a prompt begins the thought: it ends in the open tag, white space aside."""
+        return prompt.rstrip().endswith(self.tags[0])
+
     def read(self, ids: list[int], stops: Collection[int]) -> tuple[str, int | None]:
         """A completion's text up to the first of `stops`, its tags as `<think>` and `</think>`; and where that is, None
         where it has none."""
@@ -215,7 +219,7 @@ class Renderer:
     def _completion(self, message: Message, prompt: str, turn: int) -> tuple[list[Span], set[str]]:
         """Spans of what the model would have to generate after `prompt`, end of turn included, and its flags."""
         opening, closing = self.tags
-        opened = prompt.rstrip().endswith(opening)
+        opened = self.opens(prompt)
         spans, flags = self._parse(message, opened, turn)
         if prompt.rstrip().endswith(closing) and "untagged" not in flags:
             raise UnsuitableRow("the chat template's prompt has a whole, empty thought: take its variant that thinks")

@@ -54,9 +54,17 @@ class Settings:
         self.origins: dict[str, str] = {}
         self.notes: list[str] = []
 
-    model: ModelConfig = cached_property(lambda self: self._made(ModelConfig))
-    data: DataConfig = cached_property(lambda self: self._made(DataConfig))
-    evaluation: EvaluationConfig = cached_property(lambda self: self._made(EvaluationConfig))
+    @cached_property
+    def model(self) -> ModelConfig:
+        return self._made(ModelConfig)
+
+    @cached_property
+    def data(self) -> DataConfig:
+        return self._made(DataConfig)
+
+    @cached_property
+    def evaluation(self) -> EvaluationConfig:
+        return self._made(EvaluationConfig)
 
     @cached_property
     def training(self) -> BTSFTConfig:
