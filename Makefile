@@ -2,6 +2,7 @@
 # make test    install, run the tests and all notebooks; tests in a browser want Debian's chromium and skip without it.
 #              BTSFT_COLAB_VENV=folder keeps the environment with Colab's versions, which takes two minutes to make
 # make lint    ruff
+# make measure  size and density of the package, beside its ceilings
 # make notebooks   run the notebooks and store their outputs in place, and the README's pictures (needs chromium)
 # make colab   write the repository's address (pyproject.toml) into badges and install cells
 # make bench   install the peers, measure against them, and kill runs: over half an hour on two cores
@@ -14,7 +15,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo test lint notebooks colab bench evidence lock
+.PHONY: demo test lint measure notebooks colab bench evidence lock
 
 demo: $(INSTALLED)
 	$(BIN)/python tools/notebooks.py demo
@@ -26,6 +27,9 @@ test: $(INSTALLED)
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+measure:
+	$(PYTHON) tools/measure.py
 
 notebooks: $(INSTALLED)
 	$(BIN)/python tools/notebooks.py refresh

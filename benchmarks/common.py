@@ -17,14 +17,23 @@ def environment(dtype: torch.dtype, packages: tuple[str, ...] = ("torch",)) -> s
     where = f"{processor()}, {torch.get_num_threads()} threads"
     if torch.cuda.is_available():
         where = f"{torch.cuda.get_device_name()}, {where}"
-    return ", ".join([where, str(dtype).removeprefix("torch."), *(f"{name} {installed(name)}" for name in packages)])
+    return ", ".join(
+        [
+            where,
+            str(dtype).removeprefix("torch."),
+            *(f"{name} {installed(name)}" for name in packages),
+        ]
+    )
 
 
 def processor() -> str:
     """The CPU's name, as Linux knows it."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+    return next(
+        (line.split(":")[1].strip() for line in lines if line.startswith("model name")),
+        platform.machine(),
+    )
 
 
 def installed(package: str) -> str:

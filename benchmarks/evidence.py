@@ -44,7 +44,10 @@ TRAINING = {
     "max_steps": STEPS, "per_device_train_batch_size": 16, "learning_rate": 1.5e-3, "warmup_steps": 5,
     "save_strategy": "no", "logging_steps": 8, "disable_tqdm": True,
 }  # fmt: skip
-FAMILIES = {"one step": (bt.tiny.rows, 96), "two steps": (two_steps.rows, 160)}  # rows, and max_new_tokens
+FAMILIES = {
+    "one step": (bt.tiny.rows, 96),
+    "two steps": (two_steps.rows, 160),
+}  # rows, and max_new_tokens
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,10 @@ class Arm:
 def _arms() -> dict[str, Arm]:
     """All arms by name. Dials that an arm does not name are 0."""
     one = ("one step",)
-    arms = {"plain SFT": Arm("teacher"), "reference": Arm("teacher", {"threshold": 0.5, "beta": 0.05}, "reference")}
+    arms = {
+        "plain SFT": Arm("teacher"),
+        "reference": Arm("teacher", {"threshold": 0.5, "beta": 0.05}, "reference"),
+    }
     for t in (0.2, 0.5, 0.8):
         both = tuple(FAMILIES) if t == 0.5 else one
         arms[f"blur {t}"] = Arm("teacher", {"threshold": t}, families=both)
@@ -102,7 +108,9 @@ class Expectation(bt.BTSFTTrainer):
         thoughts = (inputs["kinds"] == bt.Kind.THINK) & (inputs["weights"] != 0)
         share = self.args.threshold
         none, whole = (
-            super(Expectation, self).compute_loss(model, inputs | {"blurred": thoughts & on}, False, num_items_in_batch)
+            super(Expectation, self).compute_loss(
+                model, inputs | {"blurred": thoughts & on}, False, num_items_in_batch
+            )
             for on in (torch.tensor(False), torch.tensor(True))
         )
         return (1 - share) * none + share * whole
@@ -120,9 +128,13 @@ class Reference(Trainer):
         self.beta = beta
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        outputs = model(inputs["input_ids"], labels=inputs["labels"], num_items_in_batch=num_items_in_batch)
+        outputs = model(
+            inputs["input_ids"], labels=inputs["labels"], num_items_in_batch=num_items_in_batch
+        )
         texts = self.processing_class.batch_decode(outputs.logits.argmax(-1))
-        fits = [bool(re.search(r"<think>((?!</?think>).)*</think>", text, re.DOTALL)) for text in texts]
+        fits = [
+            bool(re.search(r"<think>((?!</?think>).)*</think>", text, re.DOTALL)) for text in texts
+        ]
         return outputs.loss + self.beta * (1 - sum(fits) / len(fits))
 
 
@@ -132,7 +144,9 @@ def train(arm: Arm, family: str, seed: int, base: str, folder: Path):
     examples = bt.prepare(FAMILIES[family][0](arm.data, ROWS, seed), tokenizer, weights=arm.weights)
     dials = {"threshold": 0.0, "anchor": 0.0, "beta": 0.0} | arm.dials
     if arm.trainer == "reference":
-        settings = TrainingArguments(str(folder), seed=seed, report_to="none", neftune_noise_alpha=0.1, **TRAINING)
+        settings = TrainingArguments(
+            str(folder), seed=seed, report_to="none", neftune_noise_alpha=0.1, **TRAINING
+        )
         data = as_published(examples, tokenizer, dials.pop("threshold"), seed)
         collator = DataCollatorForLanguageModeling(tokenizer, mlm=False)
         options = {"processing_class": tokenizer, "beta": dials["beta"]}
@@ -150,10 +164,14 @@ def as_published(examples: Dataset, tokenizer, threshold: float, seed: int) -> D
     rows = []
     for example in examples:
         ids, more = np.array(example["input_ids"]), longest - len(example["input_ids"])
-        blurred = bt.draws(example["kinds"], bt.example_key(example["id"]), seed, 0, keep_first=5) < threshold
+        blurred = (
+            bt.draws(example["kinds"], bt.example_key(example["id"]), seed, 0, keep_first=5)
+            < threshold
+        )
         labels = np.where(blurred, -100, ids)
         padded = [
-            np.pad(v, (0, more), constant_values=pad) for v, pad in ((ids, tokenizer.pad_token_id), (labels, -100))
+            np.pad(v, (0, more), constant_values=pad)
+            for v, pad in ((ids, tokenizer.pad_token_id), (labels, -100))
         ]
         rows.append({"input_ids": padded[0].tolist(), "labels": padded[1].tolist()})
     return Dataset.from_list(rows)
@@ -166,8 +184,18 @@ def make_base(family: str, folder: Path) -> str:
     if not folder.is_dir():
         part = folder.with_suffix(".part")
         model, tokenizer = bt.load_model("tiny")
-        settings = {"max_steps": 500, "per_device_train_batch_size": 32, "learning_rate": 1e-3, "warmup_steps": 20}
-        settings |= {"lr_scheduler_type": "cosine", "save_strategy": "no", "logging_steps": 50, "disable_tqdm": True}
+        settings = {
+            "max_steps": 500,
+            "per_device_train_batch_size": 32,
+            "learning_rate": 1e-3,
+            "warmup_steps": 20,
+        }
+        settings |= {
+            "lr_scheduler_type": "cosine",
+            "save_strategy": "no",
+            "logging_steps": 50,
+            "disable_tqdm": True,
+        }
         config = bt.BTSFTConfig(str(part), threshold=0, beta=0, anchor=0, **settings)
         examples = bt.prepare(two_steps.rows("pretrain", 16_000), tokenizer)
         bt.BTSFTTrainer(model, config, examples, processing_class=tokenizer).train()
@@ -180,7 +208,8 @@ def settings_of(name: str) -> dict:
     arm = asdict(ARMS[name]) if name in ARMS else {}
     arm.pop("families", None)
     versions = {
-        package: installed(package) for package in ("torch", "transformers", "peft", "bitsandbytes", "btsft_nb")
+        package: installed(package)
+        for package in ("torch", "transformers", "peft", "bitsandbytes", "btsft_nb")
     }
     return {
         "arm": arm,
@@ -202,10 +231,16 @@ def run(family: str, name: str, seed: int, root: Path) -> None:
     if name == "before":
         model, tokenizer = bt.load_model(base, qlora=True)
     else:
-        model, tokenizer = train(ARMS[name], family, seed, base, root / "scratch" / f"{family} {name} {seed}")
+        model, tokenizer = train(
+            ARMS[name], family, seed, base, root / "scratch" / f"{family} {name} {seed}"
+        )
     options = {"n": SAMPLES, "max_new_tokens": limit, "batch_size": 400, "seed": seed}
     samples = bt.sample(model, tokenizer, rows("test", PROMPTS), **options)
-    record = {"settings": settings, "date": str(date.today()), "seconds": round(time.monotonic() - start, 1)}
+    record = {
+        "settings": settings,
+        "date": str(date.today()),
+        "seconds": round(time.monotonic() - start, 1),
+    }
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part")
     part.write_text(json.dumps(record | {"samples": samples}) + "\n")
@@ -218,10 +253,14 @@ ARMS = _arms()
 
 def read_runs(family: str, name: str, root: Path, seeds: int) -> list[dict]:
     """What `run` wrote of an arm. Raises ValueError for a run that today's settings would not make."""
-    found = [json.loads((root / family / name / f"{seed}.json").read_text()) for seed in range(seeds)]
+    found = [
+        json.loads((root / family / name / f"{seed}.json").read_text()) for seed in range(seeds)
+    ]
     for seed, record in enumerate(found):
         if record["settings"] != settings_of(name):
-            raise ValueError(f"{family}, {name}, seed {seed} was made with other settings: run evidence.py first")
+            raise ValueError(
+                f"{family}, {name}, seed {seed} was made with other settings: run evidence.py first"
+            )
     return found
 
 
@@ -253,8 +292,13 @@ def summarise(root: Path, seeds: int) -> dict:
         families[family] = {name: summary(name, values) for name in names}
         records += [record for found in runs.values() for record in found]
     made = {"command": "make evidence", "dates": sorted({record["date"] for record in records})}
-    made |= {"machine": processor(), "python": platform.python_version()} | records[0]["settings"]["versions"]
-    made |= {"runs": len(records), "hours on one core": sum(record["seconds"] for record in records) / 3600}
+    made |= {"machine": processor(), "python": platform.python_version()} | records[0]["settings"][
+        "versions"
+    ]
+    made |= {
+        "runs": len(records),
+        "hours on one core": sum(record["seconds"] for record in records) / 3600,
+    }
     budget = TRAINING | {"rows": ROWS, "problems": PROMPTS, "samples": SAMPLES, "seeds": seeds}
     return {"made": made, "budget": budget, "families": families}
 
@@ -262,13 +306,22 @@ def summarise(root: Path, seeds: int) -> dict:
 def summary(name: str, values: dict[str, dict[str, np.ndarray]]) -> dict:
     """Of one arm: settings, `metrics`, the mean of each seed, and the paired difference from its control."""
     found = {"metrics": {metric: interval(array) for metric, array in values[name].items()}}
-    found["seeds"] = {metric: np.nanmean(array, 1).tolist() for metric, array in values[name].items()}
+    found["seeds"] = {
+        metric: np.nanmean(array, 1).tolist() for metric, array in values[name].items()
+    }
     if name in ARMS:
         arm = ARMS[name]
         control = "plain SFT" if arm.data == "teacher" else "beta 0"
-        settings = {"data": arm.data, "trainer": arm.trainer, "dials": arm.dials, "weights": arm.weights}
+        settings = {
+            "data": arm.data,
+            "trainer": arm.trainer,
+            "dials": arm.dials,
+            "weights": arm.weights,
+        }
         found = settings | found | {"control": control}
-        found["difference"] = {m: interval(array - values[control][m]) for m, array in values[name].items()}
+        found["difference"] = {
+            m: interval(array - values[control][m]) for m, array in values[name].items()
+        }
     return found
 
 
@@ -282,10 +335,14 @@ def rounded(value: object) -> object:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--folder", type=Path, default=Path("runs/evidence"))
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--workers", type=int, default=1, help="processes that share the runs, one thread each")
+    parser.add_argument(
+        "--workers", type=int, default=1, help="processes that share the runs, one thread each"
+    )
     parser.add_argument("--worker", type=int, help=argparse.SUPPRESS)  # which of them this is
     options = parser.parse_args()
     logging.disable_progress_bar()
@@ -295,18 +352,26 @@ def main() -> None:
         share_out(options.workers)
     else:
         jobs = [(family, "before", seed) for seed in range(options.seeds) for family in FAMILIES]
-        jobs += [(f, name, seed) for seed in range(options.seeds) for name, arm in ARMS.items() for f in arm.families]
+        jobs += [
+            (f, name, seed)
+            for seed in range(options.seeds)
+            for name, arm in ARMS.items()
+            for f in arm.families
+        ]
         for job in jobs[options.worker or 0 :: options.workers]:
             run(*job, options.folder)
     if options.worker is None:
-        OUT.write_text(json.dumps(rounded(summarise(options.folder, options.seeds)), indent=1) + "\n")
+        OUT.write_text(
+            json.dumps(rounded(summarise(options.folder, options.seeds)), indent=1) + "\n"
+        )
 
 
 def share_out(workers: int) -> None:
     """This command in several processes; when one fails, the others end too."""
     command = [sys.executable, *sys.argv, "--worker"]
     processes = [
-        subprocess.Popen([*command, str(i)], env=os.environ | {"OMP_NUM_THREADS": "1"}) for i in range(workers)
+        subprocess.Popen([*command, str(i)], env=os.environ | {"OMP_NUM_THREADS": "1"})
+        for i in range(workers)
     ]
     try:
         while any(process.poll() is None for process in processes):

@@ -25,7 +25,11 @@ LIMIT = 96
 def by_transformers(model, renderer, prompts: list[dict], n: int) -> int:
     """Completions of `generate`, one at a time, at random."""
     config = GenerationConfig(
-        do_sample=True, top_k=0, max_new_tokens=LIMIT, eos_token_id=renderer.stop_ids, pad_token_id=renderer.stop_ids[0]
+        do_sample=True,
+        top_k=0,
+        max_new_tokens=LIMIT,
+        eos_token_id=renderer.stop_ids,
+        pad_token_id=renderer.stop_ids[0],
     )
     for prompt in prompts:
         ids = torch.tensor([renderer.prompt_ids(bt.to_prompt(prompt))])
@@ -45,7 +49,9 @@ def main(quick: bool) -> None:
         part = problems[i::rounds]
         for name, batch_size in (("batches of 64", 64), ("one at a time", 1)):
             start = time.perf_counter()
-            drawn[name] += bt.sample(model, tokenizer, part, n, max_new_tokens=LIMIT, batch_size=batch_size)
+            drawn[name] += bt.sample(
+                model, tokenizer, part, n, max_new_tokens=LIMIT, batch_size=batch_size
+            )
             rates[name].append(n * len(part) / (time.perf_counter() - start))
         start = time.perf_counter()
         rates["transformers' generate"].append(

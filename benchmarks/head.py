@@ -18,8 +18,8 @@ import torch.nn.functional as F
 from common import environment, medians, peak_bytes
 from torch import Tensor, nn
 
-from btsft_nb.head import head_log_probs
-from btsft_nb.head_matrix import CHUNK, Plan, linear
+from btsft_nb.objective.head import head_log_probs
+from btsft_nb.objective.head_matrix import CHUNK, Plan, linear
 
 SIZES = [(151_936, 896), (32_000, 2_048)]
 LARGE = (151_936, 1_536)  # on CUDA, the head's time over that of its products
@@ -42,13 +42,17 @@ class Problem(NamedTuple):
 def problem(vocabulary: int, width: int, positions: int) -> Problem:
     """Normal hidden states, as after a norm; logits have a standard deviation of 2."""
     torch.manual_seed(0)
-    head = nn.Linear(width, vocabulary, bias=False, device=DEVICE, dtype=DTYPE).requires_grad_(False)
+    head = nn.Linear(width, vocabulary, bias=False, device=DEVICE, dtype=DTYPE).requires_grad_(
+        False
+    )
     head.weight.normal_(0, 2 / width**0.5)
     hidden = torch.randn(positions, width, device=DEVICE).to(DTYPE)
     labels = torch.randint(vocabulary, (positions,), device=DEVICE)
     labels[::2] = -100
     rows = (labels != -100).nonzero()[:, 0]
-    ref_hidden = hidden[rows[::2]] + 0.3 * torch.randn(len(rows[::2]), width, device=DEVICE).to(DTYPE)
+    ref_hidden = hidden[rows[::2]] + 0.3 * torch.randn(len(rows[::2]), width, device=DEVICE).to(
+        DTYPE
+    )
     return Problem(head, hidden.requires_grad_(), labels, rows, ref_hidden)
 
 
@@ -67,7 +71,9 @@ def anchored(p: Problem) -> Result:
     """As ours, with a KL in place of the loss on half of the weighted rows."""
     blurred = torch.arange(len(p.rows), device=DEVICE) % 2 == 0
     labels = p.labels[p.rows]
-    out = head_log_probs(p.hidden[p.rows], p.head, labels, TAGS, ref_hidden=p.ref_hidden, kl_rows=blurred)
+    out = head_log_probs(
+        p.hidden[p.rows], p.head, labels, TAGS, ref_hidden=p.ref_hidden, kl_rows=blurred
+    )
     return finish(out.kl.sum() - out.log_probs[~blurred].sum(), p)
 
 
@@ -86,7 +92,11 @@ def full_logits(p: Problem) -> Result:
     return finish(F.cross_entropy(logits, p.labels, reduction="sum"), p)
 
 
-def trl(p: Problem, rows: Tensor | None = None, outputs: tuple[str, ...] = ("log_probs", "entropy", "is_top1")):
+def trl(
+    p: Problem,
+    rows: Tensor | None = None,
+    outputs: tuple[str, ...] = ("log_probs", "entropy", "is_top1"),
+):
     """TRL's fused head. By default as SFTTrainer calls it: with its outputs; on CUDA the weighted rows, else all."""
     from trl.kernels import ChunkedLogProbFunction
     from trl.trainer.utils import _CHUNKED_LOGPROB_CHUNK_SIZE
@@ -124,7 +134,9 @@ def cut_cross_entropy(p: Problem) -> Result:
     from cut_cross_entropy import linear_cross_entropy
 
     rows = p.hidden[p.rows], p.head.weight, p.labels[p.rows]
-    return finish(linear_cross_entropy(*rows, reduction="sum", impl="cce" if CUDA else "torch_compile"), p)
+    return finish(
+        linear_cross_entropy(*rows, reduction="sum", impl="cce" if CUDA else "torch_compile"), p
+    )
 
 
 PEERS = {f.__name__: f for f in (full_logits, trl_same_rows, trl_trainer, liger, cut_cross_entropy)}
@@ -141,7 +153,9 @@ def runnable(p: Problem, names: list[str]) -> dict[str, Callable]:
         try:
             theirs = PEERS[name](p)
         except Exception as error:
-            print(f"  {name}: not run, {type(error).__name__}: {str(error).strip().splitlines()[0][:150]}")
+            print(
+                f"  {name}: not run, {type(error).__name__}: {str(error).strip().splitlines()[0][:150]}"
+            )
             continue
         torch.testing.assert_close(theirs[0].float(), loss.float(), rtol=loose, atol=0)
         error = (theirs[1] - gradient).norm() / gradient.norm()
@@ -154,7 +168,9 @@ def memory(name: str, size: tuple[int, int], positions: int) -> int:
     """Peak bytes of a method, in a process of its own."""
     arguments = [name, *map(str, (*size, positions))]
     command = [sys.executable, __file__, "--memory-of", *arguments]
-    return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
+    return int(
+        subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1]
+    )
 
 
 def memory_of(name: str, vocabulary: int, width: int, positions: int) -> int:
@@ -167,7 +183,9 @@ def memory_of(name: str, vocabulary: int, width: int, positions: int) -> int:
 def measure(size: tuple[int, int], positions: int, repeats: int, quick: bool) -> dict[str, float]:
     """Print the table of one size, and return its ratios."""
     p = problem(*size, positions)
-    print(f"\nvocabulary {size[0]:,} x {size[1]:,}, {positions} positions, {len(p.rows)} weighted, {repeats} repeats")
+    print(
+        f"\nvocabulary {size[0]:,} x {size[1]:,}, {positions} positions, {len(p.rows)} weighted, {repeats} repeats"
+    )
     peers = runnable(p, [name for name in PEERS if not (quick and name in SLOW)])
     if quick:
         print(f"  {', '.join(SLOW)}: not run, --quick leaves them out")
@@ -178,9 +196,14 @@ def measure(size: tuple[int, int], positions: int, repeats: int, quick: bool) ->
     peak = {name: memory(name, size, positions) for name in weighed}
     for name, taken in seconds.items():
         extra = f"{peak[name] / 2**20:8.0f} MiB" if name in peak else " " * 12
-        print(f"  {name:18} {taken:8.3f} s {extra}   {taken / seconds['ours']:5.2f} x ours", flush=True)
+        print(
+            f"  {name:18} {taken:8.3f} s {extra}   {taken / seconds['ours']:5.2f} x ours",
+            flush=True,
+        )
     return {
-        "time_vs_trl": seconds["trl_same_rows"] / seconds["ours"] if "trl_same_rows" in seconds else float("nan"),
+        "time_vs_trl": seconds["trl_same_rows"] / seconds["ours"]
+        if "trl_same_rows" in seconds
+        else float("nan"),
         "time_vs_naive": seconds["full_logits"] / seconds["ours"],
         "memory_vs_naive": peak["ours"] / peak["full_logits"],
         "product_fraction": seconds["products"] / seconds["ours"],
@@ -190,9 +213,15 @@ def measure(size: tuple[int, int], positions: int, repeats: int, quick: bool) ->
 
 def main() -> None:
     """Both sizes, then the worst of each ratio."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="fewer positions and repeats; under a minute")
-    parser.add_argument("--memory-of", nargs=4, metavar=("METHOD", "V", "D", "POSITIONS"), help=argparse.SUPPRESS)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="fewer positions and repeats; under a minute"
+    )
+    parser.add_argument(
+        "--memory-of", nargs=4, metavar=("METHOD", "V", "D", "POSITIONS"), help=argparse.SUPPRESS
+    )
     given = parser.parse_args()
     if given.memory_of:
         print(memory_of(given.memory_of[0], *map(int, given.memory_of[1:])))
@@ -204,10 +233,19 @@ def main() -> None:
         p = problem(*LARGE, 8192)
         ours(p), products(p)
         seconds = medians({"ours": lambda: ours(p), "products": lambda: products(p)}, repeats)
-        print(f"\n{LARGE[0]:,} x {LARGE[1]:,}: head over its products {seconds['ours'] / seconds['products']:.2f}")
-    print("\nworst case over the two sizes (time_vs: theirs / ours; others: ours / theirs, or as named):")
+        print(
+            f"\n{LARGE[0]:,} x {LARGE[1]:,}: head over its products {seconds['ours'] / seconds['products']:.2f}"
+        )
+    print(
+        "\nworst case over the two sizes (time_vs: theirs / ours; others: ours / theirs, or as named):"
+    )
     largest = ("memory_vs_naive", "anchor_cost")  # the smaller the better
-    print(" ".join(f"{key}={(max if key in largest else min)(f[key] for f in found):.3g}" for key in found[0]))
+    print(
+        " ".join(
+            f"{key}={(max if key in largest else min)(f[key] for f in found):.3g}"
+            for key in found[0]
+        )
+    )
 
 
 if __name__ == "__main__":

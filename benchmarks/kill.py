@@ -61,7 +61,9 @@ def make_trainer(folder: Path, optimiser: str, report: Connection):
             self.send("saved", state.global_step)
 
     # rank 64: the states of smaller matrices would be kept in 32 bits by adamw_8bit too
-    lora = LoraConfig(r=64, lora_alpha=128, lora_dropout=0.1, target_modules="all-linear", task_type="CAUSAL_LM")
+    lora = LoraConfig(
+        r=64, lora_alpha=128, lora_dropout=0.1, target_modules="all-linear", task_type="CAUSAL_LM"
+    )
     model, tokenizer = bt.load_model("tiny", qlora=True, lora=lora)
     examples = bt.prepare(bt.load_rows("tiny/teacher")[:ROWS], tokenizer)
     config = bt.BTSFTConfig(
@@ -79,7 +81,9 @@ def make_trainer(folder: Path, optimiser: str, report: Connection):
         save_total_limit=2,
         disable_tqdm=True,
     )
-    return bt.BTSFTTrainer(model, config, examples, processing_class=tokenizer, callbacks=[Report()])
+    return bt.BTSFTTrainer(
+        model, config, examples, processing_class=tokenizer, callbacks=[Report()]
+    )
 
 
 class Run:
@@ -135,8 +139,12 @@ class Alone:
 def result(folder: Path) -> tuple[bytes, list[dict]]:
     """The bytes of a run's adapter and its logs, without what depends on the clock."""
     logs = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
-    logs = [{name: value for name, value in log.items() if name != "tokens_per_second"} for log in logs]
-    return (folder / "adapter_model.safetensors").read_bytes(), [log for log in logs if "loss" in log]
+    logs = [
+        {name: value for name, value in log.items() if name != "tokens_per_second"} for log in logs
+    ]
+    return (folder / "adapter_model.safetensors").read_bytes(), [
+        log for log in logs if "loss" in log
+    ]
 
 
 def wait_for_moment(run: Run, save: int | None, delay: float) -> None:
@@ -155,7 +163,9 @@ def whole(checkpoint: Path) -> bool:
         return False
 
 
-def killed_and_resumed(folder: Path, optimiser: str, alone: Alone, rng: random.Random, aimed: bool) -> dict:
+def killed_and_resumed(
+    folder: Path, optimiser: str, alone: Alone, rng: random.Random, aimed: bool
+) -> dict:
     """Kills a run, resumes it and compares: a row of the table; an empty one where the run ended before the moment."""
     save = rng.choice(alone.saves) if aimed else None
     delay = rng.uniform(0, alone.saving if aimed else alone.span)
@@ -181,13 +191,18 @@ def killed_and_resumed(folder: Path, optimiser: str, alone: Alone, rng: random.R
 
 def print_alone(alone: Alone, optimiser: str) -> None:
     steps = ", ".join(map(str, alone.saves))
-    print(f"alone, {optimiser}: {alone.wall:.1f} s, {alone.span:.1f} s of it from first step to last checkpoint;")
+    print(
+        f"alone, {optimiser}: {alone.wall:.1f} s, {alone.span:.1f} s of it from first step to last checkpoint;"
+    )
     print(f"  checkpoints after steps {steps}, written in up to {alone.saving:.3f} s", flush=True)
 
 
 def print_row(values) -> None:
     widths = (4, 12, 25, 10, 14, 11, 8, 7)
-    print(" ".join(f"{value!s:<{width}}" for value, width in zip(values, widths, strict=True)), flush=True)
+    print(
+        " ".join(f"{value!s:<{width}}" for value, width in zip(values, widths, strict=True)),
+        flush=True,
+    )
 
 
 def measure(kills: int, rng: random.Random, temporary: Path) -> list[dict]:
@@ -220,7 +235,9 @@ def main() -> None:
     print(
         f"python {platform.python_version()}, {', '.join(versions)}, {platform.machine()} CPU, {os.cpu_count()} cores"
     )
-    os.environ["PYTHONWARNINGS"] = "ignore:resource_tracker:UserWarning"  # of what those that are killed leave
+    os.environ["PYTHONWARNINGS"] = (
+        "ignore:resource_tracker:UserWarning"  # of what those that are killed leave
+    )
     PROCESSES.set_forkserver_preload(["btsft_nb"])
     with tempfile.TemporaryDirectory() as temporary:
         rows = measure(kills, random.Random(arguments.seed), Path(temporary))

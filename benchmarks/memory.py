@@ -25,16 +25,42 @@ import transformers
 from common import _status, environment
 from datasets import Dataset
 from peft import LoraConfig
-from transformers import LlamaConfig, LlamaForCausalLM, PrinterCallback, Qwen2Config, Qwen2ForCausalLM, TrainerCallback
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    PrinterCallback,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    TrainerCallback,
+)
 
-from btsft_nb import BTSFTConfig, BTSFTTrainer, Kind, head_matrix, load_model, load_tokenizer, tag_ids
-from btsft_nb.config import ModelConfig
-from btsft_nb.estimate import estimate, measured_speed
+from btsft_nb import BTSFTConfig, BTSFTTrainer, Kind, load_model, load_tokenizer, tag_ids
+from btsft_nb.models.config import ModelConfig
+from btsft_nb.models.estimate import estimate, measured_speed
+from btsft_nb.objective import head_matrix
 
-PAGE, MARKERS = Path(__file__).parents[1] / "docs" / "scale.md", ("<!-- table -->\n", "<!-- end -->\n")
-QWEN = dict(hidden_size=896, intermediate_size=4864, num_attention_heads=14, num_key_value_heads=2, vocab_size=151_936)
-SMOL = dict(hidden_size=576, intermediate_size=1536, num_attention_heads=9, num_key_value_heads=3, vocab_size=49_152)
-SHAPES = {"Qwen2.5-0.5B": (Qwen2Config, Qwen2ForCausalLM, QWEN), "SmolLM-135M": (LlamaConfig, LlamaForCausalLM, SMOL)}
+PAGE, MARKERS = (
+    Path(__file__).parents[1] / "docs" / "scale.md",
+    ("<!-- table -->\n", "<!-- end -->\n"),
+)
+QWEN = dict(
+    hidden_size=896,
+    intermediate_size=4864,
+    num_attention_heads=14,
+    num_key_value_heads=2,
+    vocab_size=151_936,
+)
+SMOL = dict(
+    hidden_size=576,
+    intermediate_size=1536,
+    num_attention_heads=9,
+    num_key_value_heads=3,
+    vocab_size=49_152,
+)
+SHAPES = {
+    "Qwen2.5-0.5B": (Qwen2Config, Qwen2ForCausalLM, QWEN),
+    "SmolLM-135M": (LlamaConfig, LlamaForCausalLM, SMOL),
+}
 M_MMAP_THRESHOLD = -3  # of glibc's mallopt
 SIZES = {  # width, feed-forward, layers, heads, key-value heads, vocabulary, tied
     "Qwen2.5 0.5B": (896, 4864, 24, 14, 2, 151_936, True),
@@ -61,7 +87,9 @@ class Case:
 
     def __str__(self) -> str:
         note = ", checkpointing" * self.checkpointing
-        return f"{self.shape}, {self.layers} layers, {self.method}, {self.batch} x {self.length}{note}"
+        return (
+            f"{self.shape}, {self.layers} layers, {self.method}, {self.batch} x {self.length}{note}"
+        )
 
 
 class Clock(TrainerCallback):
@@ -76,8 +104,15 @@ class Clock(TrainerCallback):
 
 def training(case: Case, folder: str, **more) -> BTSFTConfig:
     anchor = 0.0 if case.method == "full" else 1.0
-    settings = dict(per_device_train_batch_size=case.batch, anchor=anchor, use_cpu=not torch.cuda.is_available())
-    settings |= dict(max_steps=2, save_strategy="no", disable_tqdm=True, gradient_checkpointing=case.checkpointing)
+    settings = dict(
+        per_device_train_batch_size=case.batch, anchor=anchor, use_cpu=not torch.cuda.is_available()
+    )
+    settings |= dict(
+        max_steps=2,
+        save_strategy="no",
+        disable_tqdm=True,
+        gradient_checkpointing=case.checkpointing,
+    )
     return BTSFTConfig(folder, **settings, **more)
 
 
@@ -89,7 +124,14 @@ def examples(case: Case, tags: tuple[int, int]) -> Dataset:
     for i in range(2 * case.batch):
         ids = rng.integers(max(tags) + 1, SHAPES[case.shape][2]["vocab_size"], n)
         ids[[1, n - 9]] = tags
-        rows.append({"id": str(i), "input_ids": ids, "weights": (kinds != Kind.PROMPT).astype(float), "kinds": kinds})
+        rows.append(
+            {
+                "id": str(i),
+                "input_ids": ids,
+                "weights": (kinds != Kind.PROMPT).astype(float),
+                "kinds": kinds,
+            }
+        )
     return Dataset.from_list(rows)
 
 
@@ -102,7 +144,9 @@ def measure(case: Case, folder: str) -> tuple[int, float]:
     tokenizer, clock = load_tokenizer("tiny"), Clock()
     data, config = examples(case, tag_ids(tokenizer)), training(case, folder)
     small, _ = load_model("tiny", qlora=case.method == "qlora", lora=lora)
-    BTSFTTrainer(small, training(case, folder + "/small"), data.map(_small), processing_class=tokenizer).train()
+    BTSFTTrainer(
+        small, training(case, folder + "/small"), data.map(_small), processing_class=tokenizer
+    ).train()
     del small
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
@@ -119,19 +163,27 @@ def measure(case: Case, folder: str) -> tuple[int, float]:
     else:
         Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
     trainer.train()
-    peak = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else _status("VmHWM") - before
+    peak = (
+        torch.cuda.max_memory_allocated()
+        if torch.cuda.is_available()
+        else _status("VmHWM") - before
+    )
     return peak, clock.times[1] - clock.times[0]
 
 
 def _small(row: dict) -> dict:
     """The example with ids that the embedded model has."""
-    return {"input_ids": [i if i in (449, 450) else i % 400 for i in row["input_ids"]]}  # its tags, and others
+    return {
+        "input_ids": [i if i in (449, 450) else i % 400 for i in row["input_ids"]]
+    }  # its tags, and others
 
 
 def write_model(case: Case, folder: str) -> None:
     """Random weights and the embedded tokenizer, of which only the think tags are used."""
     config, model, shape = SHAPES[case.shape]
-    model(config(num_hidden_layers=case.layers, tie_word_embeddings=True, **shape)).save_pretrained(folder)
+    model(config(num_hidden_layers=case.layers, tie_word_embeddings=True, **shape)).save_pretrained(
+        folder
+    )
     load_tokenizer("tiny").save_pretrained(folder)
 
 
@@ -141,7 +193,9 @@ def compare(case: Case, speed: float) -> tuple[float, float]:
         for work in write_model, measure:  # each in a process of its own
             with multiprocessing.get_context("spawn").Pool(1) as pool:
                 found = pool.apply(work, [case, folder])
-        wanted = estimate(ModelConfig(folder, method=case.method), training(case, folder), case.length)
+        wanted = estimate(
+            ModelConfig(folder, method=case.method), training(case, folder), case.length
+        )
     peak, seconds = found
     ratio, share = wanted.total / peak, wanted.seconds(case.batch * case.length, speed) / seconds
     sizes = f"{peak / 2**20:>9,.0f}{wanted.total / 2**20:>11,.0f}{ratio:>8.2f}"
@@ -152,34 +206,61 @@ def compare(case: Case, speed: float) -> tuple[float, float]:
 def cases(quick: bool) -> list[Case]:
     if quick:
         return [Case(layers=2)]
-    smol = [Case(method=m, checkpointing=c) for m in ("lora", "qlora", "full") for c in (False, True)]
+    smol = [
+        Case(method=m, checkpointing=c) for m in ("lora", "qlora", "full") for c in (False, True)
+    ]
     qwen = [Case("Qwen2.5-0.5B", 2, m, 512, 2) for m in ("lora", "qlora", "full")]
     return [*smol, Case(length=2048), Case(length=2048, checkpointing=True), *qwen]
 
 
 def table(names=tuple(SIZES)) -> str:
     """GiB a GPU, by size and method: 1 x 4,096 tokens, checkpointing, bfloat16; one GPU, and eight with FSDP2."""
-    head_matrix.CHUNK["cpu"] = 2**24  # the estimate's tensors are the CPU's; the blocks shall be a GPU's
-    lines = ["| model | parameters | QLoRA | LoRA | LoRA, 8 GPUs | full, 8 GPUs | TFLOP per 1,000 tokens (QLoRA) |"]
+    head_matrix.CHUNK["cpu"] = (
+        2**24
+    )  # the estimate's tensors are the CPU's; the blocks shall be a GPU's
+    lines = [
+        "| model | parameters | QLoRA | LoRA | LoRA, 8 GPUs | full, 8 GPUs | TFLOP per 1,000 tokens (QLoRA) |"
+    ]
     lines.append("|---" * 7 + "|")
     for name in names:
         width, inner, layers, heads, kv_heads, vocabulary, tied = SIZES[name]
-        shape = dict(hidden_size=width, intermediate_size=inner, num_hidden_layers=layers, vocab_size=vocabulary)
-        shape |= dict(num_attention_heads=heads, num_key_value_heads=kv_heads, tie_word_embeddings=tied)
+        shape = dict(
+            hidden_size=width,
+            intermediate_size=inner,
+            num_hidden_layers=layers,
+            vocab_size=vocabulary,
+        )
+        shape |= dict(
+            num_attention_heads=heads, num_key_value_heads=kv_heads, tie_word_embeddings=tied
+        )
         with tempfile.TemporaryDirectory() as folder:
             (Qwen2Config if "Qwen" in name else LlamaConfig)(**shape).save_pretrained(folder)
-            found = [_size(folder, method, n) for method, n in (("qlora", 1), ("lora", 1), ("lora", 8), ("full", 8))]
+            found = [
+                _size(folder, method, n)
+                for method, n in (("qlora", 1), ("lora", 1), ("lora", 8), ("full", 8))
+            ]
         cells = [f"{e.total / 2**30:.0f}" for e in found]
         work = f"{found[0].flops_per_token / 1e9:,.0f}"
-        lines.append(f"| {name} | {found[3].parameters / 1e9:.1f} B | {' | '.join(cells)} | {work} |")
+        lines.append(
+            f"| {name} | {found[3].parameters / 1e9:.1f} B | {' | '.join(cells)} | {work} |"
+        )
     return "\n".join(lines) + "\n"
 
 
 def _size(folder: str, method: str, processes: int):
     case = Case(method=method, length=4096, checkpointing=True)
     dtype = "float32" if method == "full" else "bfloat16"
-    config, model = training(case, folder, bf16=True), ModelConfig(folder, method=method, dtype=dtype)
-    return estimate(model, config, case.length, processes=processes, sharding="fsdp" if processes > 1 else "none")
+    config, model = (
+        training(case, folder, bf16=True),
+        ModelConfig(folder, method=method, dtype=dtype),
+    )
+    return estimate(
+        model,
+        config,
+        case.length,
+        processes=processes,
+        sharding="fsdp" if processes > 1 else "none",
+    )
 
 
 def main() -> None:
@@ -195,8 +276,13 @@ def main() -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     print(environment(torch.float32, ("torch", "transformers", "peft", "bitsandbytes")))
     print(f"| {'':<62} |  MiB measured, estimated, ratio | seconds a step, share |")
-    found = [compare(case, measured_speed(device, torch.float32)) for case in cases(arguments.quick)]
-    worst, share = max(abs(ratio - 1) for ratio, _ in found), np.median([share for _, share in found])
+    found = [
+        compare(case, measured_speed(device, torch.float32)) for case in cases(arguments.quick)
+    ]
+    worst, share = (
+        max(abs(ratio - 1) for ratio, _ in found),
+        np.median([share for _, share in found]),
+    )
     print(f"worst_error={worst:.2f} share={share:.2f}")
 
 

@@ -39,7 +39,11 @@ import btsft_nb as bt
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 MAX_LENGTH = 1024
-THRESHOLD, KEPT, PADDED = 0.2, 5, 512  # the reference's: share blurred, first tokens never blurred, max_length
+THRESHOLD, KEPT, PADDED = (
+    0.2,
+    5,
+    512,
+)  # the reference's: share blurred, first tokens never blurred, max_length
 RESPONSE = "<|im_start|>assistant\n"
 
 
@@ -59,16 +63,31 @@ class TRL:
 
     def __init__(self, chats: Dataset, tokenizer: PreTrainedTokenizerBase, folder: str):
         self.chats, self.tokenizer = chats, tokenizer
-        tiny = dict(hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1, head_dim=8)
-        model = Qwen3ForCausalLM(Qwen3Config(vocab_size=len(tokenizer), num_key_value_heads=1, **tiny))
+        tiny = dict(
+            hidden_size=8,
+            intermediate_size=8,
+            num_hidden_layers=1,
+            num_attention_heads=1,
+            head_dim=8,
+        )
+        model = Qwen3ForCausalLM(
+            Qwen3Config(vocab_size=len(tokenizer), num_key_value_heads=1, **tiny)
+        )
         self.config = SFTConfig(
-            folder, assistant_only_loss=True, max_length=MAX_LENGTH, use_cpu=True, bf16=False, report_to="none"
+            folder,
+            assistant_only_loss=True,
+            max_length=MAX_LENGTH,
+            use_cpu=True,
+            bf16=False,
+            report_to="none",
         )
         few = chats.select(range(2))
         self.trainer = SFTTrainer(model, self.config, train_dataset=few, processing_class=tokenizer)
 
     def __call__(self) -> Dataset:
-        return self.trainer._prepare_dataset(self.chats, self.tokenizer, self.config, False, None, "train")
+        return self.trainer._prepare_dataset(
+            self.chats, self.tokenizer, self.config, False, None, "train"
+        )
 
 
 class Reference:
@@ -82,10 +101,13 @@ class Reference:
 
     def row(self, row: dict) -> dict:
         text = self.tokenizer.apply_chat_template(row["messages"], tokenize=False)
-        options = dict(max_length=PADDED, padding="max_length", truncation=True, return_tensors="pt")
+        options = dict(
+            max_length=PADDED, padding="max_length", truncation=True, return_tensors="pt"
+        )
         encoded = self.tokenizer(text, **options)
         opening, closing, response = (
-            self.tokenizer.encode(text, add_special_tokens=False) for text in ("<think>", "</think>", RESPONSE)
+            self.tokenizer.encode(text, add_special_tokens=False)
+            for text in ("<think>", "</think>", RESPONSE)
         )
         labels, opened = encoded["input_ids"][0].clone(), None
         for at, token in enumerate(encoded["input_ids"][0]):
@@ -96,7 +118,11 @@ class Reference:
                 break
             elif opened is not None and at > opened + KEPT and random.random() < THRESHOLD:
                 labels[at] = -100
-        return {"input_ids": encoded["input_ids"][0], "attention_mask": encoded["attention_mask"][0], "labels": labels}
+        return {
+            "input_ids": encoded["input_ids"][0],
+            "attention_mask": encoded["attention_mask"][0],
+            "labels": labels,
+        }
 
 
 class Limit:
@@ -117,7 +143,9 @@ def check_same(ours: Dataset, trl: Dataset, tokenizer: PreTrainedTokenizerBase) 
         mine = [token for token, weight in zip(a["input_ids"], a["weights"], strict=True) if weight]
         theirs = [label for label in b["labels"] if label != -100]
         if tokenizer.decode(mine) != tokenizer.decode(theirs).removesuffix("\n"):
-            sys.exit(f"row {i}: not the same supervision: {tokenizer.decode(mine)!r}, {tokenizer.decode(theirs)!r}")
+            sys.exit(
+                f"row {i}: not the same supervision: {tokenizer.decode(mine)!r}, {tokenizer.decode(theirs)!r}"
+            )
     print(f"same supervision: {len(ours):,} rows")
 
 
@@ -141,7 +169,12 @@ def main() -> None:
     table = Dataset.from_dict({"messages": chats})
     with tempfile.TemporaryDirectory() as folder:
         ours, trl = Ours(rows, tokenizer), TRL(table, tokenizer, folder)
-        methods = {"ours": ours, "trl": trl, "reference": Reference(table, tokenizer), "limit": Limit(chats, tokenizer)}
+        methods = {
+            "ours": ours,
+            "trl": trl,
+            "reference": Reference(table, tokenizer),
+            "limit": Limit(chats, tokenizer),
+        }
         check_same(ours(), trl(), tokenizer)
         seconds = medians(methods, 1 if options.quick else 3)
     for name, taken in seconds.items():

@@ -35,14 +35,18 @@ from transformers import PrinterCallback, Qwen3Config, Qwen3ForCausalLM, Trainer
 from trl import SFTConfig, SFTTrainer
 
 from btsft_nb import BTSFTConfig, BTSFTTrainer, Kind
-from btsft_nb.models import load_model, load_tokenizer
-from btsft_nb.tokens import tag_ids
+from btsft_nb.data.tokens import tag_ids
+from btsft_nb.models.load import load_model, load_tokenizer
 
 GPU = torch.cuda.is_available()
 VOCABULARY, SMALL_VOCABULARY = 151_936, 32_000
-SHAPE = dict(hidden_size=1024, intermediate_size=3072, num_attention_heads=16, num_key_value_heads=8)  # Qwen3-0.6B
+SHAPE = dict(
+    hidden_size=1024, intermediate_size=3072, num_attention_heads=16, num_key_value_heads=8
+)  # Qwen3-0.6B
 if GPU:
-    SHAPE = dict(hidden_size=1536, intermediate_size=8960, num_attention_heads=12, num_key_value_heads=2)
+    SHAPE = dict(
+        hidden_size=1536, intermediate_size=8960, num_attention_heads=12, num_key_value_heads=2
+    )
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's mallopt
 
 
@@ -62,9 +66,13 @@ class Case:
     pooled: bool = False  # malloc keeps what was freed
 
     def __str__(self) -> str:
-        notes = (", threshold .5 anchor 1 beta .5" * self.blurred) + (", bf16 checkpointing" * self.trl_defaults)
+        notes = (", threshold .5 anchor 1 beta .5" * self.blurred) + (
+            ", bf16 checkpointing" * self.trl_defaults
+        )
         notes += ", malloc pooled" * self.pooled
-        return f"{self.batch} x {self.length}, {self.layers} layers, {self.vocabulary:,} tokens{notes}"
+        return (
+            f"{self.batch} x {self.length}, {self.layers} layers, {self.vocabulary:,} tokens{notes}"
+        )
 
 
 class Watch(TrainerCallback):
@@ -91,8 +99,16 @@ def load(case: Case, folder: Path):
     """Model and tokenizer, of which only the think tags are used. Neither LoRA factor is 0: all gradients count."""
     torch.manual_seed(0)
     tokenizer = load_tokenizer("tiny")
-    lora = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=False)
-    config = Qwen3Config(vocab_size=case.vocabulary, num_hidden_layers=case.layers, tie_word_embeddings=True, **SHAPE)
+    lora = LoraConfig(
+        r=16,
+        lora_alpha=32,
+        target_modules="all-linear",
+        task_type="CAUSAL_LM",
+        init_lora_weights=False,
+    )
+    config = Qwen3Config(
+        vocab_size=case.vocabulary, num_hidden_layers=case.layers, tie_word_embeddings=True, **SHAPE
+    )
     model = Qwen3ForCausalLM(config)
     if not GPU:
         return get_peft_model(model, lora), tokenizer
@@ -112,7 +128,9 @@ def examples(case: Case, tags: tuple[int, int]) -> Dataset:
         ids = rng.integers(max(tags) + 1, case.vocabulary, n)
         ids[[prompt, close]] = tags
         labels = np.where(weights, ids, -100)
-        rows.append({"id": str(i), "input_ids": ids, "weights": weights, "kinds": kinds, "labels": labels})
+        rows.append(
+            {"id": str(i), "input_ids": ids, "weights": weights, "kinds": kinds, "labels": labels}
+        )
     return Dataset.from_list(rows)
 
 
@@ -136,8 +154,14 @@ def make_trainer(case: Case, folder: Path, watch: Watch):
     if case.trainer == "trl":
         config = SFTConfig(dataset_kwargs={"skip_prepare_dataset": True}, **shared)
         data = data.select_columns(["input_ids", "labels"])
-        return SFTTrainer(model, config, train_dataset=data, processing_class=tokenizer, callbacks=[watch])
-    dials = dict(threshold=0.5, anchor=1.0, beta=0.5) if case.blurred else dict(threshold=0.0, anchor=0.0, beta=0.0)
+        return SFTTrainer(
+            model, config, train_dataset=data, processing_class=tokenizer, callbacks=[watch]
+        )
+    dials = (
+        dict(threshold=0.5, anchor=1.0, beta=0.5)
+        if case.blurred
+        else dict(threshold=0.0, anchor=0.0, beta=0.0)
+    )
     config, data = BTSFTConfig(**dials, **shared), data.remove_columns("labels")
     return BTSFTTrainer(model, config, data, processing_class=tokenizer, callbacks=[watch])
 
@@ -185,7 +209,10 @@ def check_same(ours: dict, theirs: dict, tolerance: float) -> None:
     a, b = ours["gradients"], theirs["gradients"]
     gradients = float(np.linalg.norm(a - b) / np.linalg.norm(b))
     losses = float(np.max(np.abs(np.array(ours["losses"]) / theirs["losses"] - 1)))
-    print(f"  same training: losses differ by {losses:.0e}, gradients by {gradients:.0e} (relative)", flush=True)
+    print(
+        f"  same training: losses differ by {losses:.0e}, gradients by {gradients:.0e} (relative)",
+        flush=True,
+    )
     if not max(gradients, losses) < tolerance:
         sys.exit(f"not the same training (tolerance {tolerance}): nothing to compare")
 
@@ -217,14 +244,18 @@ def cases(quick: bool) -> tuple[list[Case], list[Case]]:
         rows.append(replace(case, batch=1, layers=28))
     for vocabulary in (VOCABULARY, SMALL_VOCABULARY):
         for length in (128, 512, 2048, 8192):
-            once = dict(warm_up=0, steps=1) if length > 512 and not GPU else {}  # steps so long need no warm-up
+            once = (
+                dict(warm_up=0, steps=1) if length > 512 and not GPU else {}
+            )  # steps so long need no warm-up
             rows.append(replace(case, batch=1, length=length, vocabulary=vocabulary, **once))
     return first, rows
 
 
 def print_head() -> None:
     names = f"{'batch x length, layers, vocabulary':<82}"
-    groups = (f"{title:>19}" for title in ("seconds a step", "tokens a second", "MiB over the model"))
+    groups = (
+        f"{title:>19}" for title in ("seconds a step", "tokens a second", "MiB over the model")
+    )
     print(f"{'':<82} {' '.join(groups)}      ours over TRL")
     print(names + f"{'ours':>10}{'TRL':>10}" * 3 + f"{'tokens/s':>10}{'memory':>10}", flush=True)
 
@@ -233,7 +264,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="two small cases, under a minute")
     quick = parser.parse_args().quick
-    print(environment(torch.bfloat16 if GPU else torch.float32, ("torch", "transformers", "peft", "trl")))
+    print(
+        environment(
+            torch.bfloat16 if GPU else torch.float32, ("torch", "transformers", "peft", "trl")
+        )
+    )
     first, rows = cases(quick)
     print_head()
     pairs = []

@@ -17,7 +17,10 @@ _STORIES = {
     ("multiply", "add"): "{name} has {a} bags with {b} {things} each and gets {c} more.",
     ("multiply", "subtract"): "{name} has {a} bags with {b} {things} each and gives away {c}.",
 }
-_NAMES, _THINGS = ("Ann", "Ben", "Eva", "Ivo", "Lea", "Max", "Mia", "Tom"), ("apples", "books", "cards", "coins")
+_NAMES, _THINGS = (
+    ("Ann", "Ben", "Eva", "Ivo", "Lea", "Max", "Mia", "Tom"),
+    ("apples", "books", "cards", "coins"),
+)
 
 
 def rows(name: str, n: int, seed: int = 0) -> list[dict]:
@@ -34,14 +37,20 @@ def _row(name: str, i: int, rng: random.Random) -> dict:
     question = f"{story} How many {what} does {who} have now?"
     middle = OPERATIONS[first](a, b)
     result = OPERATIONS[second](middle, c)
-    row = {"id": f"two steps/{name}/{i}", "messages": [{"role": "user", "content": question}], "answer": str(result)}
+    row = {
+        "id": f"two steps/{name}/{i}",
+        "messages": [{"role": "user", "content": question}],
+        "answer": str(result),
+    }
     if name == "test":
         return row
     way, wording = TEACHER_WAY if name == "teacher" else rng.choice(WAYS), rng.randrange(2)
     thought = f"{think(way, first, a, b, wording)} {think(way, second, middle, c, wording)}"
     if name != "messy" or i % 5 not in (1, 3):
         thought = f"<think>{thought}</think>"
-    row["messages"].append({"role": "assistant", "content": f"{thought}\n\nThe answer is {result}."})
+    row["messages"].append(
+        {"role": "assistant", "content": f"{thought}\n\nThe answer is {result}."}
+    )
     return {**row, "way": way}
 
 

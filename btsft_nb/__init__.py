@@ -4,50 +4,77 @@
 >>> model, tokenizer = bt.load_model("tiny", qlora=True)
 >>> examples = bt.prepare(bt.load_rows("tiny/teacher"), tokenizer)
 >>> config = bt.BTSFTConfig("runs/demo", threshold=0.5, anchor=1.0, beta=0.5, **bt.tiny.TRAINING)
->>> bt.BTSFTTrainer(model, config, examples, processing_class=tokenizer).train()
+>>> bt.BTSFTTrainer(model, config, examples, processing_class=tokenizer).train()  # doctest: +SKIP
+
+The rooms of the package, in the order of the flow; each says in its own docstring what comes in and what goes out:
+`data`, `models`, `objective`, `training`, `evaluation`, `views`, `cli`.
 """
 
 import logging
-
-# bitsandbytes warns when it is imported that it lacks a CPU kernel, which `models._load_base` does not use.
-logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(lambda record: "gemm_4bit_forward" not in record.msg)
-
-from . import align, metrics, plots, tiny
-from .blur import Kind, draws, example_key
-from .callbacks import LiveCurves
-from .choices import choices
-from .collator import Collator
-from .compare import Comparison, compare
-from .config import BTSFTConfig, ModelConfig
-from .data import mix, overlap, prepare
-from .evaluate import evaluate, table
-from .export import merge, push
-from .formats import to_messages, to_prompt
-from .generation import sample, score
-from .inspector import TokenInspector, token_texts
-from .messages import RowError
-from .models import load_model, load_tokenizer
-from .playground import Playground
-from .readback import to_row
-from .render import Example, Renderer
-from .report import Report
-from .rows import Rows, RowStream, load_rows
-from .run import Run
-from .secrets import load_secrets
-from .settings import read_settings
-from .stages import finetune, plan
-from .templates import use_template
-from .tokens import add_tags, tag_ids
-from .tracking import TrackChoices, TrackLogProbs, TrackSamples
-from .trainer import BTSFTTrainer
-from .weights import sentence_weights
+from importlib import import_module
 
 __version__ = "0.1.0"
-__all__ = [
-    "BTSFTConfig", "BTSFTTrainer", "Collator", "Comparison", "Example", "Kind", "LiveCurves", "ModelConfig",
-    "Playground", "Renderer", "Report", "RowError", "RowStream", "Rows", "Run", "TokenInspector", "TrackChoices",
-    "TrackLogProbs", "TrackSamples", "add_tags", "align", "choices", "compare", "draws", "evaluate", "example_key",
-    "finetune", "load_model", "load_rows", "load_secrets", "load_tokenizer", "merge", "metrics", "mix", "overlap",
-    "plan", "plots", "prepare", "push", "read_settings", "sample", "score", "sentence_weights", "table", "tag_ids",
-    "tiny", "to_messages", "to_prompt", "to_row", "token_texts", "use_template",
-]  # fmt: skip
+
+# bitsandbytes warns when it is imported that it lacks a CPU kernel, which `models.load` does not use.
+logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(
+    lambda record: "gemm_4bit_forward" not in record.msg
+)
+
+# Public name -> the module that defines it. A module is imported when a name of it is first used.
+_PUBLIC = {
+    "data.blocks": ["to_row"],
+    "data.formats": ["to_messages", "to_prompt"],
+    "data.kinds": ["Kind"],
+    "data.messages": ["RowError"],
+    "data.preparation": ["mix", "overlap", "prepare"],
+    "data.render": ["Example", "Renderer"],
+    "data.report": ["Report"],
+    "data.rows": ["RowStream", "Rows", "load_rows"],
+    "data.templates": ["use_template"],
+    "data.tokens": ["add_tags", "tag_ids", "token_texts"],
+    "data.weights": ["sentence_weights"],
+    "models.config": ["ModelConfig"],
+    "models.keys": ["load_secrets"],
+    "models.load": ["load_model", "load_tokenizer"],
+    "objective.blur": ["draws", "example_key"],
+    "training.collator": ["Collator"],
+    "training.config": ["BTSFTConfig"],
+    "training.export": ["merge", "push"],
+    "training.run": ["Run"],
+    "training.trainer": ["BTSFTTrainer"],
+    "evaluation.comparison": ["Comparison", "compare"],
+    "evaluation.multiple_choice": ["choices"],
+    "evaluation.sampling": ["sample"],
+    "evaluation.scoring": ["score"],
+    "evaluation.summary": ["evaluate", "table"],
+    "evaluation.tracking": ["TrackChoices", "TrackLogProbs", "TrackSamples"],
+    "views.inspector": ["TokenInspector"],
+    "views.live": ["LiveCurves"],
+    "cli.settings": ["read_settings"],
+    "cli.stages": ["finetune", "plan"],
+    "playground": ["Playground"],
+}
+_MODULE_OF = {name: module for module, names in _PUBLIC.items() for name in names}
+_MODULES = {
+    "align": "align",
+    "metrics": "evaluation.metrics",
+    "plots": "views.plots",
+    "tiny": "tiny",
+}
+
+__all__ = sorted([*_MODULE_OF, *_MODULES])
+
+
+def __getattr__(name: str):
+    if name in _MODULES:
+        value = import_module(f".{_MODULES[name]}", __name__)
+    elif name in _MODULE_OF:
+        value = getattr(import_module(f".{_MODULE_OF[name]}", __name__), name)
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value  # found at once from now on
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

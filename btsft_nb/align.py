@@ -20,16 +20,17 @@ from datasets import Dataset
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .adapters import without_old_torchao
-from .answers import Parsed, is_correct, parse
-from .blur import Kind, draws, example_key
-from .config import check_number
-from .diversity import copied_ngrams, run_lengths, self_bleus
-from .evaluate import references_of
-from .formats import to_prompt
-from .messages import THINK_TAGS, RowError
-from .models import RECORD, load_model, load_run
-from .render import Renderer
+from .checks import check_number
+from .data.formats import to_prompt
+from .data.kinds import Kind
+from .data.messages import THINK_TAGS, RowError
+from .data.render import Renderer
+from .evaluation.answers import Parsed, is_correct, parse
+from .evaluation.diversity import copied_ngrams, run_lengths, self_bleus
+from .evaluation.summary import references_of
+from .models.adapters import without_old_torchao
+from .models.load import RECORD, load_model, load_run
+from .objective.blur import draws, example_key
 
 
 def load_policy(
@@ -50,7 +51,9 @@ def load_policy(
     Raises ValueError for an adapter with rows of new tokens: TRL's trainers read the head without them.
     """
     adapted = Path(run, "adapter_config.json").is_file()
-    model, tokenizer = load_run(run, dequantize=dequantize, trainable=True) if adapted else load_model(run)
+    model, tokenizer = (
+        load_run(run, dequantize=dequantize, trainable=True) if adapted else load_model(run)
+    )
     tokenizer.eos_token = tokenizer.convert_ids_to_tokens(Renderer(tokenizer).end_id)
     if adapted:
         if model.peft_config["default"].trainable_token_indices:
@@ -63,7 +66,14 @@ def load_policy(
     return model, tokenizer
 
 
-def _save(model: PeftModel, record: bytes, folder: str | Path, *args, is_main_process: bool = True, **kwargs) -> None:
+def _save(
+    model: PeftModel,
+    record: bytes,
+    folder: str | Path,
+    *args,
+    is_main_process: bool = True,
+    **kwargs,
+) -> None:
     """As PeftModel's, by default of the policy's adapter alone; and what it takes to load that on its base."""
     kwargs = {"selected_adapters": ["default"], "save_embedding_layers": False} | kwargs
     PeftModel.save_pretrained(model, folder, *args, is_main_process=is_main_process, **kwargs)
@@ -71,7 +81,9 @@ def _save(model: PeftModel, record: bytes, folder: str | Path, *args, is_main_pr
         Path(folder, RECORD).write_bytes(record)
 
 
-def prompt_rows(rows: Sequence[dict | str], tokenizer: PreTrainedTokenizerBase, *, answer: str = "auto") -> Dataset:
+def prompt_rows(
+    rows: Sequence[dict | str], tokenizer: PreTrainedTokenizerBase, *, answer: str = "auto"
+) -> Dataset:
     """Rows -> what GRPO and RLOO sample from: `prompt`, and `answer` where rows have one.
 
     Args:
@@ -93,7 +105,9 @@ def _prompts(renderer: Renderer, rows: Sequence[dict | str]) -> Iterator[str]:
             texts = (text, text.removeprefix(renderer.tokenizer.bos_token or ""))
             fitting = [one for one in texts if renderer.tokenizer(one)["input_ids"] == ids]
             if not fitting:
-                raise RowError("as text, as TRL takes it, it spells a control token: take that out of the row")
+                raise RowError(
+                    "as text, as TRL takes it, it spells a control token: take that out of the row"
+                )
         except RowError as error:
             raise error.at(getattr(rows, "source", "rows"), i) from None
         yield fitting[0]
@@ -147,7 +161,9 @@ def preference_pairs(
     if not pairs:
         raise ValueError(f"{said}; sample more, or at a higher temperature")
     print(said)
-    return Dataset.from_list([dict(zip(("prompt", "chosen", "rejected"), pair, strict=True)) for pair in pairs])
+    return Dataset.from_list(
+        [dict(zip(("prompt", "chosen", "rejected"), pair, strict=True)) for pair in pairs]
+    )
 
 
 def _scored(samples, references, by: str, how: str, training) -> tuple[list[float | None], Counter]:
@@ -169,7 +185,10 @@ def _scored(samples, references, by: str, how: str, training) -> tuple[list[floa
         elif by == "thought" and not right:
             counts["wrong"] += 1
         else:
-            scores[i], thoughts[i] = float(right if by == "answer" else parsed.problem is None), parsed.thought
+            scores[i], thoughts[i] = (
+                float(right if by == "answer" else parsed.problem is None),
+                parsed.thought,
+            )
     if by == "thought" and thoughts:
         for i, runs in zip(thoughts, run_lengths(list(thoughts.values()), training), strict=True):
             copied = copied_ngrams(runs)
@@ -183,11 +202,16 @@ def _completion(renderer: Renderer, prompts: list[str], record: dict) -> str | N
     i, text, asked = record["prompt"], record["text"], record["question"]
     prompt = "".join(prompts[i : i + 1])
     if asked.strip() not in prompt or record["prompt_cut"] or not prompt:
-        raise ValueError(f"a sample is of another prompt than rows[{i}]: {asked!r:.80}; give the rows it was drawn for")
+        raise ValueError(
+            f"a sample is of another prompt than rows[{i}]: {asked!r:.80}; give the rows it was drawn for"
+        )
     for own, tag in zip(renderer.tags, THINK_TAGS, strict=True):
         text = text.replace(tag, own)
     ids, before = (renderer.tokenizer(part)["input_ids"] for part in (prompt + text, prompt))
-    same = ids[: len(before)] == before and len(ids) - len(before) == record["tokens"] - record["finished"]
+    same = (
+        ids[: len(before)] == before
+        and len(ids) - len(before) == record["tokens"] - record["finished"]
+    )
     return text + renderer.end_of_turn if same else None
 
 
@@ -203,20 +227,37 @@ class Rewards:
     """
 
     def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, *, answer: str = "auto", max_thought: int = 512, slack: int = 128
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        answer: str = "auto",
+        max_thought: int = 512,
+        slack: int = 128,
     ):
         if not 0 < slack <= max_thought:
-            raise ValueError(f"slack={slack}, max_thought={max_thought}: 0 < slack <= max_thought wanted")
-        self.renderer, self.answer, self.max_thought, self.slack = Renderer(tokenizer), answer, max_thought, slack
+            raise ValueError(
+                f"slack={slack}, max_thought={max_thought}: 0 < slack <= max_thought wanted"
+            )
+        self.renderer, self.answer, self.max_thought, self.slack = (
+            Renderer(tokenizer),
+            answer,
+            max_thought,
+            slack,
+        )
 
     def format(self, prompts: list, completion_ids: list[list[int]], **_) -> list[float]:
         """1 for a completion that ends and is in the strict think format, see `metrics.parse`; else 0."""
         return [float(found.problem is None) for found in self._parsed(prompts, completion_ids)]
 
-    def accuracy(self, prompts: list, completion_ids: list[list[int]], answer: list[str], **_) -> list[float]:
+    def accuracy(
+        self, prompts: list, completion_ids: list[list[int]], answer: list[str], **_
+    ) -> list[float]:
         """1 for a right answer, else 0; `answer` is the column of the data set."""
         pairs = zip(self._parsed(prompts, completion_ids), answer, strict=True)
-        return [float(is_correct(found.answer, str(reference), self.answer)) for found, reference in pairs]
+        return [
+            float(is_correct(found.answer, str(reference), self.answer))
+            for found, reference in pairs
+        ]
 
     def diversity(self, prompts: list, completion_ids: list[list[int]], **_) -> list[float | None]:
         """How little a thought is like the others of its prompt: 1 - its BLEU against them, see `metrics.self_bleu`.
@@ -238,18 +279,27 @@ class Rewards:
         Yu et al. 2025 (DAPO), https://arxiv.org/abs/2503.14476, equation 13, of the thought in place of the completion.
         """
         pairs = zip(prompts, completion_ids, strict=True)
-        tokens = np.array([len(_thought(list(ids), self.renderer.tag_ids, self._opens(p))) for p, ids in pairs])
+        tokens = np.array(
+            [len(_thought(list(ids), self.renderer.tag_ids, self._opens(p))) for p, ids in pairs]
+        )
         return (-np.clip((tokens - self.max_thought) / self.slack + 1, 0, 1)).tolist()
 
     def _opens(self, prompt: str | list[dict]) -> bool:
         """Whether a prompt, as text or as conversation, begins the thought."""
-        text = prompt if isinstance(prompt, str) else self.renderer.prompt_text(to_prompt({"messages": prompt}))
+        text = (
+            prompt
+            if isinstance(prompt, str)
+            else self.renderer.prompt_text(to_prompt({"messages": prompt}))
+        )
         return self.renderer.opens(text)
 
     def _parsed(self, prompts: list, completion_ids: list[list[int]]) -> list[Parsed]:
         read = [self.renderer.read(list(ids), self.renderer.stop_ids) for ids in completion_ids]
         pairs = zip(read, map(self._opens, prompts), strict=True)
-        return [parse(text, prefilled=opened, finished=stop is not None) for (text, stop), opened in pairs]
+        return [
+            parse(text, prefilled=opened, finished=stop is not None)
+            for (text, stop), opened in pairs
+        ]
 
 
 def _thought(ids: list[int], tags: tuple[int, int], opened: bool) -> range:
@@ -271,19 +321,36 @@ class BlurredThoughts:
     Raises ValueError for a batch without a mask, or with log-probabilities of the reference, computed without it.
     """
 
-    def __init__(self, collator: Callable, tokenizer: PreTrainedTokenizerBase, threshold: float, seed: int = 0):
+    def __init__(
+        self,
+        collator: Callable,
+        tokenizer: PreTrainedTokenizerBase,
+        threshold: float,
+        seed: int = 0,
+    ):
         check_number("threshold", threshold, 0, 1)
-        self.collator, self.tag_ids, self.threshold, self.seed = collator, Renderer(tokenizer).tag_ids, threshold, seed
+        self.collator, self.tag_ids, self.threshold, self.seed = (
+            collator,
+            Renderer(tokenizer).tag_ids,
+            threshold,
+            seed,
+        )
 
     def __call__(self, examples: list[dict]) -> dict[str, torch.Tensor]:
         batch = self.collator(examples)
         masks = [name for name in batch if name.endswith("completion_mask")]
         if not masks:
-            raise ValueError(f"no completion_mask in the batch, which has {', '.join(batch)}: for DPO and KTO only")
+            raise ValueError(
+                f"no completion_mask in the batch, which has {', '.join(batch)}: for DPO and KTO only"
+            )
         if precomputed := [name for name in batch if name.startswith("ref_")]:
-            raise ValueError(f"{precomputed[0]} counts the thoughts: set precompute_ref_log_probs=False")
+            raise ValueError(
+                f"{precomputed[0]} counts the thoughts: set precompute_ref_log_probs=False"
+            )
         for name in masks:
-            for mask, ids in zip(batch[name], batch[name.replace("completion_mask", "input_ids")], strict=True):
+            for mask, ids in zip(
+                batch[name], batch[name.replace("completion_mask", "input_ids")], strict=True
+            ):
                 mask[self._blurred(ids, mask)] = 0
         return batch
 
@@ -291,7 +358,15 @@ class BlurredThoughts:
         """Where in a sequence blurred tokens stand."""
         places = mask.nonzero()[:, 0]
         own = ids[places].numpy()
-        before = [token for token in ids[: places.min()].tolist() if token in self.tag_ids] if len(places) else []
+        before = (
+            [token for token in ids[: places.min()].tolist() if token in self.tag_ids]
+            if len(places)
+            else []
+        )
         kinds = np.full(len(own), Kind.ANSWER)
         kinds[_thought(own.tolist(), self.tag_ids, before[-1:] == [self.tag_ids[0]])] = Kind.THINK
-        return places[torch.from_numpy(draws(kinds, example_key(own.tobytes().hex()), self.seed, 0) < self.threshold)]
+        return places[
+            torch.from_numpy(
+                draws(kinds, example_key(own.tobytes().hex()), self.seed, 0) < self.threshold
+            )
+        ]

@@ -20,15 +20,16 @@ from transformers import PreTrainedTokenizerBase, PrinterCallback, TrainerCallba
 from transformers.utils import logging
 
 from . import tiny
-from .config import BTSFTConfig, check_number
-from .data import prepare
-from .evaluate import evaluate
-from .generation import sample
-from .metrics import is_correct, parse
-from .models import load_model
+from .checks import check_number
+from .data.preparation import prepare
+from .data.rows import load_rows
+from .evaluation.metrics import is_correct, parse
+from .evaluation.sampling import sample
+from .evaluation.summary import evaluate
+from .models.load import load_model
 from .points import check, to_html
-from .rows import load_rows
-from .trainer import BTSFTTrainer
+from .training.config import BTSFTConfig
+from .training.trainer import BTSFTTrainer
 
 DATA = ("tiny/teacher", "tiny/messy")
 # fewer and longer steps than in the notebooks: the same picture in ten seconds
@@ -62,8 +63,18 @@ class Playground(anywidget.AnyWidget):
     status = Unicode("").tag(sync=True)
     history = Any().tag(sync=True)
 
-    def __init__(self, history: list[dict] | None = None, *, prompts: int = 50, samples: int = 8, seed: int = 0):
-        for name, value, most in (("prompts", prompts, tiny.SIZES["test"]), ("samples", samples, 1000)):
+    def __init__(
+        self,
+        history: list[dict] | None = None,
+        *,
+        prompts: int = 50,
+        samples: int = 8,
+        seed: int = 0,
+    ):
+        for name, value, most in (
+            ("prompts", prompts, tiny.SIZES["test"]),
+            ("samples", samples, 1000),
+        ):
             check_number(name, value, 1, most, Integral)
         super().__init__(history=[] if history is None else history)
         self._problems, self._samples, self._seed = load_rows("tiny/test")[:prompts], samples, seed
@@ -75,7 +86,9 @@ class Playground(anywidget.AnyWidget):
         check(proposal["value"])
         return proposal["value"]
 
-    def run(self, threshold: float = 0.5, beta: float = 0.5, anchor: float = 1.0, data: str = DATA[0]) -> dict | None:
+    def run(
+        self, threshold: float = 0.5, beta: float = 0.5, anchor: float = 1.0, data: str = DATA[0]
+    ) -> dict | None:
         """Fine-tunes and measures in this thread; the button does the same in another.
 
         Returns the new point, None where the run was cancelled.
@@ -89,8 +102,12 @@ class Playground(anywidget.AnyWidget):
         self._cancelled.clear()
         try:
             with _unseen():
-                points = self._points({"threshold": threshold, "beta": beta, "anchor": anchor}, data)
-            self.history = sorted([*self.history, *points], key=lambda point: point["data"] is not None)
+                points = self._points(
+                    {"threshold": threshold, "beta": beta, "anchor": anchor}, data
+                )
+            self.history = sorted(
+                [*self.history, *points], key=lambda point: point["data"] is not None
+            )
             self.status = f"Point {len(self.history) - 1} took {points[-1]['seconds']:.1f} s."
             return points[-1]
         except _Cancelled:
@@ -106,7 +123,9 @@ class Playground(anywidget.AnyWidget):
         if content["do"] == "cancel":
             self._cancelled.set()
         elif not self.running:  # two pages can show one playground
-            thread = getattr(sys.modules.get("marimo"), "Thread", threading.Thread)  # marimo's pages hear no other
+            thread = getattr(
+                sys.modules.get("marimo"), "Thread", threading.Thread
+            )  # marimo's pages hear no other
             dials = {name: content[name] for name in ("threshold", "beta", "anchor", "data")}
             thread(target=self.run, kwargs=dials, daemon=True).start()
 
@@ -124,15 +143,21 @@ class Playground(anywidget.AnyWidget):
             config = BTSFTConfig(folder, **dials, seed=self._seed, disable_tqdm=True, **_TRAINING)
             self._tell(0, "Loading the model.")
             start = time.monotonic()
-            with contextlib.redirect_stdout(None):  # what they say of hardware and rows is the same at each press
+            with contextlib.redirect_stdout(
+                None
+            ):  # what they say of hardware and rows is the same at each press
                 model, tokenizer = load_model("tiny", qlora=True, seed=self._seed)
                 examples = prepare(load_rows(data), tokenizer, cache=False)
             if not any(point["data"] is None for point in self.history):
                 self._tell(0.02, "Measuring the model before fine-tuning.")
-                points.append(dict.fromkeys([*dials, "data"]) | self._measured(model, tokenizer, start))
+                points.append(
+                    dict.fromkeys([*dials, "data"]) | self._measured(model, tokenizer, start)
+                )
                 start = time.monotonic()
             watch = [_Watch(self._tell)]
-            trainer = BTSFTTrainer(model, config, examples, processing_class=tokenizer, callbacks=watch)
+            trainer = BTSFTTrainer(
+                model, config, examples, processing_class=tokenizer, callbacks=watch
+            )
             trainer.remove_callback(PrinterCallback)
             trainer.train()
         self._tell(0.75, "Sampling and measuring.")
@@ -147,11 +172,18 @@ class Playground(anywidget.AnyWidget):
         answers, kept = [row["answer"] for row in self._problems], []
         for record in records:
             if record["prompt"] < 3 and record["sample"] < 4:
-                parsed = parse(record["text"], prefilled=record["prefilled"], finished=record["finished"])
-                judged = {"correct": is_correct(parsed.answer, answers[record["prompt"]]), "problem": parsed.problem}
+                parsed = parse(
+                    record["text"], prefilled=record["prefilled"], finished=record["finished"]
+                )
+                judged = {
+                    "correct": is_correct(parsed.answer, answers[record["prompt"]]),
+                    "problem": parsed.problem,
+                }
                 kept.append({name: record[name] for name in ("question", "text")} | judged)
         summary = evaluate(records, answers, tiny.way_of)
-        none = {"unique thoughts": {"value": 0.0, "low": 0.0, "high": 0.0, "n": 0}}  # `evaluate` leaves it out
+        none = {
+            "unique thoughts": {"value": 0.0, "low": 0.0, "high": 0.0, "n": 0}
+        }  # `evaluate` leaves it out
         measured = {"metrics": none | summary["metrics"], "ways": summary["ways"]}
         return {"seconds": time.monotonic() - start, **measured, "samples": kept}
 
@@ -171,13 +203,19 @@ class _Watch(TrainerCallback):
         self._tell = tell
 
     def on_step_end(self, args, state, control, **kwargs):
-        self._tell(0.2 + 0.55 * state.global_step / state.max_steps, f"Training: {state.max_steps} steps.")
+        self._tell(
+            0.2 + 0.55 * state.global_step / state.max_steps, f"Training: {state.max_steps} steps."
+        )
 
 
 @contextmanager
 def _unseen() -> Iterator[None]:
     """Within, no progress bars; afterwards they and the global random states are as they were."""
-    python, numpy, bars = random.getstate(), np.random.get_state(), logging.is_progress_bar_enabled()
+    python, numpy, bars = (
+        random.getstate(),
+        np.random.get_state(),
+        logging.is_progress_bar_enabled(),
+    )
     logging.disable_progress_bar()
     try:
         with torch.random.fork_rng(devices=range(torch.cuda.device_count())):

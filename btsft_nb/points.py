@@ -21,14 +21,28 @@ def to_html(history: list[dict]) -> str:
         return "Playground: no points yet."
     rows = [["point", "data", "threshold", "beta", "anchor", *MEASURES, "samples"]]
     for i, point in enumerate(history):
-        dials = ["-" if point[name] is None else escape(str(point[name]), quote=True) for name in rows[0][1:5]]
-        numbers = ["{value:.2f} [{low:.2f}, {high:.2f}]".format(**point["metrics"][name]) for name in MEASURES]
-        texts = [f"{s['question']} {s['text']} ({'right' if s['correct'] else 'wrong'})" for s in point["samples"]]
+        dials = [
+            "-" if point[name] is None else escape(str(point[name]), quote=True)
+            for name in rows[0][1:5]
+        ]
+        numbers = [
+            "{value:.2f} [{low:.2f}, {high:.2f}]".format(**point["metrics"][name])
+            for name in MEASURES
+        ]
+        texts = [
+            f"{s['question']} {s['text']} ({'right' if s['correct'] else 'wrong'})"
+            for s in point["samples"]
+        ]
         lines = "".join(
-            f"<code style='display:block;white-space:pre-wrap'>{escape(text, quote=True)}</code>" for text in texts
+            f"<code style='display:block;white-space:pre-wrap'>{escape(text, quote=True)}</code>"
+            for text in texts
         )
-        rows.append([str(i), *dials, *numbers, f"<details><summary>{len(texts)}</summary>{lines}</details>"])
-    body = "".join(f"<tr>{''.join(f'<td style={_CELL!r}>{cell}</td>' for cell in row)}</tr>" for row in rows)
+        rows.append(
+            [str(i), *dials, *numbers, f"<details><summary>{len(texts)}</summary>{lines}</details>"]
+        )
+    body = "".join(
+        f"<tr>{''.join(f'<td style={_CELL!r}>{cell}</td>' for cell in row)}</tr>" for row in rows
+    )
     return f"<table style='border-collapse:collapse;color:inherit'>{body}</table>"
 
 
@@ -38,7 +52,9 @@ def check(value: object, shape: object = _HISTORY, where: str = "history") -> No
     In a shape the key `...` stands for all others.
     """
     kind = type(shape) if isinstance(shape, (dict, list)) else shape
-    odd = (isinstance(value, bool) and kind is not bool) or (isinstance(value, float) and not isfinite(value))
+    odd = (isinstance(value, bool) and kind is not bool) or (
+        isinstance(value, float) and not isfinite(value)
+    )
     if odd or not isinstance(value, kind):
         raise ValueError(f"{where} is {value!r:.60}: {getattr(kind, '__name__', kind)} wanted")
     if kind is list:

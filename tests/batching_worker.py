@@ -36,9 +36,12 @@ class Recorder(TrainerCallback):
 
     def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
         grads = {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
-        whole = {name: g.full_tensor() if hasattr(g, "full_tensor") else g for name, g in grads.items()}
+        whole = {
+            name: g.full_tensor() if hasattr(g, "full_tensor") else g for name, g in grads.items()
+        }
         self.gradients = {
-            name.replace("_orig_mod.", "").replace("module.", "", 1): g.clone() for name, g in whole.items()
+            name.replace("_orig_mod.", "").replace("module.", "", 1): g.clone()
+            for name, g in whole.items()
         }
 
 
@@ -51,8 +54,12 @@ class Trainer(bt.BTSFTTrainer):
         """accelerate shards only where it finds accelerators; FSDP2 itself runs on CPUs as well."""
         super().create_accelerator_and_postprocess()
         if self.args.fsdp:
-            self.accelerator.state.distributed_type = PartialState().distributed_type = DistributedType.FSDP
-            self.accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin(**self.args.fsdp_plugin_args)
+            self.accelerator.state.distributed_type = PartialState().distributed_type = (
+                DistributedType.FSDP
+            )
+            self.accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin(
+                **self.args.fsdp_plugin_args
+            )
             self.is_fsdp_enabled = True
 
     def blur(self, batch):
@@ -68,7 +75,8 @@ def examples_of(name: str, tokenizer):
     examples = bt.prepare(bt.load_rows("tiny/messy")[:16], tokenizer)
     if name == "silent":
         examples = examples.map(
-            lambda example, i: {"weights": [w * (i % 4 < 2) for w in example["weights"]]}, with_indices=True
+            lambda example, i: {"weights": [w * (i % 4 < 2) for w in example["weights"]]},
+            with_indices=True,
         )
     return examples
 
@@ -76,10 +84,25 @@ def examples_of(name: str, tokenizer):
 def step(folder: str, data: str, settings: dict, noise: float = 0.1) -> dict:
     """Trains one step; gradients, the log, and what was blurred."""
     model, tokenizer = adapted_model(noise)
-    settings = dict(threshold=0.5, anchor=1.0, beta=0.5, train_sampling_strategy="sequential") | settings
-    settings |= dict(max_steps=1, logging_steps=1, save_strategy="no", max_grad_norm=0, disable_tqdm=True, use_cpu=True)
+    settings = (
+        dict(threshold=0.5, anchor=1.0, beta=0.5, train_sampling_strategy="sequential") | settings
+    )
+    settings |= dict(
+        max_steps=1,
+        logging_steps=1,
+        save_strategy="no",
+        max_grad_norm=0,
+        disable_tqdm=True,
+        use_cpu=True,
+    )
     config, recorder = bt.BTSFTConfig(folder, **settings), Recorder()
-    trainer = Trainer(model, config, examples_of(data, tokenizer), processing_class=tokenizer, callbacks=[recorder])
+    trainer = Trainer(
+        model,
+        config,
+        examples_of(data, tokenizer),
+        processing_class=tokenizer,
+        callbacks=[recorder],
+    )
     trainer.blurred = {}
     trainer.train()
     sharded = isinstance(trainer.model_wrapped, FSDPModule)

@@ -32,7 +32,11 @@ from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
 
 ROOT = Path(__file__).parent.parent
 SCREENSHOTS = ROOT / "demo" / "screenshots"
-CHROMIUM = ["--no-sandbox", "--no-proxy-server", "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"]
+CHROMIUM = [
+    "--no-sandbox",
+    "--no-proxy-server",
+    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
+]
 PATHS = {"lab": "lab/tree", "notebook": "notebooks"}
 THEMES = {"light": "JupyterLab Light", "dark": "JupyterLab Dark"}
 
@@ -61,7 +65,9 @@ class Heard:
         context.on("weberror", lambda event: self.error(event.error.stack or str(event.error)))
         context.on("dialog", self.dialog)
         context.on("request", lambda request: self.request(request.url))
-        context.on("page", lambda page: page.on("websocket", lambda socket: self.request(socket.url)))
+        context.on(
+            "page", lambda page: page.on("websocket", lambda socket: self.request(socket.url))
+        )
 
     def console(self, message) -> None:
         if message.type == "error":
@@ -79,7 +85,10 @@ class Heard:
     def request(self, url: str) -> None:
         """Files and loopback are this machine, but for the port that hostile texts ask."""
         parts = urlsplit(url)
-        here = parts.scheme in ("data", "blob", "about", "file") or parts.hostname in ("127.0.0.1", "localhost")
+        here = parts.scheme in ("data", "blob", "about", "file") or parts.hostname in (
+            "127.0.0.1",
+            "localhost",
+        )
         if not here or url.startswith(SINK):
             self.strays.append(url)
 
@@ -135,7 +144,9 @@ def serving(command: list[str], ready: str, folder: Path, env: dict[str, str]) -
     """A server for as long as the block lasts, once `ready` answers; its output is in folder/server.log."""
     with (folder / "server.log").open("w") as log:
         env = os.environ | {"PYTHONPATH": str(ROOT)} | env
-        server = subprocess.Popen(command, cwd=folder, env=env, stdout=log, stderr=log, start_new_session=True)
+        server = subprocess.Popen(
+            command, cwd=folder, env=env, stdout=log, stderr=log, start_new_session=True
+        )
     try:
         end = time.monotonic() + 60
         while not answers(ready):
@@ -206,7 +217,12 @@ def lab(tmp_path_factory) -> Iterator[Lab]:
         "LabApp.expose_app_in_browser": True, "JupyterNotebookApp.expose_app_in_browser": True,
         "LabApp.news_url": "", "LabApp.check_for_updates_class": "jupyterlab.NeverCheckForUpdate",
     }  # fmt: skip
-    command = [sys.executable, "-m", "jupyterlab", *(f"--{name}={value}" for name, value in options.items())]
+    command = [
+        sys.executable,
+        "-m",
+        "jupyterlab",
+        *(f"--{name}={value}" for name, value in options.items()),
+    ]
     env = {
         "JUPYTER_CONFIG_DIR": config, "JUPYTER_DATA_DIR": data, "JUPYTER_RUNTIME_DIR": runtime, "IPYTHONDIR": ipython,
         "JUPYTERLAB_SETTINGS_DIR": settings, "JUPYTERLAB_WORKSPACES_DIR": workspaces,
@@ -229,7 +245,13 @@ RUN_ALL = """async () => {
 
 
 def open_notebook(
-    page: Page, lab: Lab, cells: list, app: str = "lab", theme: str = "light", run: bool = True, trusted: bool = True
+    page: Page,
+    lab: Lab,
+    cells: list,
+    app: str = "lab",
+    theme: str = "light",
+    run: bool = True,
+    trusted: bool = True,
 ) -> Page:
     """Opens a notebook of these cells and, unless `run=False`, runs them all to the end; an error in a cell fails.
 
@@ -241,14 +263,22 @@ def open_notebook(
     """
     lab.stop_kernels()
     lab.set_theme(theme)
-    notebook = new_notebook(cells=[new_code_cell(cell) if isinstance(cell, str) else cell for cell in cells])
-    notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    notebook = new_notebook(
+        cells=[new_code_cell(cell) if isinstance(cell, str) else cell for cell in cells]
+    )
+    notebook.metadata["kernelspec"] = {
+        "name": "python3",
+        "display_name": "Python 3",
+        "language": "python",
+    }
     if trusted:
         with NotebookNotary(data_dir=str(lab.data)) as notary:
             notary.sign(notebook)
     name = f"{secrets.token_hex(4)}.ipynb"
     nbformat.write(notebook, lab.work / name)
-    page.goto(f"{lab.url}/{PATHS[app]}/{name}?token={lab.token}" + ("&reset" if app == "lab" else ""))
+    page.goto(
+        f"{lab.url}/{PATHS[app]}/{name}?token={lab.token}" + ("&reset" if app == "lab" else "")
+    )
     page.wait_for_function(OPENED, timeout=60_000)
     if run and (errors := page.evaluate(RUN_ALL)):
         pytest.fail("\n".join(errors))
@@ -261,11 +291,27 @@ def open_marimo(tmp_path) -> Iterator[Callable[[Page, list[str]], None]]:
     with ExitStack() as servers:
 
         def start(page: Page, cells: list[str]) -> None:
-            functions = [f"@app.cell\ndef _():\n{textwrap.indent(cell, '    ')}\n" for cell in cells]
-            (tmp_path / "app.py").write_text("\n".join(["import marimo\napp = marimo.App()\n", *functions]))
+            functions = [
+                f"@app.cell\ndef _():\n{textwrap.indent(cell, '    ')}\n" for cell in cells
+            ]
+            (tmp_path / "app.py").write_text(
+                "\n".join(["import marimo\napp = marimo.App()\n", *functions])
+            )
             url = f"http://127.0.0.1:{(port := free_port())}"
-            command = [sys.executable, "-m", "marimo", "run", "app.py", "--headless", "--no-token", f"--port={port}"]
-            homes = {name: str(tmp_path) for name in ("XDG_CONFIG_HOME", "XDG_CACHE_HOME", "XDG_STATE_HOME")}
+            command = [
+                sys.executable,
+                "-m",
+                "marimo",
+                "run",
+                "app.py",
+                "--headless",
+                "--no-token",
+                f"--port={port}",
+            ]
+            homes = {
+                name: str(tmp_path)
+                for name in ("XDG_CONFIG_HOME", "XDG_CACHE_HOME", "XDG_STATE_HOME")
+            }
             servers.enter_context(serving(command, f"{url}/health", tmp_path, homes))
             page.goto(url)
 

@@ -21,7 +21,9 @@ import btsft_nb as bt
 pytest_plugins = ["browser"]
 
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 2)))
-settings.register_profile("repeatable", deadline=None, max_examples=40, derandomize=True, database=None)
+settings.register_profile(
+    "repeatable", deadline=None, max_examples=40, derandomize=True, database=None
+)
 settings.register_profile("explore", deadline=None, max_examples=300, database=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
 

@@ -34,10 +34,21 @@ class Hub(ThreadingHTTPServer):
         self.shutdown()
         self.server_close()
 
-    def run(self, code: str, home: Path, *arguments, token: str | None = TOKEN) -> subprocess.CompletedProcess:
+    def run(
+        self, code: str, home: Path, *arguments, token: str | None = TOKEN
+    ) -> subprocess.CompletedProcess:
         """Runs Python against this Hub, in a process of its own: the address is read when huggingface_hub starts."""
-        settings = {"HF_ENDPOINT": self.url, "HF_HUB_OFFLINE": "0", "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1"}
-        env = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING"))} | settings
+        settings = {
+            "HF_ENDPOINT": self.url,
+            "HF_HUB_OFFLINE": "0",
+            "HF_HOME": str(home),
+            "HF_HUB_DISABLE_XET": "1",
+        }
+        env = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith(("HF_", "HUGGING"))
+        } | settings
         env |= {"HF_TOKEN": token} if token else {}
         env["NO_PROXY"] = "127.0.0.1"
         command = [sys.executable, "-c", code, *map(str, arguments)]
@@ -50,7 +61,11 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer(self, body=b"", status: int = 200, **headers) -> None:
         body = body if isinstance(body, bytes) else json.dumps(body).encode()
         self.send_response(status)
-        for name, value in {"Content-Length": str(len(body)), "X-Repo-Commit": COMMIT, **headers}.items():
+        for name, value in {
+            "Content-Length": str(len(body)),
+            "X-Repo-Commit": COMMIT,
+            **headers,
+        }.items():
             self.send_header(name.replace("_", "-"), value)
         self.end_headers()
         if self.command != "HEAD":
@@ -86,7 +101,9 @@ class _Handler(BaseHTTPRequestHandler):
         ]
         if "/tree/" in path:
             return self._answer(files)
-        self._answer({"id": found[1], "sha": COMMIT, "private": hub.private[found[1]], "siblings": files})
+        self._answer(
+            {"id": found[1], "sha": COMMIT, "private": hub.private[found[1]], "siblings": files}
+        )
 
     do_HEAD = do_GET
 
@@ -103,7 +120,9 @@ class _Handler(BaseHTTPRequestHandler):
             asked = json.loads(body)
             repo = f"{asked.get('organization') or 'someone'}/{asked['name']}"
             if repo in hub.repositories:
-                return self._answer({"error": "You already created it", "url": f"{hub.url}/{repo}"}, 409)
+                return self._answer(
+                    {"error": "You already created it", "url": f"{hub.url}/{repo}"}, 409
+                )
             hub.repositories[repo], hub.private[repo] = (
                 {},
                 asked.get("visibility") == "private" or bool(asked.get("private")),
@@ -123,7 +142,10 @@ class _Handler(BaseHTTPRequestHandler):
                 one | {"actions": {"upload": {"href": f"{hub.url}/upload/{one['oid']}"}}}
                 for one in json.loads(body)["objects"]
             ]
-            return self._answer({"transfer": "basic", "objects": objects}, Content_Type="application/vnd.git-lfs+json")
+            return self._answer(
+                {"transfer": "basic", "objects": objects},
+                Content_Type="application/vnd.git-lfs+json",
+            )
         repo = re.fullmatch(r"/api/models/([^/]+/[^/]+)/commit/main", self.path)[1]
         for line in map(json.loads, body.decode().splitlines()):
             value = line["value"]
@@ -133,7 +155,13 @@ class _Handler(BaseHTTPRequestHandler):
                 content = hub.objects[value["oid"]]
                 assert hashlib.sha256(content).hexdigest() == value["oid"]
                 hub.repositories[repo][value["path"]] = content
-        self._answer({"commitOid": COMMIT, "commitUrl": f"{hub.url}/{repo}/commit/{COMMIT}", "hookOutput": ""})
+        self._answer(
+            {
+                "commitOid": COMMIT,
+                "commitUrl": f"{hub.url}/{repo}/commit/{COMMIT}",
+                "hookOutput": "",
+            }
+        )
 
     def _body(self) -> bytes:
         if "chunked" not in self.headers.get("Transfer-Encoding", ""):

@@ -17,9 +17,11 @@ from peft import LoraConfig
 from transformers import TrainerCallback
 
 import btsft_nb as bt
-from btsft_nb import data
+from btsft_nb.data import preparation as data
 
-LORA = LoraConfig(r=4, lora_alpha=8, lora_dropout=0.1, target_modules="all-linear", task_type="CAUSAL_LM")
+LORA = LoraConfig(
+    r=4, lora_alpha=8, lora_dropout=0.1, target_modules="all-linear", task_type="CAUSAL_LM"
+)
 
 
 class Die(TrainerCallback):
@@ -66,7 +68,9 @@ def train(folder: str, work: str = "train") -> None:
         use_cpu=True,
     )
     callbacks = [Die()] if work == "die" and state.process_index == 1 else []
-    trainer = bt.BTSFTTrainer(model, config, examples, processing_class=tokenizer, callbacks=callbacks)
+    trainer = bt.BTSFTTrainer(
+        model, config, examples, processing_class=tokenizer, callbacks=callbacks
+    )
     trainer.train(resume_from_checkpoint=work == "resume")
 
 

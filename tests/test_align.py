@@ -18,8 +18,8 @@ from transformers import Qwen3Config, Qwen3ForCausalLM, Qwen3ForSequenceClassifi
 
 import btsft_nb as bt
 from btsft_nb.align import BlurredThoughts, Rewards, load_policy, preference_pairs, prompt_rows
-from btsft_nb.config import ModelConfig
-from btsft_nb.formats import to_prompt
+from btsft_nb.data.formats import to_prompt
+from btsft_nb.models.config import ModelConfig
 
 trl = pytest.importorskip("trl", minversion="1.8")
 
@@ -41,7 +41,9 @@ from trl.rewards import accuracy_reward, get_soft_overlong_punishment, think_for
 LORA = {"method": "lora"}
 RUNS = {"4 bits": {}, "plain": LORA, "dora": LORA | {"dora": True}, "whole": {"method": "full"}}
 IDS = torch.arange(5, 45)[None]
-COMMON = dict(bf16=False, gradient_checkpointing=False, report_to="none", save_strategy="no", logging_steps=1)
+COMMON = dict(
+    bf16=False, gradient_checkpointing=False, report_to="none", save_strategy="no", logging_steps=1
+)
 COMMON |= dict(disable_tqdm=True, lr_scheduler_type="constant", use_cpu=True)
 ROWS = [{"question": "2+2?", "answer": "4"}, {"question": "3+4?", "answer": "7"}]
 GOOD, BAD = "<think>Just 2+2, that is 4.</think>\n\nThe answer is 4.", "Just 2+2. The answer is 4."
@@ -65,8 +67,14 @@ def folder(tmp_path_factory):
         if name not in made:
             made[name] = tmp_path_factory.mktemp("runs") / name
             model, tokenizer = bt.load_model(ModelConfig("tiny", **RUNS[name]))
-            settings = dict(max_steps=3, learning_rate=1e-2 if name != "whole" else 1e-3, lr_scheduler_type="constant")
-            settings |= dict(anchor=0.0, threshold=0.0, per_device_train_batch_size=4, save_strategy="no")
+            settings = dict(
+                max_steps=3,
+                learning_rate=1e-2 if name != "whole" else 1e-3,
+                lr_scheduler_type="constant",
+            )
+            settings |= dict(
+                anchor=0.0, threshold=0.0, per_device_train_batch_size=4, save_strategy="no"
+            )
             examples = bt.prepare(bt.load_rows("tiny/teacher")[:16], tokenizer)
             config = bt.BTSFTConfig(str(made[name]), **settings)
             bt.BTSFTTrainer(model, config, examples, processing_class=tokenizer).train()
@@ -79,8 +87,16 @@ def sampled(tokenizer, *texts: str, prompt: int = 0, finished: bool = True, **ot
     """Records as `sample` returns them, of one prompt of ROWS."""
     renderer, question = bt.Renderer(tokenizer), ROWS[prompt]["question"]
     opened = renderer.prompt_text(to_prompt(question)).rstrip().endswith("<think>")
-    common = {"prompt": prompt, "question": question, "prefilled": opened, "finished": finished, "prompt_cut": 0}
-    counts = [len(tokenizer(text, add_special_tokens=False)["input_ids"]) + finished for text in texts]
+    common = {
+        "prompt": prompt,
+        "question": question,
+        "prefilled": opened,
+        "finished": finished,
+        "prompt_cut": 0,
+    }
+    counts = [
+        len(tokenizer(text, add_special_tokens=False)["input_ids"]) + finished for text in texts
+    ]
     rows = zip(range(len(texts)), texts, counts, strict=True)
     return [common | {"sample": i, "text": text, "tokens": n} | others for i, text, n in rows]
 
@@ -112,7 +128,9 @@ def test_the_policy_is_the_runs_model(folder, name):
     """Bit for bit; what trains is what trained there, and its adapter stays one."""
     model, tokenizer = load_policy(folder(name))
     with torch.no_grad():
-        assert torch.equal(model(input_ids=IDS).logits, bt.load_model(folder(name))[0](input_ids=IDS).logits)
+        assert torch.equal(
+            model(input_ids=IDS).logits, bt.load_model(folder(name))[0](input_ids=IDS).logits
+        )
     trained = {n for n, parameter in model.named_parameters() if parameter.requires_grad}
     assert trained and isinstance(model, PeftModel) == (name != "whole")
     assert name == "whole" or all("lora_" in n for n in trained)
@@ -146,7 +164,13 @@ def test_the_reference_is_the_runs_model_and_not_its_base(folder, tmp_path, name
 @pytest.mark.parametrize(("kind", "config"), [(RLOOTrainer, RLOOConfig), (GRPOTrainer, GRPOConfig)])
 def test_the_reference_of_on_policy_training_is_the_runs_model(folder, tmp_path, kind, config):
     model, tokenizer = load_policy(folder("plain"))
-    settings = dict(max_steps=1, per_device_train_batch_size=4, num_generations=4, max_completion_length=8, beta=0.1)
+    settings = dict(
+        max_steps=1,
+        per_device_train_batch_size=4,
+        num_generations=4,
+        max_completion_length=8,
+        beta=0.1,
+    )
     args = config(str(tmp_path), learning_rate=0.0, **settings, **COMMON)
     rewards, prompts = [Rewards(tokenizer).length], prompt_rows(ROWS, tokenizer)
     trainer = kind(model, rewards, args=args, train_dataset=prompts, processing_class=tokenizer)
@@ -163,13 +187,20 @@ def test_rows_of_new_tags_are_merged_first(tmp_path):
     model.save_pretrained(tmp_path / "run")
     tokenizer.save_pretrained(tmp_path / "run")
     bt.models.record_base(tmp_path / "run", model)
-    with pytest.raises(ValueError, match=r"run: its adapter has trained rows for new tokens.*bt\.merge"):
+    with pytest.raises(
+        ValueError, match=r"run: its adapter has trained rows for new tokens.*bt\.merge"
+    ):
         load_policy(tmp_path / "run")
     bt.merge(tmp_path / "run", tmp_path / "merged", dtype="float32")
     policy, tokenizer = load_policy(tmp_path / "merged")
-    args, lora = DPOConfig(str(tmp_path), max_steps=1, learning_rate=0.0, **COMMON), LoraConfig(task_type="CAUSAL_LM")
+    args, lora = (
+        DPOConfig(str(tmp_path), max_steps=1, learning_rate=0.0, **COMMON),
+        LoraConfig(task_type="CAUSAL_LM"),
+    )
     pairs = pairs_of(tokenizer)
-    trainer = DPOTrainer(policy, args=args, train_dataset=pairs, processing_class=tokenizer, peft_config=lora)
+    trainer = DPOTrainer(
+        policy, args=args, train_dataset=pairs, processing_class=tokenizer, peft_config=lora
+    )
     trainer.train()
     assert logged(trainer, "loss") == pytest.approx(math.log(2), abs=1e-5)
 
@@ -178,7 +209,9 @@ def test_rows_of_new_tags_are_merged_first(tmp_path):
 def test_what_trl_trains_comes_back_as_a_run(folder, tmp_path, name):
     """The policy alone, on the base of the run; it can be merged and goes on in TRL."""
     model, tokenizer = load_policy(folder(name))
-    trainer = trainer_of(DPOTrainer, model, tokenizer, tmp_path / "dpo", learning_rate=1e-2, max_steps=2)
+    trainer = trainer_of(
+        DPOTrainer, model, tokenizer, tmp_path / "dpo", learning_rate=1e-2, max_steps=2
+    )
     trainer.train()
     trainer.save_model()
     again, loaded = bt.load_model(tmp_path / "dpo")
@@ -208,11 +241,17 @@ def test_a_checkpoint_is_a_run_and_is_gone_on_from(folder, tmp_path):
     (whole, trainer), (half, stopped) = made
     trainer.train()
     stopped.train()
-    assert sorted(path.name for path in (tmp_path / "half" / "checkpoint-2").glob("*")).count("ref") == 0
+    assert (
+        sorted(path.name for path in (tmp_path / "half" / "checkpoint-2").glob("*")).count("ref")
+        == 0
+    )
     assert bt.Run(tmp_path / "half" / "checkpoint-2").base["base_model"] == "tiny"
     stopped.args.max_steps = 4
     stopped.train(resume_from_checkpoint=True)
-    assert all(torch.equal(one, other) for one, other in zip(whole.parameters(), half.parameters(), strict=True))
+    assert all(
+        torch.equal(one, other)
+        for one, other in zip(whole.parameters(), half.parameters(), strict=True)
+    )
 
 
 def test_save_pretrained_keeps_its_contract(folder, tmp_path):
@@ -229,7 +268,13 @@ def test_save_pretrained_keeps_its_contract(folder, tmp_path):
 
 def random_model(tokenizer):
     """A small model for any vocabulary."""
-    sizes = dict(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=1, head_dim=16)
+    sizes = dict(
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=1,
+        head_dim=16,
+    )
     return Qwen3ForCausalLM(Qwen3Config(vocab_size=len(tokenizer), num_key_value_heads=1, **sizes))
 
 
@@ -239,7 +284,9 @@ def opened():
     tokenizer = bt.load_tokenizer("tiny")
     prompt = "<|im_start|>assistant\n' }}{%- endif %}"
     assert tokenizer.chat_template.endswith(prompt)
-    tokenizer.chat_template = tokenizer.chat_template.replace(prompt, prompt.replace("\n'", "\n<think>\n'"))
+    tokenizer.chat_template = tokenizer.chat_template.replace(
+        prompt, prompt.replace("\n'", "\n<think>\n'")
+    )
     return tokenizer
 
 
@@ -248,7 +295,10 @@ def as_policy(request):
     """Each tokenizer as `load_policy` gives it: its end of text is the end of a turn."""
     tokenizer = request.getfixturevalue(request.param)
     renderer = bt.Renderer(tokenizer)
-    before, tokenizer.eos_token = tokenizer.eos_token, tokenizer.convert_ids_to_tokens(renderer.end_id)
+    before, tokenizer.eos_token = (
+        tokenizer.eos_token,
+        tokenizer.convert_ids_to_tokens(renderer.end_id),
+    )
     yield tokenizer
     tokenizer.eos_token = before
 
@@ -259,7 +309,9 @@ def test_trl_makes_of_the_texts_what_the_model_samples(as_policy, tmp_path):
     tokenizer, renderer = as_policy, bt.Renderer(as_policy)
     prompt = renderer.prompt_ids(to_prompt(ROWS[0]))
     prefilled = renderer.tag_ids[0] in prompt
-    good, bad = (GOOD.removeprefix("<think>"), "never</think></think> ends") if prefilled else (GOOD, BAD)
+    good, bad = (
+        (GOOD.removeprefix("<think>"), "never</think></think> ends") if prefilled else (GOOD, BAD)
+    )
     pairs = preference_pairs(sampled(tokenizer, good, bad), ROWS, tokenizer, "format")
     model, given = random_model(tokenizer), dict(train_dataset=pairs, processing_class=tokenizer)
     args, reference = DPOConfig(str(tmp_path), max_length=None, **COMMON), random_model(tokenizer)
@@ -269,15 +321,25 @@ def test_trl_makes_of_the_texts_what_the_model_samples(as_policy, tmp_path):
         ids = row[f"{name}_ids"]
         assert tokenizer.decode(ids) == text + renderer.end_of_turn
         assert ids[-1] == renderer.end_id and ids.count(renderer.end_id) == 1
-        assert all(ids.count(tag) == text.count(own) for tag, own in zip(renderer.tag_ids, renderer.tags, strict=True))
+        assert all(
+            ids.count(tag) == text.count(own)
+            for tag, own in zip(renderer.tag_ids, renderer.tags, strict=True)
+        )
     whole = [row["prompt_ids"] + row[f"{name}_ids"] for name in ("chosen", "rejected")]
-    kto = KTOTrainer(model, reference, KTOConfig(str(tmp_path), max_length=None, **COMMON), **given).train_dataset
-    assert [one["prompt_ids"] + one["completion_ids"] for one in kto] == whole and kto["label"] == [True, False]
+    kto = KTOTrainer(
+        model, reference, KTOConfig(str(tmp_path), max_length=None, **COMMON), **given
+    ).train_dataset
+    assert [one["prompt_ids"] + one["completion_ids"] for one in kto] == whole and kto["label"] == [
+        True,
+        False,
+    ]
     args = ORPOConfig(str(tmp_path), remove_unused_columns=False, **COMMON)
     assert ORPOTrainer(model, args=args, **given).train_dataset[0]["chosen_input_ids"] == whole[0]
     model.config.num_labels = 1
     judge = Qwen3ForSequenceClassification(model.config)
-    reward = RewardTrainer(judge, RewardConfig(str(tmp_path), max_length=None, **COMMON), **given).train_dataset[0]
+    reward = RewardTrainer(
+        judge, RewardConfig(str(tmp_path), max_length=None, **COMMON), **given
+    ).train_dataset[0]
     assert [reward[f"{name}_ids"] for name in ("chosen", "rejected")] == whole
     prompts = prompt_rows(ROWS, tokenizer)
     args = GRPOConfig(str(tmp_path), num_generations=2, per_device_train_batch_size=2, **COMMON)
@@ -287,7 +349,9 @@ def test_trl_makes_of_the_texts_what_the_model_samples(as_policy, tmp_path):
 
 def test_prompts_come_with_their_answers(tiny_tokenizer):
     rows = prompt_rows(ROWS, tiny_tokenizer)
-    assert rows["answer"] == ["4", "7"] and rows[0]["prompt"].endswith("2+2?<|im_end|>\n<|im_start|>assistant\n")
+    assert rows["answer"] == ["4", "7"] and rows[0]["prompt"].endswith(
+        "2+2?<|im_end|>\n<|im_start|>assistant\n"
+    )
     assert prompt_rows(["2+2?"], tiny_tokenizer).column_names == ["prompt"]
 
 
@@ -312,8 +376,16 @@ COUNTED = {"1 cut off", "2 against the format", "1 wrong", "2 without another to
 @pytest.mark.parametrize(
     ("by", "pairs", "left_out"),
     [
-        ("format", [(GOOD, EMPTY), (WRONG, BAD)], {"1 cut off", "3 without another to differ from"}),
-        ("answer", [(GOOD, WRONG)], {"1 cut off", "2 against the format", "3 without another to differ from"}),
+        (
+            "format",
+            [(GOOD, EMPTY), (WRONG, BAD)],
+            {"1 cut off", "3 without another to differ from"},
+        ),
+        (
+            "answer",
+            [(GOOD, WRONG)],
+            {"1 cut off", "2 against the format", "3 without another to differ from"},
+        ),
         (
             "thought",
             [(OTHER, GOOD)],
@@ -323,11 +395,18 @@ COUNTED = {"1 cut off", "2 against the format", "1 wrong", "2 without another to
 )
 def test_pairs_are_of_what_is_asked(tiny_tokenizer, capsys, by, pairs, left_out):
     """By hand: six samples of one prompt, and two of another that are the same, and right there. All are counted."""
-    records = sampled(tiny_tokenizer, GOOD, WRONG, BAD, EMPTY, OTHER) + sampled(tiny_tokenizer, GOOD, finished=False)
+    records = sampled(tiny_tokenizer, GOOD, WRONG, BAD, EMPTY, OTHER) + sampled(
+        tiny_tokenizer, GOOD, finished=False
+    )
     records += sampled(tiny_tokenizer, WRONG, WRONG, prompt=1)
-    rows, training = [ROWS[0], ROWS[1] | {"answer": "5"}], ["Just 2+2, that is 4.", "Guess 5. Back: 5-2=3. No."]
+    rows, training = (
+        [ROWS[0], ROWS[1] | {"answer": "5"}],
+        ["Just 2+2, that is 4.", "Guess 5. Back: 5-2=3. No."],
+    )
     found = preference_pairs(records, rows, tiny_tokenizer, by, training=training)
-    assert [(row["chosen"], row["rejected"]) for row in found] == [tuple(f"{t}<|im_end|>" for t in p) for p in pairs]
+    assert [(row["chosen"], row["rejected"]) for row in found] == [
+        tuple(f"{t}<|im_end|>" for t in p) for p in pairs
+    ]
     assert {row["prompt"] for row in found} == {prompt_rows(rows, tiny_tokenizer)[0]["prompt"]}
     said = capsys.readouterr().out.strip()
     assert said.startswith(f"{by}: 8 samples of 2 prompts -> {len(pairs)} pairs; left out: ")
@@ -344,8 +423,13 @@ def test_an_equal_pair_comes_once(tiny_tokenizer):
 def test_a_thought_of_few_words_is_not_taken_for_a_new_one(tiny_tokenizer, capsys):
     """It has no four words in a row that could be copied."""
     records = sampled(tiny_tokenizer, GOOD, OTHER, "<think>So four.</think>4")
-    (pair,) = preference_pairs(records, ROWS[:1], tiny_tokenizer, "thought", training=["Just 2+2, that is 4."])
-    assert pair["chosen"].startswith(OTHER) and "1 with a thought of fewer than four words" in capsys.readouterr().out
+    (pair,) = preference_pairs(
+        records, ROWS[:1], tiny_tokenizer, "thought", training=["Just 2+2, that is 4."]
+    )
+    assert (
+        pair["chosen"].startswith(OTHER)
+        and "1 with a thought of fewer than four words" in capsys.readouterr().out
+    )
 
 
 @pytest.mark.parametrize("name", ["qwen3", "phi-3-mini"])
@@ -373,7 +457,11 @@ def test_what_trl_would_tokenize_otherwise_is_left_out(shared, capsys, name):
         ("rank", ROWS, "by='rank': 'format', 'answer' or 'thought' wanted"),
         ("answer", ["2+2?", "3+4?"], "by='answer' needs the field answer in the rows"),
         ("thought", ROWS, "by='thought' needs training=, the texts of the training thoughts"),
-        ("format", ROWS, "format: 2 samples of 2 prompts -> 0 pairs; left out: 2 without another.*sample more"),
+        (
+            "format",
+            ROWS,
+            "format: 2 samples of 2 prompts -> 0 pairs; left out: 2 without another.*sample more",
+        ),
         ("format", ROWS[1:], r"a sample is of another prompt than rows\[0\]: '2\+2\?'"),
     ],
 )
@@ -386,24 +474,33 @@ def test_a_sample_of_no_row_is_named(tiny_tokenizer):
     records = sampled(tiny_tokenizer, GOOD, BAD, prompt=1)
     for wrong in (records, [record | {"prompt": 0, "prompt_cut": 2} for record in records]):
         with pytest.raises(ValueError, match="a sample is of another prompt"):
-            preference_pairs(wrong, ROWS[:1] if wrong is records else ROWS[1:], tiny_tokenizer, "format")
+            preference_pairs(
+                wrong, ROWS[:1] if wrong is records else ROWS[1:], tiny_tokenizer, "format"
+            )
 
 
 # ---------------------------------------------------------------------------------------------- rewards
 
 
 def ids_of(tokenizer, text: str, finished: bool = True) -> list[int]:
-    return tokenizer(text, add_special_tokens=False)["input_ids"] + [bt.Renderer(tokenizer).end_id] * finished
+    return (
+        tokenizer(text, add_special_tokens=False)["input_ids"]
+        + [bt.Renderer(tokenizer).end_id] * finished
+    )
 
 
-@pytest.mark.parametrize(("text", "options", "problem", "_", "trls"), ADVERSARIAL.values(), ids=ADVERSARIAL)
-def test_the_format_reward_is_strict_where_trls_is_not(tiny_tokenizer, text, options, problem, _, trls):
+@pytest.mark.parametrize(
+    ("text", "options", "problem", "_", "trls"), ADVERSARIAL.values(), ids=ADVERSARIAL
+)
+def test_the_format_reward_is_strict_where_trls_is_not(
+    tiny_tokenizer, text, options, problem, _, trls
+):
     """TRL's sees no end, takes an empty thought, no answer and a second close tag, and no open tag in a prompt."""
     prompt = "Q" + "<think>\n" * options.get("prefilled", False)
     ids = ids_of(tiny_tokenizer, text, options.get("finished", True))
-    assert Rewards(tiny_tokenizer).format(prompts=[prompt], completions=[text], completion_ids=[ids], more=[1]) == [
-        float(problem is None)
-    ]
+    assert Rewards(tiny_tokenizer).format(
+        prompts=[prompt], completions=[text], completion_ids=[ids], more=[1]
+    ) == [float(problem is None)]
     assert think_format_reward([[{"content": text}]]) == [trls]
 
 
@@ -427,7 +524,12 @@ ANSWERS = {  # completion, reference, ours, TRL's
     "boxed fraction": (r"<think>a</think>So \boxed{\frac{1}{2}}.", r"\frac{1}{2}", 1, 1),
     "boxed, wrong": (r"<think>a</think>\boxed{13}", "12", 0, 0),
     "a plain number": ("<think>a</think>The answer is 12.", "12", 1, 0),  # TRL's wants LaTeX
-    "right in the thought alone": (r"<think>\boxed{12}</think>It is 13.", "12", 0, 1),  # TRL's takes the first box
+    "right in the thought alone": (
+        r"<think>\boxed{12}</think>It is 13.",
+        "12",
+        0,
+        1,
+    ),  # TRL's takes the first box
     "an equal expression": (
         r"<think>a</think>\boxed{\sqrt{2}/2}",
         r"$\frac{\sqrt{2}}{2}$",
@@ -442,18 +544,25 @@ ANSWERS = {  # completion, reference, ours, TRL's
 def test_the_accuracy_reward_beside_trls(tiny_tokenizer, text, reference, ours, trls):
     pytest.importorskip("math_verify")
     ids = ids_of(tiny_tokenizer, text)
-    assert Rewards(tiny_tokenizer).accuracy(prompts=["Q"], completion_ids=[ids], answer=[reference]) == [ours]
+    assert Rewards(tiny_tokenizer).accuracy(
+        prompts=["Q"], completion_ids=[ids], answer=[reference]
+    ) == [ours]
     assert accuracy_reward([[{"content": text}]], [reference]) == [trls]
 
 
 def test_the_length_reward_is_trls_of_the_thought(tiny_tokenizer):
     """Where the completion is all thought; an answer is not counted."""
-    rewards, trls = Rewards(tiny_tokenizer, max_thought=10, slack=4), get_soft_overlong_punishment(10, 4)
+    rewards, trls = (
+        Rewards(tiny_tokenizer, max_thought=10, slack=4),
+        get_soft_overlong_punishment(10, 4),
+    )
     seven = ids_of(tiny_tokenizer, "7", finished=False)
     thoughts, (opening, closing) = [seven * n for n in range(16)], bt.tag_ids(tiny_tokenizer)
     wanted = trls(completion_ids=thoughts)
     assert min(wanted) == -1 and max(wanted) == 0 and len(set(wanted)) == 5
-    assert rewards.length(prompts=["Q<think>"] * 16, completion_ids=thoughts) == pytest.approx(wanted)
+    assert rewards.length(prompts=["Q<think>"] * 16, completion_ids=thoughts) == pytest.approx(
+        wanted
+    )
     whole = [[opening, *thought, closing, *seven * 20] for thought in thoughts]
     assert rewards.length(prompts=["Q"] * 16, completion_ids=whole) == pytest.approx(wanted)
     assert rewards.length(prompts=["Q"], completion_ids=[seven * 50]) == [0]  # no thought
@@ -464,7 +573,10 @@ def test_the_length_reward_is_trls_of_the_thought(tiny_tokenizer):
 def test_the_diversity_reward_is_within_a_group(tiny_tokenizer):
     """Two alike and one that shares no word, an empty thought, and one alone in its group, which has nothing to be
     compared with: None, which TRL takes for not applicable."""
-    texts = [f"<think>{thought}</think>4" for thought in ("1+1=2 ok", "1+1=2 ok", "Guess four. Yes", "", "1+1=2 ok")]
+    texts = [
+        f"<think>{thought}</think>4"
+        for thought in ("1+1=2 ok", "1+1=2 ok", "Guess four. Yes", "", "1+1=2 ok")
+    ]
     prompts, ids = ["Q"] * 4 + ["P"], [ids_of(tiny_tokenizer, text) for text in texts]
     found = Rewards(tiny_tokenizer).diversity(prompts=prompts, completion_ids=ids)
     assert found[0] == found[1] == pytest.approx(0) and found[2] > 0.9 and found[3:] == [0, None]
@@ -479,7 +591,13 @@ def test_rewards_in_a_real_on_policy_run(folder, tmp_path):
         seen.append((prompts, completion_ids, answer))
         return [0.0] * len(prompts)
 
-    settings = dict(max_steps=1, per_device_train_batch_size=8, num_generations=4, max_completion_length=64, beta=0.0)
+    settings = dict(
+        max_steps=1,
+        per_device_train_batch_size=8,
+        num_generations=4,
+        max_completion_length=64,
+        beta=0.0,
+    )
     funcs = [rewards.format, rewards.accuracy, rewards.diversity, rewards.length, spy]
     args = GRPOConfig(str(tmp_path), **settings, **COMMON)
     rows = prompt_rows(bt.load_rows("tiny/test")[:4], tokenizer)
@@ -491,7 +609,9 @@ def test_rewards_in_a_real_on_policy_run(folder, tmp_path):
     assert ended and all(own.index(tokenizer.eos_token_id) == len(own) - 1 for own in ended)
     for func in funcs[:4]:
         wanted = func(prompts=prompts, completion_ids=ids, answer=answers)
-        assert logged(trainer, f"rewards/{func.__name__}/mean") == pytest.approx(sum(wanted) / 8, abs=1e-6)
+        assert logged(trainer, f"rewards/{func.__name__}/mean") == pytest.approx(
+            sum(wanted) / 8, abs=1e-6
+        )
 
 
 # ---------------------------------------------------------------------------------------------- blurred thoughts
@@ -518,7 +638,10 @@ def test_blurred_thoughts_are_masked(tiny_tokenizer, tmp_path, kind):
     inside = torch.tensor(inside)
     assert torch.equal(masks[0.0], batch["completion_mask"].bool())
     assert torch.equal(masks[1.0], masks[0.0] & ~inside)
-    assert inside.sum() > 20 and masks[0.0].sum() > masks[0.3].sum() > masks[0.7].sum() > masks[1.0].sum()
+    assert (
+        inside.sum() > 20
+        and masks[0.0].sum() > masks[0.3].sum() > masks[0.7].sum() > masks[1.0].sum()
+    )
 
 
 def test_a_thought_that_the_prompt_opens_is_blurred_too(r1):
@@ -533,14 +656,21 @@ def test_a_thought_that_the_prompt_opens_is_blurred_too(r1):
 def test_the_log_probability_in_the_loss_is_that_of_the_tokens_left(folder, tmp_path, kind):
     """Against the plain sum in float64 over what counts."""
     model, tokenizer = load_policy(folder("plain"))
-    trainer = trainer_of(kind, model, tokenizer, tmp_path, learning_rate=0.0, per_device_train_batch_size=4)
+    trainer = trainer_of(
+        kind, model, tokenizer, tmp_path, learning_rate=0.0, per_device_train_batch_size=4
+    )
     trainer.data_collator = BlurredThoughts(trainer.data_collator, tokenizer, 1.0)
     trainer.train()
     tags, sums = bt.tag_ids(tokenizer), []
     with torch.no_grad():
         for row in pairs_of(tokenizer):
-            prompt, text = (tokenizer(part)["input_ids"] for part in (row["prompt"], row["prompt"] + row["chosen"]))
-            log_p = model.eval()(input_ids=torch.tensor([text])).logits[0, :-1].double().log_softmax(-1)
+            prompt, text = (
+                tokenizer(part)["input_ids"]
+                for part in (row["prompt"], row["prompt"] + row["chosen"])
+            )
+            log_p = (
+                model.eval()(input_ids=torch.tensor([text])).logits[0, :-1].double().log_softmax(-1)
+            )
             start, stop = (text.index(tag) for tag in tags)
             left = [at for at in range(len(prompt), len(text)) if not start < at < stop]
             sums.append(sum(log_p[at - 1, text[at]].item() for at in left))
@@ -553,11 +683,15 @@ def test_batches_that_cannot_be_blurred_are_named(tiny_tokenizer, tmp_path):
     args = ORPOConfig(str(tmp_path), remove_unused_columns=False, **COMMON)
     given = dict(train_dataset=pairs_of(tiny_tokenizer), processing_class=tiny_tokenizer)
     orpo = ORPOTrainer(random_model(tiny_tokenizer), args=args, **given)
-    with pytest.raises(ValueError, match=r"no completion_mask.*chosen_labels.*: for DPO and KTO only"):
+    with pytest.raises(
+        ValueError, match=r"no completion_mask.*chosen_labels.*: for DPO and KTO only"
+    ):
         BlurredThoughts(orpo.data_collator, tiny_tokenizer, 0.5)(list(orpo.train_dataset))
     args, reference = DPOConfig(str(tmp_path), **COMMON), random_model(tiny_tokenizer)
     dpo = DPOTrainer(random_model(tiny_tokenizer), reference, args, **given)
-    rows = [row | {"ref_chosen_logps": -1.0, "ref_rejected_logps": -2.0} for row in dpo.train_dataset]  # precomputed
+    rows = [
+        row | {"ref_chosen_logps": -1.0, "ref_rejected_logps": -2.0} for row in dpo.train_dataset
+    ]  # precomputed
     with pytest.raises(ValueError, match="counts the thoughts: set precompute_ref_log_probs=False"):
         BlurredThoughts(dpo.data_collator, tiny_tokenizer, 0.5)(rows)
     with pytest.raises(ValueError, match="threshold=2"):

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from trl.rewards import think_format_reward
 
-from btsft_nb.metrics import (
+from btsft_nb.evaluation.metrics import (
     Parsed,
     boxed,
     extract,
@@ -58,11 +58,18 @@ def test_parse(text, options, parsed):
     assert parse(text, **options) == parsed
 
 
-@given(st.lists(st.sampled_from(["<think>", "</think>", "a", "\n", " "]), max_size=8).map("".join), st.booleans())
+@given(
+    st.lists(st.sampled_from(["<think>", "</think>", "a", "\n", " "]), max_size=8).map("".join),
+    st.booleans(),
+)
 def test_a_text_complies_exactly_where_the_grammar_says_so(text, prefilled):
     """Against the grammar written another way."""
     whole = "<think>" + text if prefilled else text
-    tags = [tag for tag in whole.replace("<think>", "|(|").replace("</think>", "|)|").split("|") if tag in ("(", ")")]
+    tags = [
+        tag
+        for tag in whole.replace("<think>", "|(|").replace("</think>", "|)|").split("|")
+        if tag in ("(", ")")
+    ]
     fits = tags == ["(", ")"] and whole.lstrip().startswith("<think>")
     fits = fits and all(part.strip() for part in whole.lstrip()[len("<think>") :].split("</think>"))
     assert (parse(text, prefilled=prefilled).problem is None) == fits
@@ -123,7 +130,9 @@ def test_is_correct(answer, reference, right):
     assert is_correct(answer, reference) is right
 
 
-@pytest.mark.parametrize(("text", "number"), [("a 1,000 and 2.50.", 2.5), ("none", None), ("x-7", -7.0), ("3, 4", 4.0)])
+@pytest.mark.parametrize(
+    ("text", "number"), [("a 1,000 and 2.50.", 2.5), ("none", None), ("x-7", -7.0), ("3, 4", 4.0)]
+)
 def test_last_number(text, number):
     """Punctuation that follows is no part of it."""
     assert last_number(text) == number
@@ -201,7 +210,9 @@ ADVERSARIAL = {  # text, options, what is wrong with it, and what the reference 
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("text", "options", "problem", "reference", "trl"), ADVERSARIAL.values(), ids=ADVERSARIAL)
+@pytest.mark.parametrize(
+    ("text", "options", "problem", "reference", "trl"), ADVERSARIAL.values(), ids=ADVERSARIAL
+)
 def test_where_other_format_checks_are_wrong(text, options, problem, reference, trl):
     """Right is what `problem` says; the reference's regular expression and TRL's reward are wrong where they differ."""
     assert parse(text, **options).problem == problem
@@ -267,7 +278,9 @@ def test_the_last_whole_box(text, content):
 def test_spellings_of_one_latex_answer(one, other):
     """Each other spelling is the same answer; none is that of 7."""
     assert normalise_latex(one) == normalise_latex(other) != 7
-    assert is_correct(rf"it is \boxed{{{one}}}", other, "boxed") and is_correct(rf"\boxed{{{other}}}", one, "boxed")
+    assert is_correct(rf"it is \boxed{{{one}}}", other, "boxed") and is_correct(
+        rf"\boxed{{{other}}}", one, "boxed"
+    )
     assert not is_correct(one, other, "boxed") and not is_correct(r"\boxed{7}", other, "boxed")
 
 
@@ -342,7 +355,9 @@ def test_a_solution_of_gsm8k_is_a_reference():
 
 
 def test_what_cannot_be_compared_is_named():
-    with pytest.raises(ValueError, match=r"answer='latex': one of \('auto', 'exact', 'number', 'boxed', 'choice'\)"):
+    with pytest.raises(
+        ValueError, match=r"answer='latex': one of \('auto', 'exact', 'number', 'boxed', 'choice'\)"
+    ):
         is_correct("1", "1", "latex")
     with pytest.raises(ValueError, match="the reference 'five' has no answer of the kind 'number'"):
         is_correct("5", "five", "number")
@@ -358,7 +373,14 @@ def test_any_text_is_read_and_equals_itself(how, text):
 
 @pytest.mark.parametrize(
     ("answers", "wanted"),
-    [([1, 2, 2], 2), ([1, 2], 1), ([2, 1, 1, 2], 2), ([None, None, 3], 3), ([None], None), ([], None)],
+    [
+        ([1, 2, 2], 2),
+        ([1, 2], 1),
+        ([2, 1, 1, 2], 2),
+        ([None, None, 3], 3),
+        ([None], None),
+        ([], None),
+    ],
 )
 def test_majority(answers, wanted):
     """The most frequent, of equal ones the first; what was not parsed has no vote."""

@@ -21,9 +21,9 @@ from transformers import (
 )
 
 import btsft_nb as bt
-from btsft_nb.config import ModelConfig
-from btsft_nb.export import merge
-from btsft_nb.parts import PARTS
+from btsft_nb.models.config import ModelConfig
+from btsft_nb.models.freezing import PARTS
+from btsft_nb.training.export import merge
 
 WIDE = dict(hidden_size=64, num_attention_heads=4, num_hidden_layers=2)
 SMALL = WIDE | dict(intermediate_size=128, num_key_value_heads=2, max_position_embeddings=256)
@@ -33,12 +33,32 @@ FAMILIES = {  # config, which follows the published one but for its size; how it
     "llama": (LlamaConfig, SMALL | {"tie_word_embeddings": False}, {}, True),
     "smollm": (LlamaConfig, SMALL | {"tie_word_embeddings": True}, {"method": "lora"}, True),
     "qwen2": (Qwen2Config, SMALL | {"tie_word_embeddings": True}, {"bits": 8}, False),
-    "qwen3": (Qwen3Config, SMALL | {"tie_word_embeddings": False, "head_dim": 16}, {"dora": True}, True),
+    "qwen3": (
+        Qwen3Config,
+        SMALL | {"tie_word_embeddings": False, "head_dim": 16},
+        {"dora": True},
+        True,
+    ),
     "gpt-neo": (GPTNeoConfig, NEO | {"max_position_embeddings": 256}, {"rslora": True}, True),
-    "gpt2": (GPT2Config, dict(n_embd=64, n_layer=2, n_head=4, n_positions=256), {"method": "lora"}, False),
-    "opt": (OPTConfig, OPT, {"method": "full", "freeze": ["norms", "attention"], "layers_not_to_freeze": [1]}, True),
+    "gpt2": (
+        GPT2Config,
+        dict(n_embd=64, n_layer=2, n_head=4, n_positions=256),
+        {"method": "lora"},
+        False,
+    ),
+    "opt": (
+        OPTConfig,
+        OPT,
+        {"method": "full", "freeze": ["norms", "attention"], "layers_not_to_freeze": [1]},
+        True,
+    ),
     "gemma2": (Gemma2Config, SMALL | {"head_dim": 16, "final_logit_softcapping": 30.0}, {}, True),
-    "phi": (PhiConfig, SMALL | {"partial_rotary_factor": 0.5}, {"bits": 8, "lora_targets": ["q_proj", "fc1"]}, False),
+    "phi": (
+        PhiConfig,
+        SMALL | {"partial_rotary_factor": 0.5},
+        {"bits": 8, "lora_targets": ["q_proj", "fc1"]},
+        False,
+    ),
 }
 
 
@@ -53,7 +73,9 @@ def family(request, tmp_path_factory):
     torch.manual_seed(0)
     ids = dict(vocab_size=len(tokenizer), pad_token_id=0, bos_token_id=None, eos_token_id=2)
     model = AutoModelForCausalLM.from_config(config(**sizes, **ids))
-    for parameter in model.parameters():  # far from the start, at which a wrong row or scale would not show
+    for (
+        parameter
+    ) in model.parameters():  # far from the start, at which a wrong row or scale would not show
         torch.nn.init.normal_(parameter.data, std=0.1)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -63,7 +85,9 @@ def family(request, tmp_path_factory):
 def without_tags(tokenizer):
     """The same tokenizer without its last two tokens, which are the think tags."""
     state = json.loads(tokenizer.backend_tokenizer.to_str())
-    state["added_tokens"] = [token for token in state["added_tokens"] if "think" not in token["content"]]
+    state["added_tokens"] = [
+        token for token in state["added_tokens"] if "think" not in token["content"]
+    ]
     names = {name: getattr(tokenizer, name) for name in ("eos_token", "pad_token", "chat_template")}
     return PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(state)), **names)
 
@@ -78,11 +102,20 @@ def trained(family, tmp_path_factory):
     examples = bt.prepare(bt.load_rows("tiny/teacher")[:4], tokenizer)
     anchor = 0.0 if settings.get("method") == "full" else 1.0
     config = bt.BTSFTConfig(
-        *(str(run), 2), max_steps=2, anchor=anchor, learning_rate=0.1, threshold=0.5, lr_scheduler_type="constant"
+        *(str(run), 2),
+        max_steps=2,
+        anchor=anchor,
+        learning_rate=0.1,
+        threshold=0.5,
+        lr_scheduler_type="constant",
     )
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     bt.BTSFTTrainer(model, config, examples, processing_class=tokenizer).train()
-    changed = {name for name, parameter in model.named_parameters() if not torch.equal(parameter, before[name])}
+    changed = {
+        name
+        for name, parameter in model.named_parameters()
+        if not torch.equal(parameter, before[name])
+    }
     return model.eval(), tokenizer, run, changed, torch.tensor([examples[0]["input_ids"]])
 
 
@@ -90,17 +123,24 @@ def test_what_was_trained_is_what_is_reloaded_and_merged(family, trained, tmp_pa
     """Logits equal bit for bit; merged, but for rounding, and that of inputs where LLM.int8 has it."""
     _, settings, lacks_tags = family
     model, tokenizer, run, changed, ids = trained
-    assert changed == {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert changed == {
+        name for name, parameter in model.named_parameters() if parameter.requires_grad
+    }
     assert set(ids[0].tolist()) & {*bt.tag_ids(tokenizer)}
     with torch.no_grad():
         want = model(input_ids=ids).logits
         again, loaded = bt.load_model(run)
-        assert torch.equal(again(input_ids=ids).logits, want) and loaded.get_vocab() == tokenizer.get_vocab()
+        assert (
+            torch.equal(again(input_ids=ids).logits, want)
+            and loaded.get_vocab() == tokenizer.get_vocab()
+        )
         assert want.shape[-1] == (451 if lacks_tags else len(tokenizer))
         if settings.get("method") == "full":
             return
         folder = merge(run, tmp_path / "merged", dtype="float32")
-        got = AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True)(input_ids=ids).logits
+        got = AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True)(
+            input_ids=ids
+        ).logits
         tolerance = 0.1 if settings.get("bits") == 8 else 1e-4
         assert (got - want).abs().max() < tolerance * want.abs().max()
         with model.disable_adapter():
@@ -119,7 +159,9 @@ def test_the_rows_of_new_tags_train_and_no_others(family, trained):
     saved = load_file(run / "adapter_model.safetensors")
     kept = [tensor for name, tensor in saved.items() if "trainable_tokens" in name]
     tied = model.config.tie_word_embeddings
-    assert len(kept) == (0 if not lacks_tags else 1 if tied else 2) and all(len(tensor) == 2 for tensor in kept)
+    assert len(kept) == (0 if not lacks_tags else 1 if tied else 2) and all(
+        len(tensor) == 2 for tensor in kept
+    )
     assert not any(len(tensor) >= 449 for tensor in saved.values())
 
 
@@ -132,5 +174,7 @@ def test_every_parameter_has_its_part(family, trained):
     assert counts["total"] == tuple(map(sum, zip(*(counts[part] for part in PARTS), strict=True)))
     assert counts["total"][0] == sum(p.numel() for p in model.parameters() if p.requires_grad)
     if settings.get("method") == "full":
-        assert all(trains == whole for trains, whole in (counts["embeddings"], counts["feed_forward"]))
+        assert all(
+            trains == whole for trains, whole in (counts["embeddings"], counts["feed_forward"])
+        )
         assert 2 * counts["attention"][0] == counts["attention"][1]

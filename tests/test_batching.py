@@ -17,18 +17,30 @@ WAYS = {
     "2 x 8": dict(per_device_train_batch_size=2, gradient_accumulation_steps=8),
     "1 x 16": dict(per_device_train_batch_size=1, gradient_accumulation_steps=16),
     "length-grouped": dict(
-        per_device_train_batch_size=2, gradient_accumulation_steps=8, train_sampling_strategy="group_by_length"
+        per_device_train_batch_size=2,
+        gradient_accumulation_steps=8,
+        train_sampling_strategy="group_by_length",
     ),
-    "random": dict(per_device_train_batch_size=4, gradient_accumulation_steps=4, train_sampling_strategy="random"),
+    "random": dict(
+        per_device_train_batch_size=4,
+        gradient_accumulation_steps=4,
+        train_sampling_strategy="random",
+    ),
     "packed": dict(ALL, padding_free=True),
-    "packed, 2 x 8": dict(per_device_train_batch_size=2, gradient_accumulation_steps=8, padding_free=True),
-    "workers": dict(per_device_train_batch_size=4, gradient_accumulation_steps=4, dataloader_num_workers=2),
+    "packed, 2 x 8": dict(
+        per_device_train_batch_size=2, gradient_accumulation_steps=8, padding_free=True
+    ),
+    "workers": dict(
+        per_device_train_batch_size=4, gradient_accumulation_steps=4, dataloader_num_workers=2
+    ),
     "checkpointed": dict(ALL, gradient_checkpointing=True),
 }
 FSDP = dict(fsdp=True, fsdp_config={"transformer_layer_cls_to_wrap": "Qwen3DecoderLayer"})
 PROCESSES = {
     "2 processes": dict(per_device_train_batch_size=2, gradient_accumulation_steps=4),
-    "2 processes, packed": dict(per_device_train_batch_size=4, gradient_accumulation_steps=2, padding_free=True),
+    "2 processes, packed": dict(
+        per_device_train_batch_size=4, gradient_accumulation_steps=2, padding_free=True
+    ),
     "2 processes, 1 each": dict(per_device_train_batch_size=1, gradient_accumulation_steps=8),
     "FSDP2": dict(per_device_train_batch_size=4, gradient_accumulation_steps=2) | FSDP,
     "FSDP2, 1 each": dict(per_device_train_batch_size=1, gradient_accumulation_steps=8) | FSDP,
@@ -69,9 +81,18 @@ def test_batching_changes_nothing(tmp_path, data, whole, way):
 def test_processes_change_nothing(tmp_path, data, whole, way):
     """Two processes under torchrun with gloo; they have unequal counts, and micro-batches with none."""
     job = json.dumps({"data": data, "settings": PROCESSES[way]})
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", WORKER]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node=2",
+        WORKER,
+    ]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    done = subprocess.run([*command, tmp_path, job], env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        [*command, tmp_path, job], env=environment, capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == 0, done.stderr[-4000:]
     ranks = [torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
     for found in ranks:

@@ -22,7 +22,9 @@ def last_line(name: str) -> dict[str, float]:
     command = [sys.executable, FOLDER / f"{name}.py", "--quick"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
-    return {key: float(value) for key, value in re.findall(r"(\w+)=(\S+)", done.stdout.splitlines()[-1])}
+    return {
+        key: float(value) for key, value in re.findall(r"(\w+)=(\S+)", done.stdout.splitlines()[-1])
+    }
 
 
 @pytest.mark.parametrize("name", ["head", "step"])

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import btsft_nb
 from btsft_nb import Kind, draws, example_key
-from btsft_nb.blur import UNITS, unit_ids
+from btsft_nb.objective.blur import UNITS, unit_ids
 
 P, TAG, THINK, ANSWER = Kind
 kind_lists = st.lists(st.sampled_from(Kind), max_size=40)
@@ -29,7 +29,9 @@ def distance_from_uniform(values: np.ndarray) -> float:
 def test_draws_are_uniform(seed):
     """Along one long thought, and over the first token of many examples (1.95 / sqrt n is the .1 % bound)."""
     along = draws(np.full(20_000, THINK), example_key("a"), seed, 0)
-    across = np.concatenate([draws([THINK], example_key(f"row {i}"), seed, 3) for i in range(4_000)])
+    across = np.concatenate(
+        [draws([THINK], example_key(f"row {i}"), seed, 3) for i in range(4_000)]
+    )
     for values in (along, across):
         assert distance_from_uniform(values) < 1.95 / np.sqrt(len(values))
         assert values.min() >= 0 and values.max() < 1
@@ -42,7 +44,12 @@ def test_draws_of_neighbours_are_independent():
     assert abs(np.corrcoef(u[1:], u[:-1])[0, 1]) < 0.03 and abs(np.corrcoef(u, v)[0, 1]) < 0.03
 
 
-@given(kinds=kind_lists, key=st.integers(0, 2**63 - 1), epoch=st.integers(0, 100), keep=st.integers(0, 50))
+@given(
+    kinds=kind_lists,
+    key=st.integers(0, 2**63 - 1),
+    epoch=st.integers(0, 100),
+    keep=st.integers(0, 50),
+)
 def test_only_thought_tokens_are_drawn(kinds, key, epoch, keep):
     """All else is infinite, so that no threshold blurs it; so are the first `keep_first` thought tokens."""
     u = draws(np.array(kinds, dtype=int), key, 42, epoch, keep)
@@ -104,7 +111,9 @@ def test_seed_epoch_and_example_each_change_the_draw():
 def test_large_seeds_are_not_rounded():
     """From 2**31 on the key is beyond the whole numbers that floats tell apart."""
     kinds = np.full(50, Kind.THINK)
-    made = [draws(kinds, 1, seed, epoch) for seed in (2**31 - 1, 2**31, 2**32 - 1) for epoch in range(3)]
+    made = [
+        draws(kinds, 1, seed, epoch) for seed in (2**31 - 1, 2**31, 2**32 - 1) for epoch in range(3)
+    ]
     assert len({tuple(u) for u in made}) == 9
 
 
@@ -124,7 +133,11 @@ def test_draws_are_equal_in_every_process():
     path = Path(btsft_nb.__file__).with_name("blur.py")
     printed = {
         subprocess.run(
-            [sys.executable, "-c", code, path], env={"PYTHONHASHSEED": seed}, capture_output=True, text=True, check=True
+            [sys.executable, "-c", code, path],
+            env={"PYTHONHASHSEED": seed},
+            capture_output=True,
+            text=True,
+            check=True,
         ).stdout.strip()
         for seed in ("1", "2")
     }
@@ -184,7 +197,10 @@ def test_other_scripts_and_odd_tokens(unit, texts, wanted):
 
 
 @given(
-    st.lists(st.tuples(st.sampled_from([0, 1, 2, 2, 2, 3]), st.text(alphabet="ab .!\n。", max_size=4)), max_size=30),
+    st.lists(
+        st.tuples(st.sampled_from([0, 1, 2, 2, 2, 3]), st.text(alphabet="ab .!\n。", max_size=4)),
+        max_size=30,
+    ),
     st.sampled_from(UNITS),
 )
 def test_units_tile_thoughts(tokens, unit):
@@ -205,11 +221,23 @@ def test_tokens_of_a_unit_share_a_draw_and_tokens_draw_as_ever():
     """The draw of unit "token" is the draw without units; others give each number one draw."""
     units = unit_ids(KINDS_OF_TEXTS, TEXTS, "word")
     u = draws(KINDS_OF_TEXTS, 5, 0, 0, units=units)
-    assert all(len(set(u[units == number])) == 1 for number in range(6)) and len(set(u[units >= 0])) == 6
+    assert (
+        all(len(set(u[units == number])) == 1 for number in range(6))
+        and len(set(u[units >= 0])) == 6
+    )
     alone = draws(KINDS_OF_TEXTS, 5, 0, 0, units=unit_ids(KINDS_OF_TEXTS, TEXTS, "token"))
     np.testing.assert_array_equal(alone, draws(KINDS_OF_TEXTS, 5, 0, 0))
 
 
 def test_the_first_tokens_of_each_thought_are_kept():
     kinds = np.array([2, 2, 2, 1, 3, 2, 2, 2])
-    assert np.isinf(draws(kinds, 1, 0, 0, keep_first=2)).tolist() == [True, True, False, True, True, True, True, False]
+    assert np.isinf(draws(kinds, 1, 0, 0, keep_first=2)).tolist() == [
+        True,
+        True,
+        False,
+        True,
+        True,
+        True,
+        True,
+        False,
+    ]

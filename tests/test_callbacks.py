@@ -11,11 +11,19 @@ def test_curves_and_trackers_stand_in_any_order(tmp_path, capsys, monkeypatch, f
     """A tracker logs before the first step, when curves after it in the list have not begun yet."""
     model, tokenizer = adapted_model()
     shown, examples = [], examples_of("messy", tokenizer)
-    monkeypatch.setattr("btsft_nb.callbacks.display", lambda picture, display_id: shown.append(picture) or Cell(shown))
+    monkeypatch.setattr(
+        "btsft_nb.training.recording.display",
+        lambda picture, display_id: shown.append(picture) or Cell(shown),
+    )
     question = {"question": "Ann has 2 pens. How many pens?", "choices": ["2", "3"], "answer": "2"}
     callbacks = [bt.TrackChoices([question], tokenizer, every=1), bt.LiveCurves("run")]
     settings = dict(
-        anchor=0, max_steps=2, logging_steps=1, save_strategy="no", per_device_train_batch_size=2, use_cpu=True
+        anchor=0,
+        max_steps=2,
+        logging_steps=1,
+        save_strategy="no",
+        per_device_train_batch_size=2,
+        use_cpu=True,
     )
     config = bt.BTSFTConfig(str(tmp_path), **settings)
     order = callbacks[first:] + callbacks[:first]

@@ -9,23 +9,51 @@ from huggingface_hub import ModelCard
 from payloads import PAYLOADS
 
 import btsft_nb as bt
-from btsft_nb.card import model_card
+from btsft_nb.training.card import model_card
 
 
-def folder_of(path, *, base="Qwen/Qwen3-0.6B", data="open-r1/OpenR1-Math [train]", adapter=True, evaluation=None):
+def folder_of(
+    path,
+    *,
+    base="Qwen/Qwen3-0.6B",
+    data="open-r1/OpenR1-Math [train]",
+    adapter=True,
+    evaluation=None,
+):
     """A run folder by its files, without the training; it has taken 30 of 60 steps."""
     path.mkdir(parents=True)
     environment = {"base_model": base, "adapter": adapter, "max_steps": 60, "finished": None}
     config = {"threshold": 0.3, "beta": 0.5, "anchor": 1.0, "unit": "word", "run_name": "x"}
-    empty = dict(kept=4, dropped={}, changed={}, flagged={}, duplicates=[], added_tags=[], supervised=9, suspicious=[])
-    spread = {part: {"shortest": 1, "longest": 7} for part in ("sequence", "prompt", "thought", "answer")}
+    empty = dict(
+        kept=4,
+        dropped={},
+        changed={},
+        flagged={},
+        duplicates=[],
+        added_tags=[],
+        supervised=9,
+        suspicious=[],
+    )
+    spread = {
+        part: {"shortest": 1, "longest": 7} for part in ("sequence", "prompt", "thought", "answer")
+    }
     tokens = {"prompt": 1, "tag": 2, "think": 3, "answer": 4}
     report = dict(source=data, rows=5, tokens=tokens, lengths=spread, **empty)
-    files = {"environment.json": environment, "training_config.json": config, "data_report.json": report}
-    for name, record in (files | ({"evaluation/evaluation.json": evaluation} if evaluation else {})).items():
+    files = {
+        "environment.json": environment,
+        "training_config.json": config,
+        "data_report.json": report,
+    }
+    for name, record in (
+        files | ({"evaluation/evaluation.json": evaluation} if evaluation else {})
+    ).items():
         (path / name).parent.mkdir(exist_ok=True)
         (path / name).write_text(json.dumps(record))
-    logs = [{"step": 10, "loss": 2.0}, {"step": 20, "eval_loss": 0.75, "eval_runtime": 3.0}, {"step": 30, "loss": 1.0}]
+    logs = [
+        {"step": 10, "loss": 2.0},
+        {"step": 20, "eval_loss": 0.75, "eval_runtime": 3.0},
+        {"step": 30, "loss": 1.0},
+    ]
     logs[1]["eval_choices/accuracy"] = float("nan")  # of a model that has diverged
     (path / "history.jsonl").write_text("".join(json.dumps(log) + "\n" for log in logs))
     return path
@@ -36,14 +64,18 @@ def test_the_front_matter_is_what_the_hub_reads(tmp_path):
     model_card(bt.Run(folder_of(tmp_path / "demo"))).save(tmp_path / "README.md")
     card = ModelCard.load(tmp_path / "README.md")
     assert card.data.base_model == "Qwen/Qwen3-0.6B" and card.data.datasets == "open-r1/OpenR1-Math"
-    assert card.data.library_name == "peft" and {"blurred-thoughts-sft", "lora"} <= set(card.data.tags)
+    assert card.data.library_name == "peft" and {"blurred-thoughts-sft", "lora"} <= set(
+        card.data.tags
+    )
     assert [(r.metric_type, r.metric_value) for r in card.data.eval_results] == [("loss", 0.75)]
     assert card.data.eval_results[0].unique_identifier and card.data.model_name == "demo"
     full = model_card(bt.Run(folder_of(tmp_path / "full", adapter=False)))
     assert full.data.library_name == "transformers" and "lora" not in full.data.tags
 
 
-@pytest.mark.parametrize("name", ["tiny", "tiny/teacher", "/home/me/models/mine", "data/rows.jsonl", "a b/c", "<b>/x"])
+@pytest.mark.parametrize(
+    "name", ["tiny", "tiny/teacher", "/home/me/models/mine", "data/rows.jsonl", "a b/c", "<b>/x"]
+)
 def test_only_what_is_on_the_hub_is_linked(tmp_path, name):
     card = model_card(bt.Run(folder_of(tmp_path / "demo", base=name, data=name)))
     assert card.data.base_model is None and card.data.datasets is None
@@ -54,7 +86,11 @@ def test_the_text_says_what_it_is_and_how_far(tmp_path):
     text = model_card(bt.Run(folder_of(tmp_path / "demo"))).text
     assert "Not complete: 30 of 60 steps" in text and "| threshold | 0\\.3 |" in text
     assert "    open-r1/OpenR1-Math [train]: 5 rows -> 4 examples of 1 to 7 tokens" in text
-    assert "- history\\.jsonl: loss" in text and "samples" not in text and "evaluation\\.json" not in text
+    assert (
+        "- history\\.jsonl: loss" in text
+        and "samples" not in text
+        and "evaluation\\.json" not in text
+    )
     assert "bt.load_model(" in text
 
 
@@ -64,13 +100,21 @@ def test_an_evaluation_comes_before_what_was_measured_in_mid_run(tmp_path):
     evaluation = {"settings": {"test": "tiny/test"}, "summaries": summaries}
     card = model_card(bt.Run(folder_of(tmp_path / "demo", evaluation=evaluation)))
     (result,) = card.data.eval_results
-    assert (result.metric_type, result.metric_value, result.dataset_name) == ("accuracy", 0.5, "tiny/test")
+    assert (result.metric_type, result.metric_value, result.dataset_name) == (
+        "accuracy",
+        0.5,
+        "tiny/test",
+    )
     assert "| accuracy | 0\\.5 |" in card.text
 
 
 def test_hostile_names_are_text(tmp_path):
     """In Markdown as the Hub renders it: no tag, link, heading, table cell or list of their own; in YAML the same."""
-    markdown = pytest.importorskip("markdown_it").MarkdownIt("gfm-like", {"linkify": False}).enable("table")
+    markdown = (
+        pytest.importorskip("markdown_it")
+        .MarkdownIt("gfm-like", {"linkify": False})
+        .enable("table")
+    )
     payloads = [
         *PAYLOADS.values(),
         "x\n# heading",
@@ -82,13 +126,20 @@ def test_hostile_names_are_text(tmp_path):
     ]
     shapes = set()
     for i, payload in enumerate(["plain", *payloads]):
-        evaluation = {"settings": {"test": payload}, "summaries": {"x": {"metrics": {payload: {"value": 0.5}}}}}
-        card = model_card(bt.Run(folder_of(tmp_path / str(i), base=payload, data=payload, evaluation=evaluation)))
+        evaluation = {
+            "settings": {"test": payload},
+            "summaries": {"x": {"metrics": {payload: {"value": 0.5}}}},
+        }
+        card = model_card(
+            bt.Run(folder_of(tmp_path / str(i), base=payload, data=payload, evaluation=evaluation))
+        )
         content = str(card)
         front, body = re.fullmatch(r"---\n(.*?)\n---\n(.*)", content, re.DOTALL).groups()
         metric = yaml.safe_load(front)["model-index"][0]["results"][0]["metrics"][0]["type"]
         assert metric == "".join(c if c.isprintable() else "\ufffd" for c in payload)
-        tokens = [child for token in markdown.parse(body) for child in [token, *(token.children or [])]]
+        tokens = [
+            child for token in markdown.parse(body) for child in [token, *(token.children or [])]
+        ]
         shape = tuple(token.type for token in tokens if token.type not in ("text", "text_special"))
         shapes.add(shape)
         assert not [t.type for t in tokens if t.type.startswith(("html", "link", "image"))]

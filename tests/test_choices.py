@@ -8,10 +8,18 @@ import torch
 from peft import PromptTuningConfig, get_peft_model
 
 import btsft_nb as bt
-from btsft_nb.choices import render_questions
+from btsft_nb.evaluation.multiple_choice import render_questions
 
-CAPITAL = {"question": "The capital of Côte d'Ivoire?", "choices": ["Yamoussoukro", "Zürich", "Ōsaka"], "answer": 0}
-ARC = {"question": "What is ice?", "choices": {"text": ["water", "stone"], "label": ["1", "2"]}, "answerKey": "1"}
+CAPITAL = {
+    "question": "The capital of Côte d'Ivoire?",
+    "choices": ["Yamoussoukro", "Zürich", "Ōsaka"],
+    "answer": 0,
+}
+ARC = {
+    "question": "What is ice?",
+    "choices": {"text": ["water", "stone"], "label": ["1", "2"]},
+    "answerKey": "1",
+}
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +44,9 @@ def plain(model, tokenizer, question: dict) -> list[float]:
     """The log-probability of each option after prompt and thought, by softmax in float64, one by one, no padding."""
     turn = {"role": "user", "content": question["question"]}
     before = tokenizer.apply_chat_template([turn], tokenize=False, add_generation_prompt=True)
-    before += f"<think>\n{question['thought'].strip()}\n</think>\n\n" if "thought" in question else ""
+    before += (
+        f"<think>\n{question['thought'].strip()}\n</think>\n\n" if "thought" in question else ""
+    )
     n, found = len(tokenizer.encode(before, add_special_tokens=False)), []
     for option in question["choices"]:
         ids = torch.tensor([tokenizer.encode(before + option, add_special_tokens=False)])
@@ -60,12 +70,18 @@ def test_log_probs_are_those_of_the_options_alone(tiny, problems):
 def test_logits_are_made_only_where_an_option_has_a_token(tiny, problems):
     """Of a large vocabulary those of a whole batch take gigabytes."""
     rows = []
-    hook = tiny[0].get_output_embeddings().register_forward_hook(lambda head, given, out: rows.append(out.shape[:2]))
+    hook = (
+        tiny[0]
+        .get_output_embeddings()
+        .register_forward_hook(lambda head, given, out: rows.append(out.shape[:2]))
+    )
     bt.choices(*tiny, problems[:1])
     hook.remove()
     ((_, examples),) = render_questions(tiny[1], problems[:1])
     assert len(rows) == 1 and rows[0][0] == 4
-    assert rows[0][1] <= max(example.tags[0]["stop"] - example.tags[0]["start"] for example in examples)
+    assert rows[0][1] <= max(
+        example.tags[0]["stop"] - example.tags[0]["start"] for example in examples
+    )
 
 
 def test_models_that_make_all_logits_or_have_virtual_tokens(tiny, problems):
@@ -80,13 +96,17 @@ def test_models_that_make_all_logits_or_have_virtual_tokens(tiny, problems):
     prompted, model.__class__ = get_peft_model(copy.deepcopy(model), virtual).eval(), Whole
     for own, reference in ((model, tiny[0]), (prompted, prompted)):
         for question, record in zip(questions, bt.choices(own, tiny[1], questions), strict=True):
-            assert record["log_probs"] == pytest.approx(plain(reference, tiny[1], question), abs=1e-3)
+            assert record["log_probs"] == pytest.approx(
+                plain(reference, tiny[1], question), abs=1e-3
+            )
 
 
 def test_a_model_that_has_diverged_is_named(tiny):
     model = copy.deepcopy(tiny[0]).train()
     model.get_output_embeddings().weight.data.fill_(torch.nan)
-    with pytest.raises(FloatingPointError, match=r"question 'What is ice\?': .*\[nan, nan\]: it has diverged"):
+    with pytest.raises(
+        FloatingPointError, match=r"question 'What is ice\?': .*\[nan, nan\]: it has diverged"
+    ):
         bt.choices(model, tiny[1], [ARC])
 
 
@@ -101,7 +121,9 @@ def test_what_fails_leaves_the_mode(tiny):
 def test_a_model_that_has_thought_chooses_right(tiny, problems):
     records = bt.choices(*tiny, problems)
     assert sum(record["correct_raw"] for record in records) >= 19
-    assert [record["raw"] == record["answer"] for record in records] == [record["correct_raw"] for record in records]
+    assert [record["raw"] == record["answer"] for record in records] == [
+        record["correct_raw"] for record in records
+    ]
     wrong = bt.choices(*tiny, [question | {"answer": 0} for question in problems])
     assert sum(record["correct_raw"] for record in wrong) <= 1
 
@@ -113,7 +135,9 @@ def test_the_longer_option_is_chosen_per_byte_only(tiny):
     assert record["raw"] == max(range(3), key=lambda i: record["log_probs"][i])
     per_byte = [log_p / n for log_p, n in zip(record["log_probs"], record["bytes"], strict=True)]
     assert record["normalised"] == max(range(3), key=lambda i: per_byte[i])
-    (record,) = bt.choices(*tiny, [{"question": "Say it.", "choices": ["The", "The answer is 57."], "answer": "B"}])
+    (record,) = bt.choices(
+        *tiny, [{"question": "Say it.", "choices": ["The", "The answer is 57."], "answer": "B"}]
+    )
     assert (record["raw"], record["normalised"]) == (0, 1)
     assert (record["correct_raw"], record["correct_normalised"]) == (False, True)
 
@@ -133,7 +157,11 @@ def test_the_longer_option_is_chosen_per_byte_only(tiny):
 )
 def test_answers_are_read(tiny_tokenizer, options, answer, index):
     """As index, letter, text, and ARC's label, which may be numbers from 1."""
-    row = {"question": "?", "choices": options, "answerKey" if isinstance(options, dict) else "answer": answer}
+    row = {
+        "question": "?",
+        "choices": options,
+        "answerKey" if isinstance(options, dict) else "answer": answer,
+    }
     ((question, examples),) = render_questions(tiny_tokenizer, [row])
     assert question.answer == index and len(examples) == len(question.options)
 
@@ -152,24 +180,41 @@ def test_answers_are_read(tiny_tokenizer, options, answer, index):
         ({"choices": ["a", "<think>b", "c"]}, r"field choices\[1\]: a think tag in an option"),
         ({"thought": "so </think> there"}, r"field thought: a think tag in the thought"),
         ({"thought": 3}, r"field thought: text wanted, got int"),
-        ({"answer": 3}, r"field answer: an index from 0, a letter or the text.* got 3, which names none"),
+        (
+            {"answer": 3},
+            r"field answer: an index from 0, a letter or the text.* got 3, which names none",
+        ),
         ({"answer": -1}, r"got -1, which names none"),
         ({"answer": True}, r"got True, which names none"),
         ({"answer": 1.0}, r"got 1.0, which names none"),
         ({"answer": "D"}, r"got 'D', which names none"),
         ({"answer": None}, r"got None, which names none"),
         ({"choices": ["B", "A"], "answer": "A"}, r"got 'A', which names several"),
-        (ARC | {"answerKey": "A"}, r"field answerKey: one of the labels wanted, got 'A', which names none"),
-        (ARC | {"choices": {"text": ["a", "b"], "label": ["1"]}}, r"field choices.label: a label for each of 2"),
-        (ARC | {"choices": {"text": ["a", "b"], "label": ["1", "1"]}}, r"got '1', which names several"),
-        (ARC | {"choices": {"label": ["1", "2"]}}, r"field choices.text: a list of 2 to 26 options wanted, got None"),
+        (
+            ARC | {"answerKey": "A"},
+            r"field answerKey: one of the labels wanted, got 'A', which names none",
+        ),
+        (
+            ARC | {"choices": {"text": ["a", "b"], "label": ["1"]}},
+            r"field choices.label: a label for each of 2",
+        ),
+        (
+            ARC | {"choices": {"text": ["a", "b"], "label": ["1", "1"]}},
+            r"got '1', which names several",
+        ),
+        (
+            ARC | {"choices": {"label": ["1", "2"]}},
+            r"field choices.text: a list of 2 to 26 options wanted, got None",
+        ),
     ],
 )
 def test_malformed_questions_are_named(tiny_tokenizer, change, message):
     """With the row and the field, before anything is scored."""
     with pytest.raises(bt.RowError, match="questions, row 1: .*" + message):
         render_questions(tiny_tokenizer, [CAPITAL, CAPITAL | change])
-    with pytest.raises(bt.RowError, match="quiz, row 0: a row with question, choices and answer wanted, got list"):
+    with pytest.raises(
+        bt.RowError, match="quiz, row 0: a row with question, choices and answer wanted, got list"
+    ):
         render_questions(tiny_tokenizer, bt.Rows([[]], "quiz"))
 
 
@@ -190,11 +235,16 @@ def test_the_options_tokens_spell_the_option(tokenizer):
 def test_a_template_that_opens_the_thought_needs_one(tiny):
     model, tokenizer = tiny
     opened = copy.deepcopy(tokenizer)
-    opened.chat_template = tokenizer.chat_template.replace("assistant\n' }}", "assistant\n<think>' }}")
+    opened.chat_template = tokenizer.chat_template.replace(
+        "assistant\n' }}", "assistant\n<think>' }}"
+    )
     with pytest.raises(bt.RowError, match=r"questions, row 1: .*opens a thought"):
         bt.choices(model, opened, [CAPITAL | {"thought": "Hm."}, CAPITAL])
     with_thought = [CAPITAL | {"thought": "Hm."}]
-    (given,), (written,) = bt.choices(model, opened, with_thought), bt.choices(model, tokenizer, with_thought)
+    (given,), (written,) = (
+        bt.choices(model, opened, with_thought),
+        bt.choices(model, tokenizer, with_thought),
+    )
     assert given["log_probs"] == pytest.approx(written["log_probs"], abs=1e-3)
 
 

@@ -31,8 +31,18 @@ PRESENT = [
     "safetensors", "tabulate", "tokenizers", "torch", "torchao", "transformers",
 ]  # fmt: skip
 DIFFERS = {"torch": "2.13.0", "setuptools": "77.0.3"}  # torch 2.13 asks for setuptools 77 or newer
-ADDED = {"jedi", "overrides"}  # IPython asks for the one, and Colab takes it out; the other is for Python below 3.12
-INSTALLED = {"bitsandbytes", "btsft-nb", "colorama", "portalocker", "rouge-score", "sacrebleu"}  # by the install cell
+ADDED = {
+    "jedi",
+    "overrides",
+}  # IPython asks for the one, and Colab takes it out; the other is for Python below 3.12
+INSTALLED = {
+    "bitsandbytes",
+    "btsft-nb",
+    "colorama",
+    "portalocker",
+    "rouge-score",
+    "sacrebleu",
+}  # by the install cell
 MOVED_BY_TRL = {"datasets", "huggingface-hub", "pyarrow"}
 STUB = '''"""A stub of Colab's module: what anywidget asks of it, and nothing behind it."""
 
@@ -109,7 +119,9 @@ def colab(listed, tmp_path_factory) -> Iterator[Colab]:
     kept = os.environ.get("BTSFT_COLAB_VENV")
     folder = Path(kept or tempfile.mkdtemp(prefix="btsft_colab_"))
     home = tmp_path_factory.mktemp("colab")
-    constraints = "\n".join(f"{name}=={version}" for name, version in listed.items() if name not in DIFFERS)
+    constraints = "\n".join(
+        f"{name}=={version}" for name, version in listed.items() if name not in DIFFERS
+    )
     constraints = f"{constraints}\ntorch=={DIFFERS['torch']}\nsetuptools>={DIFFERS['setuptools']}\n"
     complete = folder / "constraints.txt"
     python = folder / "bin" / "python"
@@ -160,7 +172,9 @@ def test_the_install_cell_moves_nothing(before, installed):
 
 def test_the_wheel_is_what_runs(installed):
     """And not this checkout."""
-    printed = installed.run_cells("import importlib.util; print(importlib.util.find_spec('btsft_nb').origin)")
+    printed = installed.run_cells(
+        "import importlib.util; print(importlib.util.find_spec('btsft_nb').origin)"
+    )
     assert Path(printed.strip()).is_relative_to(installed.python.parent.parent)
 
 
@@ -192,7 +206,9 @@ def test_a_notebook_runs_to_the_end(before, installed, path):
     notebook = nbformat.read(path, as_version=4)
     installed.run(notebook)
     assert all(cell.execution_count for cell in notebook.cells if cell.cell_type == "code")
-    assert {name: version for name, version in installed.packages().items() if name in before} == before
+    assert {
+        name: version for name, version in installed.packages().items() if name in before
+    } == before
 
 
 def test_after_sft_runs_once_trl_is_asked_for(before, installed):
@@ -204,7 +220,9 @@ def test_after_sft_runs_once_trl_is_asked_for(before, installed):
         installed.run(nbformat.read(path, as_version=4))
     assert installed.packages().items() >= before.items()
     notebook = nbformat.read(path, as_version=4)
-    notebook.cells[2].source = notebook.cells[2].source.replace("INSTALL_TRL = False", "INSTALL_TRL = True")
+    notebook.cells[2].source = notebook.cells[2].source.replace(
+        "INSTALL_TRL = False", "INSTALL_TRL = True"
+    )
     try:
         with pytest.raises(CellExecutionError, match="restart the session"):
             installed.run(notebook)

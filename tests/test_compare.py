@@ -20,7 +20,12 @@ PROMPTS = 5
 def trained(folder, data: str, qlora: bool = True, **dials):
     """A run folder after three steps that leave their mark."""
     model, tokenizer = bt.load_model("tiny", qlora=qlora)
-    settings = bt.tiny.TRAINING | {"max_steps": 3, "warmup_steps": 0, "learning_rate": 5e-3, "disable_tqdm": True}
+    settings = bt.tiny.TRAINING | {
+        "max_steps": 3,
+        "warmup_steps": 0,
+        "learning_rate": 5e-3,
+        "disable_tqdm": True,
+    }
     settings |= {"optim": "adamw_torch", "use_cpu": True, "anchor": 0} | dials
     examples = bt.prepare(bt.load_rows(data)[:64], tokenizer)
     config = bt.BTSFTConfig(str(folder), **settings)
@@ -48,7 +53,9 @@ def found(runs, tmp_path_factory) -> bt.Comparison:
 def test_each_model_gives_what_it_gives_alone(found, runs):
     """That it shares its base with others, and stands beside their adapters, changes nothing; nor does the order."""
     problems = bt.load_rows("tiny/test")[:PROMPTS]
-    models = {"before": bt.load_model("tiny", qlora=True)} | {name: bt.load_model(run) for name, run in runs.items()}
+    models = {"before": bt.load_model("tiny", qlora=True)} | {
+        name: bt.load_model(run) for name, run in runs.items()
+    }
     alone = {name: bt.sample(*model, problems, **ASKED) for name, model in models.items()}
     assert list(found.samples) == list(found.summaries) == ["before", "plain", "messy", "full"]
     assert found.samples == alone
@@ -63,14 +70,22 @@ def test_adapters_beside_each_other_keep_their_logits(runs):
     with torch.no_grad():
         for adapter, name in (("default", "plain"), ("run1", "messy")):
             model.set_adapter(adapter)
-            assert torch.equal(model(input_ids=ids).logits, bt.load_model(runs[name])[0](input_ids=ids).logits)
+            assert torch.equal(
+                model(input_ids=ids).logits, bt.load_model(runs[name])[0](input_ids=ids).logits
+            )
 
 
 def test_runs_on_the_same_base_load_it_once(found, runs, tmp_path, monkeypatch):
     models, loaded = sys.modules["btsft_nb.models"], []
     load = models._load_base
-    monkeypatch.setattr(models, "_load_base", lambda name, *args, **kw: loaded.append(name) or load(name, *args, **kw))
-    bt.compare([runs["plain"], runs["full"], runs["messy"]], ["How many?"], tmp_path, n=1, max_new_tokens=4)
+    monkeypatch.setattr(
+        models,
+        "_load_base",
+        lambda name, *args, **kw: loaded.append(name) or load(name, *args, **kw),
+    )
+    bt.compare(
+        [runs["plain"], runs["full"], runs["messy"]], ["How many?"], tmp_path, n=1, max_new_tokens=4
+    )
     assert loaded == ["tiny", str(runs["full"])]
 
 
@@ -96,33 +111,63 @@ def test_differences_are_paired_with_the_first_model(found):
         (m, name) for m in ("accuracy", "compliance") for name in list(found.summaries)[1:]
     ]
     for (metric, name), row in differences.iterrows():
-        first, other = (found.summaries[model]["metrics"][metric]["value"] for model in ("before", name))
-        assert row["value"] == pytest.approx(other - first) and row["low"] <= row["value"] <= row["high"]
+        first, other = (
+            found.summaries[model]["metrics"][metric]["value"] for model in ("before", name)
+        )
+        assert (
+            row["value"] == pytest.approx(other - first)
+            and row["low"] <= row["value"] <= row["high"]
+        )
         assert row["n"] == PROMPTS
-    assert set(found.differences().reset_index()["metric"]) <= set(found.summaries["before"]["metrics"])
-    with pytest.raises(ValueError, match=r"'speed': no metric of this comparison; there are accuracy, "):
+    assert set(found.differences().reset_index()["metric"]) <= set(
+        found.summaries["before"]["metrics"]
+    )
+    with pytest.raises(
+        ValueError, match=r"'speed': no metric of this comparison; there are accuracy, "
+    ):
         found.differences("speed")
 
 
 def test_a_metric_that_two_models_know_on_different_prompts_has_no_difference(found):
     """Their way entropy, say: one thinks in a way that has a name on prompt 0 only, the other on prompt 1 only."""
-    record = {"sample": 0, "question": "How many?", "finished": True, "prefilled": False, "tokens": 9}
+    record = {
+        "sample": 0,
+        "question": "How many?",
+        "finished": True,
+        "prefilled": False,
+        "tokens": 9,
+    }
     summaries = {
         name: bt.evaluate(
-            [record | {"prompt": i, "text": f"<think>{t}</think>1"} for i, t in enumerate(thoughts)], None, str.strip
+            [
+                record | {"prompt": i, "text": f"<think>{t}</think>1"}
+                for i, t in enumerate(thoughts)
+            ],
+            None,
+            str.strip,
         )
         for name, thoughts in {"a": ("sum", " "), "b": (" ", "sum"), "c": ("sum", "sum")}.items()
     }
     for summary, known in zip(summaries.values(), ([0, None], [None, 0], [0, 0]), strict=True):
         summary["values"]["way entropy"] = known
     differences = dataclasses.replace(found, summaries=summaries).differences()
-    assert ("way entropy", "b") not in differences.index and ("compliance", "b") in differences.index
+    assert ("way entropy", "b") not in differences.index and (
+        "compliance",
+        "b",
+    ) in differences.index
     assert differences.loc[("way entropy", "c")]["n"] == 1
 
 
 def test_what_is_written(found):
     """The folder holds all of it; the table shows in a notebook."""
-    names = ["before.jsonl", "evaluation.json", "full.jsonl", "index.html", "messy.jsonl", "plain.jsonl"]
+    names = [
+        "before.jsonl",
+        "evaluation.json",
+        "full.jsonl",
+        "index.html",
+        "messy.jsonl",
+        "plain.jsonl",
+    ]
     assert sorted(path.name for path in found.folder.iterdir()) == names
     record = json.loads((found.folder / "evaluation.json").read_text())
     assert record["summaries"] == found.summaries and record["configs"] == found.configs
@@ -137,9 +182,17 @@ def test_what_is_written(found):
 
 def test_the_configuration_says_what_made_each_run(found):
     plain, messy, full = found.configs.values()
-    assert (plain["base_model"], plain["qlora"], plain["data"], plain["examples"]) == ("tiny", True, "tiny/teacher", 64)
+    assert (plain["base_model"], plain["qlora"], plain["data"], plain["examples"]) == (
+        "tiny",
+        True,
+        "tiny/teacher",
+        64,
+    )
     assert (messy["threshold"], messy["weight_decay"], messy["data"]) == (0.5, 0.1, "tiny/messy")
-    assert plain["adapter.r"] == 16 and plain["adapter.target_modules"] == messy["adapter.target_modules"]
+    assert (
+        plain["adapter.r"] == 16
+        and plain["adapter.target_modules"] == messy["adapter.target_modules"]
+    )
     assert "adapter.r" not in full and full["learning_rate"] == 1e-3
 
 
@@ -152,7 +205,9 @@ def test_a_call_that_was_stopped_goes_on(found, runs, tmp_path):
     again = bt.compare(runs, "tiny/test", tmp_path, prompts=PROMPTS, way_of=bt.tiny.way_of, **ASKED)
     assert again.samples == found.samples and again.summaries == found.summaries
     for name in ("before", "plain", "full"):
-        assert (tmp_path / f"{name}.jsonl").read_bytes() == (found.folder / f"{name}.jsonl").read_bytes()
+        assert (tmp_path / f"{name}.jsonl").read_bytes() == (
+            found.folder / f"{name}.jsonl"
+        ).read_bytes()
 
 
 def test_without_answers_the_rest_is_measured(runs, tmp_path):
@@ -162,14 +217,24 @@ def test_without_answers_the_rest_is_measured(runs, tmp_path):
     assert list(found.summaries) == ["full"] and found.references is None
     assert "accuracy" not in found.summaries["full"]["metrics"]
     assert found.settings["prompts"] == 2 and len(found.differences()) == 0
-    assert found.settings["notes"] == ["No run has adapters, so there is no model 'before' to sample."]
+    assert found.settings["notes"] == [
+        "No run has adapters, so there is no model 'before' to sample."
+    ]
 
 
 def test_training_data_is_read_once(runs, tmp_path, monkeypatch):
     compare, read = sys.modules["btsft_nb.compare"], []
-    monkeypatch.setattr(compare, "load_rows", lambda name, *a, **kw: read.append(name) or bt.load_rows(name, *a, **kw))
-    found = bt.compare([runs["plain"], runs["full"]], ["How many?"], tmp_path, n=1, max_new_tokens=4)
-    assert read == ["tiny/teacher"] and all("copied run" in s["values"] for s in found.summaries.values())
+    monkeypatch.setattr(
+        compare,
+        "load_rows",
+        lambda name, *a, **kw: read.append(name) or bt.load_rows(name, *a, **kw),
+    )
+    found = bt.compare(
+        [runs["plain"], runs["full"]], ["How many?"], tmp_path, n=1, max_new_tokens=4
+    )
+    assert read == ["tiny/teacher"] and all(
+        "copied run" in s["values"] for s in found.summaries.values()
+    )
 
 
 def test_no_path_of_the_machine_is_told(runs, tmp_path, monkeypatch):
@@ -182,7 +247,11 @@ def test_no_path_of_the_machine_is_told(runs, tmp_path, monkeypatch):
     assert found.configs["run"]["output_dir"] == "run"
     for name in ("evaluation.json", "index.html"):
         told = (tmp_path / "out" / name).read_text()
-        assert not [path for path in (tmp_path, runs["plain"].parent, Path.home(), ROOT) if f"{path}/" in told]
+        assert not [
+            path
+            for path in (tmp_path, runs["plain"].parent, Path.home(), ROOT)
+            if f"{path}/" in told
+        ]
 
 
 SOURCES = {  # of the training data: what is said of it
@@ -199,14 +268,20 @@ def test_training_data_that_is_not_at_hand_is_told(runs, tmp_path, monkeypatch):
     monkeypatch.setattr(sys.modules["btsft_nb.compare"], "_MOST_TRAINING", 20_000)
     (tmp_path / "plain.jsonl").write_text('{"question": "How many?", "answer": "7"}\n')
     (tmp_path / "odd.jsonl").write_text("{}\n")
-    (tmp_path / "good.json").write_text(json.dumps({"train": list(bt.load_rows("tiny/teacher")[:9])}))
+    (tmp_path / "good.json").write_text(
+        json.dumps({"train": list(bt.load_rows("tiny/teacher")[:9])})
+    )
     copies = [shutil.copytree(runs["plain"], tmp_path / f"run{i}") for i in range(len(SOURCES))]
     for run, source in zip(copies, SOURCES, strict=True):
         report = json.loads((run / "data_report.json").read_text())
         (run / "data_report.json").unlink()
         if source is not None:
-            (run / "data_report.json").write_text(json.dumps(report | {"source": source.format(folder=tmp_path)}))
-    found = bt.compare(copies, "tiny/test", tmp_path / "out", prompts=1, n=2, max_new_tokens=24, base=False)
+            (run / "data_report.json").write_text(
+                json.dumps(report | {"source": source.format(folder=tmp_path)})
+            )
+    found = bt.compare(
+        copies, "tiny/test", tmp_path / "out", prompts=1, n=2, max_new_tokens=24, base=False
+    )
     page = (found.folder / "index.html").read_text()
     for run, note in zip(copies, SOURCES.values(), strict=True):
         told = [one for one in found.settings["notes"] if one.startswith(f"{run.name}: ")]
@@ -238,10 +313,16 @@ def test_training_data_that_is_not_at_hand_is_told(runs, tmp_path, monkeypatch):
         ),
         ({"prompts": 0}, ValueError, "prompts=0: 1 or more wanted"),
         ({"answer": "guess"}, ValueError, "tiny/test, row 0: answer='guess'"),
-        ({"answer": "choice"}, ValueError, "tiny/test, row 0: the reference '.*' has no answer of the kind 'choice'"),
+        (
+            {"answer": "choice"},
+            ValueError,
+            "tiny/test, row 0: the reference '.*' has no answer of the kind 'choice'",
+        ),
     ],
 )
-def test_what_cannot_be_compared_is_named_before_anything_is_sampled(runs, tmp_path, change, error, words):
+def test_what_cannot_be_compared_is_named_before_anything_is_sampled(
+    runs, tmp_path, change, error, words
+):
     asked = {"runs": ["{plain}"], "test": "tiny/test", "n": 1, "max_new_tokens": 4} | change
     at = {name: str(run) for name, run in runs.items()}
     named = asked["runs"]

@@ -10,9 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from payloads import PAYLOADS
 
-from btsft_nb import compare_html, evaluate, metrics
-from btsft_nb.compare_html import LIMIT, cut, marked
-from btsft_nb.compare_html import page as page_of
+from btsft_nb import evaluate
+from btsft_nb.evaluation import metrics
+from btsft_nb.evaluation import page as compare_html
+from btsft_nb.evaluation.page import LIMIT, cut, marked
+from btsft_nb.evaluation.page import page as page_of
 
 SETTINGS = {
     "test": "tiny/test", "prompts": 2, "n": 2, "temperature": 1.0, "max_new_tokens": 64, "batch_size": 8, "seed": 0,
@@ -21,22 +23,45 @@ SETTINGS = {
 THINK = "<think>{}</think>{}"
 
 
-def record(prompt: int, sample: int, said: str, question: str = "How many?", finished: bool = True) -> dict:
-    kept = {"prompt": prompt, "sample": sample, "question": question, "text": said, "finished": finished}
+def record(
+    prompt: int, sample: int, said: str, question: str = "How many?", finished: bool = True
+) -> dict:
+    kept = {
+        "prompt": prompt,
+        "sample": sample,
+        "question": question,
+        "text": said,
+        "finished": finished,
+    }
     return kept | {"prefilled": False, "tokens": 9}
 
 
-def made(samples: dict[str, list[dict]], references=None, configs=None, way_of=None, **settings) -> str:
+def made(
+    samples: dict[str, list[dict]], references=None, configs=None, way_of=None, **settings
+) -> str:
     """The page of these samples."""
     summaries = {name: evaluate(records, references, way_of) for name, records in samples.items()}
     (_, first), *others = summaries.items()
     differences = [
-        {"metric": metric, "model": name, **metrics.paired_difference(first["values"][metric], found["values"][metric])}
+        {
+            "metric": metric,
+            "model": name,
+            **metrics.paired_difference(first["values"][metric], found["values"][metric]),
+        }
         for name, found in others
         for metric in first["metrics"]
     ]
-    settings = SETTINGS | {"prompts": len({r["prompt"] for r in next(iter(samples.values()))})} | settings
-    return page_of(summaries, differences, configs or {name: {} for name in samples}, samples, references, settings)
+    settings = (
+        SETTINGS | {"prompts": len({r["prompt"] for r in next(iter(samples.values()))})} | settings
+    )
+    return page_of(
+        summaries,
+        differences,
+        configs or {name: {} for name in samples},
+        samples,
+        references,
+        settings,
+    )
 
 
 SAMPLES = {
@@ -50,8 +75,21 @@ SAMPLES = {
     ],
 }  # fmt: skip
 CONFIGS = {
-    "before": {"data": "a.jsonl", "threshold": 0.0, "seed": 1, "output_dir": "x", "hub_token": "<HUB_TOKEN>"},
-    "after": {"data": "a.jsonl", "threshold": 0.5, "seed": 1, "output_dir": "y", "lr": 1, "hub_token": None},
+    "before": {
+        "data": "a.jsonl",
+        "threshold": 0.0,
+        "seed": 1,
+        "output_dir": "x",
+        "hub_token": "<HUB_TOKEN>",
+    },
+    "after": {
+        "data": "a.jsonl",
+        "threshold": 0.5,
+        "seed": 1,
+        "output_dir": "y",
+        "lr": 1,
+        "hub_token": None,
+    },
 }
 
 
@@ -70,8 +108,14 @@ def show(page, tmp_path):
 
 def cells(page, heading: str) -> dict[str, list[str]]:
     """The rows of a section's table by their first cell, with what can be read in them."""
-    rows = page.locator("section", has=page.get_by_role("heading", name=heading, exact=True)).locator("tr").all()
-    found = [[" ".join(cell.split()) for cell in row.locator("th, td").all_inner_texts()] for row in rows]
+    rows = (
+        page.locator("section", has=page.get_by_role("heading", name=heading, exact=True))
+        .locator("tr")
+        .all()
+    )
+    found = [
+        [" ".join(cell.split()) for cell in row.locator("th, td").all_inner_texts()] for row in rows
+    ]
     return {first: rest for first, *rest in found}
 
 
@@ -87,7 +131,10 @@ def test_a_page_says_what_was_measured(show):
     differences = cells(opened, "Differences")
     assert differences["accuracy"] == ["\u22120.250 [\u22120.500, +0.000]"]
     assert differences["unique thoughts"] == ["+0.250 [+0.000, +0.500]"]
-    assert cells(opened, "What was wrong with the format")["cut off"] == ["0 0.0% of 4", "1 25.0% of 4"]
+    assert cells(opened, "What was wrong with the format")["cut off"] == [
+        "0 0.0% of 4",
+        "1 25.0% of 4",
+    ]
     configuration = cells(opened, "The configuration that differs")
     assert configuration == {
         "": ["before", "after"], "data (equal)": ["\"a.jsonl\"", "\"a.jsonl\""], "threshold": ["0.0", "0.5"],
@@ -97,7 +144,9 @@ def test_a_page_says_what_was_measured(show):
     assert all(image.evaluate("i => i.naturalWidth") > 500 for image in images)
     bars, ways, frontier = (image.get_attribute("alt") for image in images)
     assert frontier == "unique thoughts: before 0.75, after 1.00; accuracy: before 1.00, after 0.75"
-    assert bars == f"{frontier}; compliance: before 1.00, after 0.75" and ways.startswith("before: {")
+    assert bars == f"{frontier}; compliance: before 1.00, after 0.75" and ways.startswith(
+        "before: {"
+    )
     assert_quiet(opened)
 
 
@@ -136,7 +185,9 @@ def test_samples_stand_side_by_side(show):
     other, less = column(opened, 0, 1).locator(".same").all()
     assert other.locator("mark").all_inner_texts() == ["three"]
     assert less.locator("mark").all_inner_texts() == ["[\u2026]"]
-    assert "underline" in other.locator("mark").evaluate("mark => getComputedStyle(mark).textDecorationLine")
+    assert "underline" in other.locator("mark").evaluate(
+        "mark => getComputedStyle(mark).textDecorationLine"
+    )
     broken, again = column(opened, 1, 1).locator(".same").all()
     assert "\u2717 wrong, format: cut off" in broken.inner_text()
     assert broken.locator(".part").all_inner_texts() == ["text <think>It is 5.[\u2026] "]
@@ -160,38 +211,66 @@ def test_hostile_text_stays_text(show, start):
     """As names, questions, thoughts, answers, references, ways, configuration, settings and notes; all can be read."""
     some = HOSTILE[start : start + 30]
     said = [record(i, 0, THINK.format(p, p), p) for i, p in enumerate(some)]
-    names = {f"{i} {p}": said if i else [r | {"text": p} for r in said] for i, p in enumerate(some[:8])}
-    configs = {name: {"data": p, p: p, "threshold": [p]} for name, p in zip(names, some, strict=False)}
+    names = {
+        f"{i} {p}": said if i else [r | {"text": p} for r in said] for i, p in enumerate(some[:8])
+    }
+    configs = {
+        name: {"data": p, p: p, "threshold": [p]} for name, p in zip(names, some, strict=False)
+    }
     p = some[0]
     told = {"test": p, "versions": {p: p}, "notes": some, "date": p}
-    content = made(names, [f"{p} x" for p in some], configs, lambda thought: thought or None, **told, answer="exact")
+    content = made(
+        names,
+        [f"{p} x" for p in some],
+        configs,
+        lambda thought: thought or None,
+        **told,
+        answer="exact",
+    )
     assert len(content.encode()) < LIMIT
     opened = show(content)
     counts = opened.evaluate("""() => ["script, iframe, object, embed, form, base, link, svg, math, input, video",
         "style", "h1", "title", "[onerror], [onload], [onfocus], [ontoggle], [onmouseover]", "a",
         "img:not([src^='data:'])"].map(kind => document.querySelectorAll(kind).length)""")
     assert counts == [0, 1, 1, 1, 0, 0, 0]
-    shown = opened.locator("p").filter(has_text="Note.").evaluate_all("all => all.map(p => p.textContent)")
+    shown = (
+        opened.locator("p")
+        .filter(has_text="Note.")
+        .evaluate_all("all => all.map(p => p.textContent)")
+    )
     assert shown == [("Note. " + cut(p, 600)).replace("\r", "\n") for p in some]
     assert_quiet(opened)
 
 
 def test_a_policy_forbids_all_requests_and_scripts(show):
     """So that even what escaped escaping would do nothing: a script and a picture are put into the page."""
-    content = made(SAMPLES).replace("</body>", PAYLOADS["script"] + PAYLOADS["img onerror"] + "</body>")
+    content = made(SAMPLES).replace(
+        "</body>", PAYLOADS["script"] + PAYLOADS["img onerror"] + "</body>"
+    )
     opened = show(content)
     opened.wait_for_timeout(300)
     assert opened.evaluate("window.PWNED") is None
-    for what in ("Executing inline script violates", "Loading the image 'http://127.0.0.1:9/x.png' violates"):
+    for what in (
+        "Executing inline script violates",
+        "Loading the image 'http://127.0.0.1:9/x.png' violates",
+    ):
         assert any(error.startswith(what) for error in opened.heard.errors), opened.heard.errors
 
 
-@pytest.mark.parametrize(("width", "scheme"), [(400, "light"), (400, "dark"), (1280, "light"), (1280, "dark")])
+@pytest.mark.parametrize(
+    ("width", "scheme"), [(400, "light"), (400, "dark"), (1280, "light"), (1280, "dark")]
+)
 def test_it_can_be_read_on_a_phone_and_in_the_dark(show, page, width, scheme):
     """Nothing but tables is wider than the window; text stands out from its ground by 4.5 to 1."""
     page.set_viewport_size({"width": width, "height": 900})
     page.emulate_media(color_scheme=scheme)
-    opened = show(made({**SAMPLES, "a longer name": SAMPLES["after"]}, ["4", "3"], CONFIGS | {"c": {"lr": "x" * 200}}))
+    opened = show(
+        made(
+            {**SAMPLES, "a longer name": SAMPLES["after"]},
+            ["4", "3"],
+            CONFIGS | {"c": {"lr": "x" * 200}},
+        )
+    )
     assert opened.evaluate("document.documentElement.scrollWidth") <= width
     contrast = opened.evaluate("""() => {
       const light = c => c.map(v => (v /= 255) <= .04045 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4)
@@ -223,8 +302,14 @@ def long(i: int) -> str:
 @pytest.mark.parametrize(("prompts", "n", "models"), [(1, 2, 2), (21, 9, 2)])
 def test_a_page_is_under_2_mb_whatever_the_texts(prompts, n, models):
     """Long texts are cut, prompts and texts left out; each says how much."""
-    said = [record(i, k, long(n * i + k)[: 3_000 * (k + 1)], long(0)) for i in range(prompts) for k in range(n)]
-    html = made({f"model {m}": said for m in range(models)}, [long(i) + " 1" for i in range(prompts)])
+    said = [
+        record(i, k, long(n * i + k)[: 3_000 * (k + 1)], long(0))
+        for i in range(prompts)
+        for k in range(n)
+    ]
+    html = made(
+        {f"model {m}": said for m in range(models)}, [long(i) + " 1" for i in range(prompts)]
+    )
     assert LIMIT / 50 < len(html.encode()) < LIMIT
     shown = html.count("<details")
     assert shown and f"{shown:,} of {prompts:,} prompts" in html and "more characters)" in html
@@ -234,7 +319,8 @@ def test_a_page_is_under_2_mb_whatever_the_texts(prompts, n, models):
 def test_a_whole_page_is_under_2_mb_whatever_the_texts():
     """With names, notes, settings and configurations as long as the samples."""
     samples = {
-        f"{m}{long(m)[:5000]}": [record(i, 0, THINK.format(long(i)[:9000], "1")) for i in range(9)] for m in range(6)
+        f"{m}{long(m)[:5000]}": [record(i, 0, THINK.format(long(i)[:9000], "1")) for i in range(9)]
+        for m in range(6)
     }
     configs = {name: {f"{k}": f"{name}{k}" for k in range(200)} for name in samples}
     content = made(samples, ["1"] * 9, configs, notes=[long(0)] * 6, test=long(0))
@@ -243,12 +329,20 @@ def test_a_whole_page_is_under_2_mb_whatever_the_texts():
 
 def test_a_page_that_tables_would_fill_leaves_out_rows_and_the_picture(monkeypatch):
     """And counts them; so it does with notes."""
-    said = {f"{m}{chr(34) * 300}": [record(i, 0, THINK.format("a", "1")) for i in range(2)] for m in range(20)}
-    configs = {name: {f"{k}": f"{m}{k}" + "'" * 300 for k in range(300)} for m, name in enumerate(said)}
+    said = {
+        f"{m}{chr(34) * 300}": [record(i, 0, THINK.format("a", "1")) for i in range(2)]
+        for m in range(20)
+    }
+    configs = {
+        name: {f"{k}": f"{m}{k}" + "'" * 300 for k in range(300)} for m, name in enumerate(said)
+    }
     content = made(said, ["1"] * 2, configs, notes=["<" * 600] * 300)
     assert len(content.encode()) < LIMIT
     left = re.findall(r"<p>([\d,]+) of ([\d,]+) (rows|notes) are left out", content)
-    assert ("300", "rows") in {(whole, kind) for _, whole, kind in left} and left[0][1:] == ("300", "notes")
+    assert ("300", "rows") in {(whole, kind) for _, whole, kind in left} and left[0][1:] == (
+        "300",
+        "notes",
+    )
     assert content.count("<b>Note.</b>") == 300 - int(left[0][0]) > 0
     monkeypatch.setattr(compare_html, "LIMIT", 200_000)
     less = made(said, ["1"] * 2, configs, notes=["<" * 600] * 300)

@@ -33,7 +33,11 @@ def test_defaults_are_those_of_the_documentation():
     config = BTSFTConfig("runs/x")
     assert (config.threshold, config.beta, config.anchor) == (0.2, 0.5, 1.0)
     assert (config.resample, config.keep_first, config.unit) == ("epoch", 0, "token")
-    assert config.report_to == [] and config.remove_unused_columns is False and config.label_names == ["labels"]
+    assert (
+        config.report_to == []
+        and config.remove_unused_columns is False
+        and config.label_names == ["labels"]
+    )
     assert config.output_dir == "runs/x"
 
 
@@ -66,7 +70,12 @@ def test_a_threshold_above_one_is_refused(value):
 
 @pytest.mark.parametrize(
     ("dial", "value"),
-    [("beta", float("inf")), ("anchor", float("inf")), ("keep_first", 2.5), ("keep_first", float("inf"))],
+    [
+        ("beta", float("inf")),
+        ("anchor", float("inf")),
+        ("keep_first", 2.5),
+        ("keep_first", float("inf")),
+    ],
 )
 def test_a_dial_that_no_run_can_use_is_refused(dial, value):
     """An infinite weight makes every loss infinite or NaN; a fraction of a token cannot be kept."""
@@ -94,7 +103,9 @@ def test_remove_unused_columns_is_refused():
 )  # fmt: skip
 def test_an_unknown_key_suggests_the_right_one(key, meant):
     """And is never swallowed."""
-    with pytest.raises(ValueError, match=rf"unknown configuration key '{key}'; did you mean .*'{meant}'"):
+    with pytest.raises(
+        ValueError, match=rf"unknown configuration key '{key}'; did you mean .*'{meant}'"
+    ):
         BTSFTConfig("runs/x", **{key: 1})
 
 
@@ -104,7 +115,9 @@ def test_an_unknown_key_like_none_points_to_help():
         BTSFTConfig("runs/x", zzzzzz=1)
 
 
-@pytest.mark.parametrize("again", [copy.deepcopy, lambda config: pickle.loads(pickle.dumps(config))])
+@pytest.mark.parametrize(
+    "again", [copy.deepcopy, lambda config: pickle.loads(pickle.dumps(config))]
+)
 def test_a_configuration_survives_copying(again):
     """The trainer pickles it into each checkpoint."""
     config = BTSFTConfig("runs/x", threshold=0.7, keep_first=3)
@@ -176,7 +189,10 @@ def test_a_key_does_not_reach_the_configuration(no_key):
         (dict(negative="clip"), "negative='clip': 'nll', 'unlikelihood' or 'floor' wanted"),
         (dict(negative_floor=-1.0), "negative_floor=-1.0: a number from 0 wanted"),
         (dict(threshold_end=1.5), "threshold_end=1.5: a number from 0 to 1 wanted"),
-        (dict(label_smoothing_factor=0.1), "label_smoothing_factor: the objective has no label smoothing"),
+        (
+            dict(label_smoothing_factor=0.1),
+            "label_smoothing_factor: the objective has no label smoothing",
+        ),
     ],
 )
 def test_settings_of_the_objective_name_what_would_do(setting, message):

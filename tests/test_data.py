@@ -14,7 +14,13 @@ from btsft_nb.tiny import SIZES, WAYS, rows, way_of
 
 
 def talk(assistant: object, **fields) -> dict:
-    return {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": assistant}], **fields}
+    return {
+        "messages": [
+            {"role": "user", "content": "hi"},
+            {"role": "assistant", "content": assistant},
+        ],
+        **fields,
+    }
 
 
 # ---------------------------------------------------------------------------------------------- generated sets
@@ -27,7 +33,12 @@ def tiny() -> dict[str, Rows]:
 
 def thought_of(row: dict) -> str:
     """The thought in a generated row, tagged or not."""
-    return row["messages"][1]["content"].replace("<think>", "").replace("</think>", "").partition("\n\n")[0]
+    return (
+        row["messages"][1]["content"]
+        .replace("<think>", "")
+        .replace("</think>", "")
+        .partition("\n\n")[0]
+    )
 
 
 def problem(row: dict) -> tuple:
@@ -60,7 +71,10 @@ def test_test_problems_occur_in_no_training_set(tiny):
 
 def test_test_rows_have_no_answer_turn(tiny):
     """They are prompts, with the reference beside them."""
-    assert all([turn["role"] for turn in row["messages"]] == ["user"] and row["answer"] for row in tiny["test"])
+    assert all(
+        [turn["role"] for turn in row["messages"]] == ["user"] and row["answer"]
+        for row in tiny["test"]
+    )
 
 
 def test_four_of_ten_messy_rows_lack_the_tags(tiny):
@@ -87,7 +101,11 @@ def test_the_way_of_every_generated_thought_is_recognised(tiny):
     """And of nothing else."""
     for name in ("pretrain", "teacher", "messy"):
         assert all(way_of(thought_of(row)) == row["way"] for row in tiny[name])
-    assert way_of("") is None and way_of("The answer is 3.") is None and way_of("  \nCount: 1") == "count"
+    assert (
+        way_of("") is None
+        and way_of("The answer is 3.") is None
+        and way_of("  \nCount: 1") == "count"
+    )
 
 
 def test_generated_thoughts_calculate_correctly(tiny):
@@ -111,8 +129,17 @@ def test_prepare_keeps_what_it_says(tiny_tokenizer, capsys):
     assert set(examples.column_names) >= {"id", "input_ids", "weights", "kinds"}
     lengths = [len(ids) for ids in examples["input_ids"]]
     assert lengths == [len(x) for x in examples["weights"]] == [len(x) for x in examples["kinds"]]
-    untagged = [i for i, row in enumerate(load_rows("tiny/messy")) if "<think>" not in row["messages"][1]["content"]]
-    assert (report.rows, report.kept, report.dropped, report.flagged) == (1000, 1000, {}, {"untagged": untagged})
+    untagged = [
+        i
+        for i, row in enumerate(load_rows("tiny/messy"))
+        if "<think>" not in row["messages"][1]["content"]
+    ]
+    assert (report.rows, report.kept, report.dropped, report.flagged) == (
+        1000,
+        1000,
+        {},
+        {"untagged": untagged},
+    )
     spread = report.lengths["sequence"]
     assert (spread["shortest"], spread["longest"]) == (min(lengths), max(lengths))
     assert sum(report.tokens.values()) == sum(lengths)
@@ -120,7 +147,11 @@ def test_prepare_keeps_what_it_says(tiny_tokenizer, capsys):
     assert report.supervised == sum(w != 0 for weights in examples["weights"] for w in weights)
     assert examples["id"][7] == "tiny/messy/7"
     printed = capsys.readouterr().out
-    assert str(report) in printed and "1,000 rows -> 1,000 examples" in printed and "untagged" in printed
+    assert (
+        str(report) in printed
+        and "1,000 rows -> 1,000 examples" in printed
+        and "untagged" in printed
+    )
 
 
 @pytest.mark.parametrize("rank", [0, 500, 950])
@@ -154,7 +185,10 @@ def test_unweighted_examples_are_dropped_and_counted(tiny_tokenizer):
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ([talk("a long answer")], ["rows", "nothing left", "1 longer than max_length=4", "raise max_length"]),
+        (
+            [talk("a long answer")],
+            ["rows", "nothing left", "1 longer than max_length=4", "raise max_length"],
+        ),
         ([talk([{"text": "ok", "weight": 0}])], ["nothing left", "1 longer than"]),
         ([], ["no rows"]),
     ],
@@ -171,7 +205,9 @@ def test_a_malformed_row_is_named_by_file_row_and_field(tiny_tokenizer, tmp_path
     """In the middle of a file, counted from 0 as Python counts."""
     path = tmp_path / "talks.jsonl"
     path.write_text("\n".join(json.dumps(talk(text)) for text in ("fine", "fine", 5, "fine")))
-    with pytest.raises(RowError, match=re.escape(f"{path}, row 2: field messages[1].content: text wanted, got int")):
+    with pytest.raises(
+        RowError, match=re.escape(f"{path}, row 2: field messages[1].content: text wanted, got int")
+    ):
         prepare(load_rows(path), tiny_tokenizer)
 
 
@@ -183,15 +219,21 @@ def test_a_row_that_the_renderer_refuses_is_named(tiny_tokenizer):
 
 def test_ids_fall_back_to_source_and_row(tiny_tokenizer):
     """Distinct, so that examples differ in their blur."""
-    examples = prepare(Rows([talk("a"), talk("b", id="mine"), talk("c", id=7)], "here"), tiny_tokenizer)
+    examples = prepare(
+        Rows([talk("a"), talk("b", id="mine"), talk("c", id=7)], "here"), tiny_tokenizer
+    )
     assert list(examples["id"]) == ["here#0", "mine", "7"]
 
 
 # ---------------------------------------------------------------------------------------------- batches
 
-THINK, TAG, ANSWER, PROMPT = (int(kind) for kind in (Kind.THINK, Kind.TAG, Kind.ANSWER, Kind.PROMPT))
+THINK, TAG, ANSWER, PROMPT = (
+    int(kind) for kind in (Kind.THINK, Kind.TAG, Kind.ANSWER, Kind.PROMPT)
+)
 tokens = st.tuples(
-    st.integers(0, 9), st.sampled_from([0.0, 1.0, -1.0, 0.5]), st.sampled_from([PROMPT, TAG, THINK, ANSWER])
+    st.integers(0, 9),
+    st.sampled_from([0.0, 1.0, -1.0, 0.5]),
+    st.sampled_from([PROMPT, TAG, THINK, ANSWER]),
 )
 
 
@@ -199,8 +241,14 @@ tokens = st.tuples(
 def test_a_batch_is_its_examples_padded_on_the_right(rows):
     """Weights, kinds and labels stay aligned to their tokens; padding is prompt that weighs nothing."""
     columns = ("input_ids", "weights", "kinds")
-    rows = [[(token, weight if t else 0.0, kind) for t, (token, weight, kind) in enumerate(row)] for row in rows]
-    examples = [{"id": str(i)} | dict(zip(columns, zip(*row, strict=True), strict=True)) for i, row in enumerate(rows)]
+    rows = [
+        [(token, weight if t else 0.0, kind) for t, (token, weight, kind) in enumerate(row)]
+        for row in rows
+    ]
+    examples = [
+        {"id": str(i)} | dict(zip(columns, zip(*row, strict=True), strict=True))
+        for i, row in enumerate(rows)
+    ]
     batch = Collator(pad_token_id=9)(examples)
     shape = (len(rows), max(map(len, rows)))
     assert all(batch[name].shape == shape for name in (*columns, "labels", "attention_mask"))
@@ -209,8 +257,12 @@ def test_a_batch_is_its_examples_padded_on_the_right(rows):
         for name in columns:
             assert batch[name][i, :n].tolist() == list(examples[i][name])
         assert batch["attention_mask"][i].tolist() == [1] * n + [0] * (shape[1] - n)
-        assert batch["labels"][i, :n].tolist() == [token if weight else -100 for token, weight, _ in row]
-        assert set(batch["input_ids"][i, n:].tolist()) <= {9} and set(batch["labels"][i, n:].tolist()) <= {-100}
+        assert batch["labels"][i, :n].tolist() == [
+            token if weight else -100 for token, weight, _ in row
+        ]
+        assert set(batch["input_ids"][i, n:].tolist()) <= {9} and set(
+            batch["labels"][i, n:].tolist()
+        ) <= {-100}
         assert not batch["weights"][i, n:].any() and (batch["kinds"][i, n:] == Kind.PROMPT).all()
         assert (batch["sequence"][i] == i).all()
 
@@ -219,14 +271,21 @@ def test_a_batch_is_its_examples_padded_on_the_right(rows):
 def test_a_padding_free_batch_is_its_examples_end_to_end(rows):
     """Cut at the starts of the positions, it gives back what the padded batch holds; no mask, no padding."""
     columns = ("input_ids", "weights", "kinds")
-    examples = [{"id": str(i)} | dict(zip(columns, zip(*row, strict=True), strict=True)) for i, row in enumerate(rows)]
+    examples = [
+        {"id": str(i)} | dict(zip(columns, zip(*row, strict=True), strict=True))
+        for i, row in enumerate(rows)
+    ]
     padded, flat = Collator(9)(examples), Collator(9, padding_free=True)(examples)
-    assert set(padded) - set(flat) == {"attention_mask"} and set(flat) - set(padded) == {"position_ids"}
+    assert set(padded) - set(flat) == {"attention_mask"} and set(flat) - set(padded) == {
+        "position_ids"
+    }
     assert flat["keys"].tolist() == padded["keys"].tolist()
     assert flat["position_ids"].tolist() == [[t for row in rows for t in range(len(row))]]
     real = padded["attention_mask"].bool()
     for name in (*columns, "labels", "sequence"):
-        assert flat[name].shape == (1, sum(map(len, rows))) and flat[name].dtype == padded[name].dtype
+        assert (
+            flat[name].shape == (1, sum(map(len, rows))) and flat[name].dtype == padded[name].dtype
+        )
         assert flat[name][0].tolist() == padded[name][real].tolist()
 
 
@@ -250,13 +309,20 @@ def test_the_end_of_turn_is_trained_where_it_pads_too(shared):
     """pad == eos: R1-Distill and GPT-2 pad with their end token; only the one of the turn is supervised."""
     tokenizer = bt.load_tokenizer(shared / "tokenizers" / "gpt2")
     tokenizer.add_tokens(["<think>", "</think>"])
-    tokenizer.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}{{ '\nA: ' if add_generation_prompt }}"
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m.content }}{% endfor %}{{ '\nA: ' if add_generation_prompt }}"
+    )
     assert tokenizer.pad_token_id == tokenizer.eos_token_id
-    examples = prepare([talk("<think>a</think>b"), talk("<think>a much longer thought</think>b")], tokenizer)
+    examples = prepare(
+        [talk("<think>a</think>b"), talk("<think>a much longer thought</think>b")], tokenizer
+    )
     batch = Collator(tokenizer.pad_token_id)(list(examples))
     length = len(examples[0]["input_ids"])
     assert length < batch["labels"].shape[1]
-    assert batch["labels"][0, length - 1] == tokenizer.eos_token_id and batch["weights"][0, length - 1] == 1
+    assert (
+        batch["labels"][0, length - 1] == tokenizer.eos_token_id
+        and batch["weights"][0, length - 1] == 1
+    )
     assert (batch["labels"][0, length:] == -100).all()
 
 

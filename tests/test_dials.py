@@ -15,7 +15,9 @@ def measure(tmp_path_factory):
         run = dict(model="tiny", data=data, output_dir=folder, disable_tqdm=True)
         trainer = bt.finetune(bt.read_settings(**run, **dials, **bt.tiny.TRAINING))
         tokenizer = trainer.processing_class
-        samples = bt.sample(trainer.model, tokenizer, problems, n=8, max_new_tokens=96, batch_size=400)
+        samples = bt.sample(
+            trainer.model, tokenizer, problems, n=8, max_new_tokens=96, batch_size=400
+        )
         summary = bt.evaluate(samples, [row["answer"] for row in problems], bt.tiny.way_of)
         return {name: metric["value"] for name, metric in summary["metrics"].items()}
 

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sacrebleu.metrics import BLEU
 
-from btsft_nb.diversity import words
-from btsft_nb.metrics import (
+from btsft_nb.evaluation.diversity import words
+from btsft_nb.evaluation.metrics import (
     copied_ngrams,
     copied_run,
     distinct_n,
@@ -53,7 +53,9 @@ def test_distinct_n_by_hand():
 def sacrebleu_of(texts: list[str]) -> float:
     """The mean sentence BLEU of each text against all others."""
     bleu = BLEU(effective_order=True, tokenize="none")
-    scores = [bleu.sentence_score(text, texts[:i] + texts[i + 1 :]).score for i, text in enumerate(texts)]
+    scores = [
+        bleu.sentence_score(text, texts[:i] + texts[i + 1 :]).score for i, text in enumerate(texts)
+    ]
     return np.mean(scores) / 100
 
 
@@ -95,7 +97,9 @@ def copied(text: str, training: list[str]) -> list[int]:
     found, lengths = words(text), []
     for i in range(len(found)):
         stretches = [f" {' '.join(found[i:end])} " for end in range(i + 1, len(found) + 1)]
-        lengths.append(sum(any(one in f" {' '.join(words(t))} " for t in training) for one in stretches))
+        lengths.append(
+            sum(any(one in f" {' '.join(words(t))} " for t in training) for one in stretches)
+        )
     return lengths
 
 

@@ -8,10 +8,10 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import btsft_nb as bt
-from btsft_nb import head_matrix
-from btsft_nb.config import ModelConfig
-from btsft_nb.estimate import estimate, measured_speed
-from btsft_nb.models import TINY
+from btsft_nb.models.config import ModelConfig
+from btsft_nb.models.estimate import estimate, measured_speed
+from btsft_nb.models.load import TINY
+from btsft_nb.objective import head_matrix
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +19,9 @@ def llama(tmp_path_factory):
     """A folder with two layers of random weights, untied head, and a tokenizer."""
     folder = tmp_path_factory.mktemp("llama")
     shape = dict(hidden_size=256, intermediate_size=704, num_hidden_layers=2, num_attention_heads=4)
-    LlamaForCausalLM(LlamaConfig(vocab_size=1024, num_key_value_heads=2, **shape)).save_pretrained(folder)
+    LlamaForCausalLM(LlamaConfig(vocab_size=1024, num_key_value_heads=2, **shape)).save_pretrained(
+        folder
+    )
     bt.load_tokenizer("tiny").save_pretrained(folder)
     return folder
 
@@ -44,12 +46,17 @@ def bytes_of(model) -> int:
 @pytest.mark.parametrize("method", ["qlora", "lora", "full"])
 def test_parameters_and_weights_are_those_of_the_loaded_model(request, name, method):
     path = name if name == "tiny" else str(request.getfixturevalue(name))
-    lora = bt.models.LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
+    lora = bt.models.LoraConfig(
+        r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM"
+    )
     model, _ = bt.load_model(path, qlora=method == "qlora", lora=None if method == "full" else lora)
     found = estimate(ModelConfig(path, method=method), training(anchor=0.0), 64)
     trained = [p for p in model.parameters() if p.requires_grad]
     assert found.trainable == sum(p.numel() for p in trained)
-    logical = sum(p.quant_state.shape.numel() if hasattr(p, "quant_state") else p.numel() for p in model.parameters())
+    logical = sum(
+        p.quant_state.shape.numel() if hasattr(p, "quant_state") else p.numel()
+        for p in model.parameters()
+    )
     assert found.parameters == logical
     assert found.weights + found.adapters == pytest.approx(bytes_of(model), rel=0.02)
     assert found.gradients == sum(p.nbytes for p in trained)
@@ -58,7 +65,9 @@ def test_parameters_and_weights_are_those_of_the_loaded_model(request, name, met
 
 def test_frozen_parts_are_counted_as_frozen(llama):
     """As load_model freezes them: the second layer, and nothing else, is trained."""
-    config = ModelConfig(str(llama), method="full", freeze=["embeddings", "norms", "attention", "feed_forward"])
+    config = ModelConfig(
+        str(llama), method="full", freeze=["embeddings", "norms", "attention", "feed_forward"]
+    )
     config.layers_not_to_freeze = [1]
     model, _ = bt.load_model(config)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
@@ -95,7 +104,9 @@ def test_computation_is_six_operations_a_weight():
     model = bt.load_model("tiny")[0]
     head = model.get_output_embeddings().weight.numel()
     others = sum(m.weight.numel() for m in model.modules() if isinstance(m, torch.nn.Linear)) - head
-    found = estimate(ModelConfig("tiny", method="full"), training(anchor=0.0, per_device_train_batch_size=1), 8)
+    found = estimate(
+        ModelConfig("tiny", method="full"), training(anchor=0.0, per_device_train_batch_size=1), 8
+    )
     assert found.flops_per_token == pytest.approx(6 * others + 8 * head, rel=0.05)
 
 
@@ -109,7 +120,9 @@ def test_an_unknown_optimiser_or_sharding_is_named():
 def test_an_estimate_is_told_as_a_table():
     found = estimate(ModelConfig("tiny"), training(), 64)
     said = found.table()
-    assert f"{found.parameters:,}" == said["parameters"] and said["trainable"].startswith(f"{found.trainable:,} (")
+    assert f"{found.parameters:,}" == said["parameters"] and said["trainable"].startswith(
+        f"{found.trainable:,} ("
+    )
     assert said["computation"].endswith("GFLOP a token")
 
 

@@ -47,12 +47,16 @@ def test_no_dial_of_the_reference_reaches_its_gradient(adapted, tmp_path):
         blurred = sum(sum(a == -100 for a in row["labels"]) for row in data)
         collator = DataCollatorForLanguageModeling(tokenizer, mlm=False)
         settings = TrainingArguments(str(tmp_path), report_to="none", use_cpu=True)
-        trainer = evidence.Reference(model, settings, collator, data, processing_class=tokenizer, beta=beta)
+        trainer = evidence.Reference(
+            model, settings, collator, data, processing_class=tokenizer, beta=beta
+        )
         batch = next(iter(trainer.get_eval_dataloader(data)))
         trainer.model.zero_grad()
         loss = trainer.compute_loss(trainer.model, batch)
         loss.backward()
-        found.append((blurred, loss.item(), [p.grad.clone() for p in model.parameters() if p.requires_grad]))
+        found.append(
+            (blurred, loss.item(), [p.grad.clone() for p in model.parameters() if p.requires_grad])
+        )
     (none, _, plain), (many, unblurred, same), (_, rewarded, again) = found
     assert many > none and rewarded > unblurred + 0.2
     for other in (same, again):
@@ -75,7 +79,10 @@ def test_the_expectation_is_that_of_the_anchored_blur(adapted, tmp_path):
     drawn = []
     for _ in range(32):  # with its opposite, so that each token is blurred in half of them
         blurred = thoughts & (torch.rand(thoughts.shape) < 0.5)
-        drawn += [gradient(trainers[1], batch | {"blurred": mask}) for mask in (blurred, thoughts & ~blurred)]
+        drawn += [
+            gradient(trainers[1], batch | {"blurred": mask})
+            for mask in (blurred, thoughts & ~blurred)
+        ]
     mean = torch.stack(drawn).mean(0)
     assert (mean - expected).norm() < 1e-4 * expected.norm()
     assert min((one - expected).norm() for one in drawn) > 0.003 * expected.norm()
@@ -86,12 +93,19 @@ def test_two_steps_are_right_and_held_out():
     rows = {name: two_steps.rows(name, 300) for name in ("pretrain", "teacher", "messy", "test")}
     for name in ("pretrain", "teacher"):
         for row in rows[name]:
-            thought, answer = row["messages"][1]["content"].removeprefix("<think>").split("</think>")
-            assert bt.tiny.way_of(thought) == row["way"] and bt.metrics.is_correct(answer, row["answer"])
+            thought, answer = (
+                row["messages"][1]["content"].removeprefix("<think>").split("</think>")
+            )
+            assert bt.tiny.way_of(thought) == row["way"] and bt.metrics.is_correct(
+                answer, row["answer"]
+            )
     assert sum("<think>" not in row["messages"][1]["content"] for row in rows["messy"]) == 120
     assert {row["way"] for row in rows["teacher"]} == {"split"}
     parts = re.compile(r"\d+|gets|gives|then|bags")
-    numbers = {name: {tuple(parts.findall(row["messages"][0]["content"])) for row in rows[name]} for name in rows}
+    numbers = {
+        name: {tuple(parts.findall(row["messages"][0]["content"])) for row in rows[name]}
+        for name in rows
+    }
     assert not numbers["test"] & (numbers["pretrain"] | numbers["teacher"] | numbers["messy"])
     assert len(numbers["test"]) > 200
 
@@ -99,24 +113,36 @@ def test_two_steps_are_right_and_held_out():
 def test_the_interval_takes_seeds_and_problems_as_drawn():
     """Wide where seeds differ although problems do not, and where problems differ although seeds do not."""
     seeds, problems = np.linspace(0, 1, 5)[:, None], np.linspace(0, 1, 100)[None]
-    by_seed, by_problem = (evidence.interval(array + np.zeros((5, 100))) for array in (seeds, problems))
+    by_seed, by_problem = (
+        evidence.interval(array + np.zeros((5, 100))) for array in (seeds, problems)
+    )
     assert [by_seed["value"], by_problem["value"]] == pytest.approx([0.5, 0.5])
-    assert by_seed["high"] - by_seed["low"] == pytest.approx(2 * 1.96 * np.std(seeds) / 5**0.5, rel=0.1)
-    assert by_problem["high"] - by_problem["low"] == pytest.approx(2 * 1.96 * np.std(problems) / 10, rel=0.1)
+    assert by_seed["high"] - by_seed["low"] == pytest.approx(
+        2 * 1.96 * np.std(seeds) / 5**0.5, rel=0.1
+    )
+    assert by_problem["high"] - by_problem["low"] == pytest.approx(
+        2 * 1.96 * np.std(problems) / 10, rel=0.1
+    )
 
 
 def test_every_arm_was_measured_with_five_seeds():
     """And stands in its interval; the arms of the file are those of the script."""
     found = bt.tiny.evidence()
     for family, arms in found["families"].items():
-        assert list(arms) == ["before", *(n for n, arm in evidence.ARMS.items() if family in arm.families)]
+        assert list(arms) == [
+            "before",
+            *(n for n, arm in evidence.ARMS.items() if family in arm.families),
+        ]
         for arm in arms.values():
             for metric, m in arm["metrics"].items():
                 assert len(arm["seeds"][metric]) == 5
                 assert m["low"] <= m["value"] <= m["high"]
                 assert m["value"] == pytest.approx(np.mean(arm["seeds"][metric]), abs=5e-3)
         assert all(m["value"] == 0 for m in arms["plain SFT"]["difference"].values())
-    assert found["budget"]["max_steps"] == evidence.STEPS and found["made"]["command"] == "make evidence"
+    assert (
+        found["budget"]["max_steps"] == evidence.STEPS
+        and found["made"]["command"] == "make evidence"
+    )
 
 
 def test_the_readme_says_what_was_measured():
@@ -129,7 +155,11 @@ def test_the_readme_says_what_was_measured():
         "the reference as published, beta 2": "reference, beta 2",
     }  # fmt: skip
     families, readme = bt.tiny.evidence()["families"].values(), (ROOT / "README.md").read_text()
-    claims = [[cell.strip() for cell in line.split("|")[1:-1]] for line in readme.splitlines() if "] |" in line]
+    claims = [
+        [cell.strip() for cell in line.split("|")[1:-1]]
+        for line in readme.splitlines()
+        if "] |" in line
+    ]
     claims = {name: cells for name, *cells in claims if re.match(r"\d\.\d\d \[", cells[0])}
     assert list(claims) == list(arms)
     for name, cells in claims.items():

@@ -10,8 +10,8 @@ from huggingface_hub import ModelCard
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import btsft_nb as bt
-from btsft_nb.config import ModelConfig
-from btsft_nb.export import merge
+from btsft_nb.models.config import ModelConfig
+from btsft_nb.training.export import merge
 
 THERE_AND_BACK = """
 import os, sys
@@ -43,7 +43,9 @@ def runs(tmp_path_factory):
         folders[name] = tmp_path_factory.mktemp("run") / name
         model, tokenizer = bt.load_model(ModelConfig("tiny", lora_r=4, **settings))
         examples = bt.prepare(bt.load_rows("tiny/teacher")[:4], tokenizer)
-        config = bt.BTSFTConfig(str(folders[name]), max_steps=1, save_steps=1, per_device_train_batch_size=2)
+        config = bt.BTSFTConfig(
+            str(folders[name]), max_steps=1, save_steps=1, per_device_train_batch_size=2
+        )
         trainer = bt.BTSFTTrainer(model, config, examples, processing_class=tokenizer)
         with torch.no_grad():
             for key, parameter in model.named_parameters():
@@ -58,9 +60,13 @@ def test_a_merged_model_is_the_adapter_on_its_base(runs, tmp_path, name, toleran
     """With transformers alone, relative to the largest logit. LLM.int8 rounds the inputs of layers, merged does not."""
     with torch.no_grad():
         want = bt.load_model(runs[name])[0](input_ids=IDS).logits
-        base = AutoModelForCausalLM.from_pretrained(bt.models.TINY, dtype=torch.float32)(input_ids=IDS).logits
+        base = AutoModelForCausalLM.from_pretrained(bt.models.TINY, dtype=torch.float32)(
+            input_ids=IDS
+        ).logits
         merge(runs[name], tmp_path / "merged", dtype="float32")
-        got = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", use_safetensors=True)(input_ids=IDS).logits
+        got = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", use_safetensors=True)(
+            input_ids=IDS
+        ).logits
     assert got.dtype == torch.float32
     assert (got - want).abs().max() < tolerance * want.abs().max() < (base - want).abs().max()
 
@@ -72,12 +78,18 @@ def test_a_merged_model_comes_with_all_it_takes_to_chat(runs, tmp_path):
     assert config["dtype"] == "float16" and "quantization_config" not in config
     model, tokenizer = bt.load_model(tmp_path / "merged")
     ours = bt.load_tokenizer("tiny")
-    assert tokenizer.chat_template == AutoTokenizer.from_pretrained(tmp_path / "merged").chat_template
+    assert (
+        tokenizer.chat_template == AutoTokenizer.from_pretrained(tmp_path / "merged").chat_template
+    )
     assert tokenizer.chat_template == ours.chat_template
     assert ours.convert_tokens_to_ids("<|im_end|>") in model.generation_config.eos_token_id
     card = ModelCard.load(tmp_path / "merged" / "README.md")
     assert card.data.library_name == "transformers" and "lora" not in card.data.tags
-    assert "A model, made of tiny" in card.text and "- model\\.safetensors" in card.text and "adapter" not in card.text
+    assert (
+        "A model, made of tiny" in card.text
+        and "- model\\.safetensors" in card.text
+        and "adapter" not in card.text
+    )
 
 
 def test_only_a_run_with_an_adapter_is_merged_and_nothing_overwritten(runs, tmp_path):
@@ -105,21 +117,33 @@ def test_what_is_pushed_comes_back_byte_for_byte(runs, tmp_path):
         first, second, kind, public, empty, no_token = (
             line[3:] for line in done.stdout.splitlines() if line.startswith("->")
         )
-        assert first.startswith(f"{hub.url}/someone/run/") and second.startswith(f"{hub.url}/someone/whole/")
+        assert first.startswith(f"{hub.url}/someone/run/") and second.startswith(
+            f"{hub.url}/someone/whole/"
+        )
         assert kind == "Qwen3ForCausalLM"
         assert "is there already, and public" in public and hub.repositories["someone/public"] == {}
         assert "nothing to push" in empty and "HF_TOKEN is not set" in no_token
         for name in ("run", "whole"):
             pushed, again = hub.repositories[f"someone/{name}"], tmp_path / f"{name} again"
-            assert hub.private[f"someone/{name}"] and {"tokenizer.json", "chat_template.jinja"} < set(pushed)
+            assert hub.private[f"someone/{name}"] and {
+                "tokenizer.json",
+                "chat_template.jinja",
+            } < set(pushed)
             assert {file.name for file in again.iterdir() if file.is_file()} == set(pushed)
-            assert all((again / file).read_bytes() == (tmp_path / name / file).read_bytes() for file in pushed)
+            assert all(
+                (again / file).read_bytes() == (tmp_path / name / file).read_bytes()
+                for file in pushed
+            )
         whole = {"README.md", "settings.yaml", "training_config.json"} | {
             "adapter_model.safetensors",
             "btsft_base.json",
         }
         pushed = set(hub.repositories["someone/run"])
-        assert whole < pushed and not pushed & {"samples.jsonl", "training_args.bin", "history.jsonl"}
+        assert whole < pushed and not pushed & {
+            "samples.jsonl",
+            "training_args.bin",
+            "history.jsonl",
+        }
         assert not any("/" in file for file in pushed)
     again, _ = bt.load_model(tmp_path / "run again")
     assert torch.equal(again(input_ids=IDS).logits, bt.load_model(run)[0](input_ids=IDS).logits)

@@ -20,9 +20,11 @@ from safetensors import SafetensorError
 from transformers import TrainerCallback
 
 import btsft_nb as bt
-from btsft_nb.checkpoints import is_whole, last_checkpoint, writing
+from btsft_nb.training.checkpoints import is_whole, last_checkpoint, writing
 
-LORA = LoraConfig(r=4, lora_alpha=8, lora_dropout=0.1, target_modules="all-linear", task_type="CAUSAL_LM")
+LORA = LoraConfig(
+    r=4, lora_alpha=8, lora_dropout=0.1, target_modules="all-linear", task_type="CAUSAL_LM"
+)
 ADAPTER, STATE = "adapter_model.safetensors", "trainer_state.json"
 
 
@@ -30,11 +32,26 @@ def make_trainer(folder, callbacks=(), **settings):
     """A run of 6 steps, 4 to the epoch, with all that is drawn by chance; checkpoints after steps 2, 4 and 6."""
     model, tokenizer = bt.load_model("tiny", qlora=True, lora=LORA)
     examples = bt.prepare(bt.load_rows("tiny/teacher")[:16], tokenizer)
-    defaults = dict(threshold=0.5, anchor=1.0, beta=0.5, learning_rate=1e-3, max_steps=6, logging_steps=1, save_steps=2)
-    defaults |= dict(per_device_train_batch_size=2, gradient_accumulation_steps=2, disable_tqdm=True)
+    defaults = dict(
+        threshold=0.5,
+        anchor=1.0,
+        beta=0.5,
+        learning_rate=1e-3,
+        max_steps=6,
+        logging_steps=1,
+        save_steps=2,
+    )
+    defaults |= dict(
+        per_device_train_batch_size=2, gradient_accumulation_steps=2, disable_tqdm=True
+    )
     config = bt.BTSFTConfig(str(folder), **(defaults | settings))
     return bt.BTSFTTrainer(
-        model, config, examples, examples.select(range(4)), processing_class=tokenizer, callbacks=list(callbacks)
+        model,
+        config,
+        examples,
+        examples.select(range(4)),
+        processing_class=tokenizer,
+        callbacks=list(callbacks),
     )
 
 
@@ -61,7 +78,12 @@ def checkpoints(folder) -> list[int]:
 def result(folder) -> tuple[bytes, list[dict]]:
     """A run's adapter, byte for byte, and its logs without what the clock says."""
     logs = [json.loads(line) for line in Path(folder, "history.jsonl").read_text().splitlines()]
-    clock = ("tokens_per_second", "eval_runtime", "eval_samples_per_second", "eval_steps_per_second")
+    clock = (
+        "tokens_per_second",
+        "eval_runtime",
+        "eval_samples_per_second",
+        "eval_steps_per_second",
+    )
     logs = [{name: value for name, value in log.items() if name not in clock} for log in logs]
     return Path(folder, ADAPTER).read_bytes(), [log for log in logs if "train_runtime" not in log]
 
@@ -99,7 +121,9 @@ def test_a_kill_while_a_checkpoint_is_written(tmp_path, alone):
     process.join(60)
     assert process.exitcode == -signal.SIGKILL
     assert checkpoints(tmp_path) == [2, 4]
-    assert (tmp_path / "checkpoint-4" / ADAPTER).is_file() and not is_whole(tmp_path / "checkpoint-4")
+    assert (tmp_path / "checkpoint-4" / ADAPTER).is_file() and not is_whole(
+        tmp_path / "checkpoint-4"
+    )
     trainer, resumed_at = make_trainer(tmp_path), []
     trainer.add_callback(At(3, lambda: resumed_at.append(trainer.state.global_step)))
     trainer.train(resume_from_checkpoint=True)
@@ -117,7 +141,9 @@ def test_a_kill_after_the_last_checkpoint(tmp_path, alone):
     assert result(tmp_path) == alone
 
 
-def checkpoint(folder: Path, step: int, state: str | None = '{"global_step": 1}', when: int = 0) -> Path:
+def checkpoint(
+    folder: Path, step: int, state: str | None = '{"global_step": 1}', when: int = 0
+) -> Path:
     """A folder like a checkpoint."""
     path = folder / f"checkpoint-{step}"
     path.mkdir(parents=True)
@@ -138,7 +164,11 @@ def test_a_part_of_a_checkpoint_is_passed_over_and_removed(tmp_path, state):
     checkpoint(tmp_path, 12, state)
     (tmp_path / "checkpoint-best").mkdir()
     assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-10"
-    assert {path.name for path in tmp_path.iterdir()} == {"checkpoint-2", "checkpoint-10", "checkpoint-best"}
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "checkpoint-2",
+        "checkpoint-10",
+        "checkpoint-best",
+    }
 
 
 def test_the_last_checkpoint_is_the_newest(tmp_path):
@@ -153,7 +183,9 @@ def test_the_last_checkpoint_is_the_newest(tmp_path):
 
 def test_nothing_to_resume(tmp_path):
     """The message says what is missing and what would do, also where there is no folder yet."""
-    with pytest.raises(ValueError, match=r"none has no whole checkpoint.*train\(\) without it starts anew"):
+    with pytest.raises(
+        ValueError, match=r"none has no whole checkpoint.*train\(\) without it starts anew"
+    ):
         make_trainer(tmp_path / "none").train(resume_from_checkpoint=True)
 
 
@@ -172,7 +204,8 @@ def test_a_checkpoint_that_fails_is_removed_unless_it_is_whole(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("room", "unfinished", "error"), [(100_000, ADAPTER, SafetensorError), (200_000, "optimizer.pt", RuntimeError)]
+    ("room", "unfinished", "error"),
+    [(100_000, ADAPTER, SafetensorError), (200_000, "optimizer.pt", RuntimeError)],
 )
 def test_no_room_while_saving(tmp_path, alone, room, unfinished, error):
     """The error says what became of it, the earlier checkpoint is whole, and with room again the trainer goes on.
@@ -188,7 +221,10 @@ def test_no_room_while_saving(tmp_path, alone, room, unfinished, error):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert (tmp_path / "checkpoint-2" / unfinished).stat().st_size > room
-    assert any("checkpoint-4 was not finished and is removed; its disk had" in note for note in caught.value.__notes__)
+    assert any(
+        "checkpoint-4 was not finished and is removed; its disk had" in note
+        for note in caught.value.__notes__
+    )
     assert checkpoints(tmp_path) == [2] and is_whole(tmp_path / "checkpoint-2")
     bt.load_model(tmp_path / "checkpoint-2")
     trainer.train(resume_from_checkpoint=True)
@@ -209,7 +245,13 @@ def test_an_interrupted_rerun_goes_on_from_its_own_checkpoint(tmp_path, alone):
 @pytest.mark.parametrize("strategy", ["steps", "epoch"])
 def test_an_interrupt_keeps_its_checkpoint_and_no_best_model_is_chosen(tmp_path, strategy):
     """With load_best_model_at_end too: the same evaluations, and in the end the same best model."""
-    settings = dict(eval_strategy=strategy, save_strategy=strategy, eval_steps=2, max_steps=-1, num_train_epochs=2)
+    settings = dict(
+        eval_strategy=strategy,
+        save_strategy=strategy,
+        eval_steps=2,
+        max_steps=-1,
+        num_train_epochs=2,
+    )
     settings |= dict(load_best_model_at_end=True, save_total_limit=1, learning_rate=1e-2)
     make_trainer(tmp_path / "alone", **settings).train()
     trainer = make_trainer(tmp_path / "stopped", [At(5, interrupt)], **settings)
@@ -244,7 +286,12 @@ def test_an_interrupt_in_the_last_step_of_an_epoch_saves_once(tmp_path, alone, s
 
 def test_an_interrupt_leaves_a_checkpoint_where_only_the_best_are_saved(tmp_path, alone):
     """In a step whose evaluation would decide that there is none, it waits for the next."""
-    settings = dict(eval_strategy="steps", eval_steps=2, save_strategy="best", metric_for_best_model="expected_reward")
+    settings = dict(
+        eval_strategy="steps",
+        eval_steps=2,
+        save_strategy="best",
+        metric_for_best_model="expected_reward",
+    )
     trainer = make_trainer(tmp_path, [At(2, interrupt)], **settings)
     with pytest.raises(KeyboardInterrupt, match="after step 3"):
         trainer.train()
@@ -271,21 +318,42 @@ def test_a_resume_with_other_settings_says_what_differs(tmp_path, alone):
     with pytest.raises(KeyboardInterrupt):
         trainer.train()
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    changed = dict(threshold=0.4, learning_rate=2e-3, per_device_train_batch_size=4, max_steps=8, optim="adamw_torch")
+    changed = dict(
+        threshold=0.4,
+        learning_rate=2e-3,
+        per_device_train_batch_size=4,
+        max_steps=8,
+        optim="adamw_torch",
+    )
     with pytest.raises(ValueError, match="of a run with other settings") as caught:
         make_trainer(tmp_path, **changed).train(resume_from_checkpoint=True)
     table = [line.split() for line in str(caught.value).splitlines() if "  " in line]
     told = {tuple(row) for row in table}
-    assert {("threshold", "0.5", "0.4"), ("learning_rate", "0.001", "0.002"), ("max_steps", "6", "8")} < told
-    assert ("examples", "per", "step", "4", "8") in told and len(told) == 6  # with optim and the heading
-    assert "another output_dir" in str(caught.value) and "lr_scheduler_type='constant'" in str(caught.value)
+    assert {
+        ("threshold", "0.5", "0.4"),
+        ("learning_rate", "0.001", "0.002"),
+        ("max_steps", "6", "8"),
+    } < told
+    assert ("examples", "per", "step", "4", "8") in told and len(
+        told
+    ) == 6  # with optim and the heading
+    assert "another output_dir" in str(caught.value) and "lr_scheduler_type='constant'" in str(
+        caught.value
+    )
     other = make_trainer(tmp_path)
     other.train_dataset = other.train_dataset.select(range(12))
     with pytest.raises(ValueError, match=r"examples +16 +12"):
         other.train(resume_from_checkpoint=True)
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
-    same = dict(per_device_train_batch_size=4, gradient_accumulation_steps=1, save_steps=5, dataloader_num_workers=2)
-    same |= dict(logging_steps=1, gradient_checkpointing=True, per_device_eval_batch_size=1, run_name="other")
+    same = dict(
+        per_device_train_batch_size=4,
+        gradient_accumulation_steps=1,
+        save_steps=5,
+        dataloader_num_workers=2,
+    )
+    same |= dict(
+        logging_steps=1, gradient_checkpointing=True, per_device_eval_batch_size=1, run_name="other"
+    )
     make_trainer(tmp_path, **same).train(resume_from_checkpoint=True)
     _, logs = result(tmp_path)
     assert [log["step"] for log in logs] == [log["step"] for log in alone[1]]
@@ -299,7 +367,9 @@ def test_a_constant_schedule_goes_on_for_longer(tmp_path):
     make_trainer(tmp_path / "more", max_steps=2, **constant).train()
     trainer = make_trainer(tmp_path / "more", max_steps=4, **constant)
     trainer.train(resume_from_checkpoint=True)
-    assert trainer.state.global_step == 4 and result(tmp_path / "more") == result(tmp_path / "whole")
+    assert trainer.state.global_step == 4 and result(tmp_path / "more") == result(
+        tmp_path / "whole"
+    )
     moving = make_trainer(tmp_path / "more", max_steps=6, threshold_end=0.9, **constant)
     with pytest.raises(ValueError, match=r"threshold_end +None +0.9"):
         moving.train(resume_from_checkpoint=True)
@@ -320,9 +390,15 @@ def test_out_of_memory_says_what_to_change(tmp_path):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
     trainer = make_trainer(tmp_path, [At(3, exhausted)])
-    with pytest.raises(torch.OutOfMemoryError, match=r"^CUDA out of memory\. Tried to allocate 2\.00 GiB\.") as caught:
+    with pytest.raises(
+        torch.OutOfMemoryError, match=r"^CUDA out of memory\. Tried to allocate 2\.00 GiB\."
+    ) as caught:
         trainer.train()
-    ways = ("per_device_train_batch_size (now 2)", "gradient_accumulation_steps (now 2)", "gradient_checkpointing=True")
+    ways = (
+        "per_device_train_batch_size (now 2)",
+        "gradient_accumulation_steps (now 2)",
+        "gradient_checkpointing=True",
+    )
     ways += (
         "max_length",
         f"{trainer.train_dataset.report.lengths['sequence']['longest']} tokens",
@@ -336,7 +412,9 @@ def test_out_of_memory_says_what_to_change(tmp_path):
     assert bt.Run(tmp_path).finished
 
 
-@pytest.mark.parametrize(("settings", "count"), [({}, 3), ({"save_total_limit": 1}, 2), ({"save_strategy": "no"}, 0)])
+@pytest.mark.parametrize(
+    ("settings", "count"), [({}, 3), ({"save_total_limit": 1}, 2), ({"save_strategy": "no"}, 0)]
+)
 def test_a_disk_too_small_is_told_before_the_first_step(tmp_path, monkeypatch, settings, count):
     """The estimate is near what the checkpoints and the model then take, without the tokenizer and the like."""
     usage = shutil.disk_usage(tmp_path)
@@ -411,7 +489,9 @@ class Notebook:
             if waiting and waiting[0] in printed:
                 self.manager.interrupt_kernel()
                 waiting.pop(0)
-        while (reply := self.client.get_shell_msg(timeout=10))["parent_header"].get("msg_id") != cell:
+        while (reply := self.client.get_shell_msg(timeout=10))["parent_header"].get(
+            "msg_id"
+        ) != cell:
             pass  # an answer to start_new_kernel, which asks more than once where the machine is busy
         return reply["content"], printed
 
@@ -426,24 +506,39 @@ def notebook():
 
 def test_an_interrupted_cell_in_a_notebook(notebook, tmp_path):
     """The cell ends with KeyboardInterrupt and a checkpoint; in the next one the same trainer goes on to the end."""
-    cell = f"trainer = make_trainer({str(tmp_path)!r}, max_steps=60, save_steps=1000)\ntrainer.train()"
+    cell = (
+        f"trainer = make_trainer({str(tmp_path)!r}, max_steps=60, save_steps=1000)\ntrainer.train()"
+    )
     reply, printed = notebook.run(cell, interrupt_at=("'loss'",))
     assert reply["status"] == "error", printed
     (step,) = checkpoints(tmp_path)
-    assert (reply["ename"], reply["evalue"]) == ("KeyboardInterrupt", f"stopped after step {step}, with a checkpoint")
+    assert (reply["ename"], reply["evalue"]) == (
+        "KeyboardInterrupt",
+        f"stopped after step {step}, with a checkpoint",
+    )
     assert step < 60 and is_whole(tmp_path / f"checkpoint-{step}")
-    reply, _ = notebook.run("trainer.train(resume_from_checkpoint=True)\nassert trainer.evaluate()['eval_loss'] > 0")
+    reply, _ = notebook.run(
+        "trainer.train(resume_from_checkpoint=True)\nassert trainer.evaluate()['eval_loss'] > 0"
+    )
     assert reply["status"] == "ok", reply
     assert [log["step"] for log in result(tmp_path)[1] if "loss" in log] == list(range(1, 61))
-    reply, printed = notebook.run("print(bt.sample(trainer.model, trainer.processing_class, ['How many?'], n=1))")
+    reply, printed = notebook.run(
+        "print(bt.sample(trainer.model, trainer.processing_class, ['How many?'], n=1))"
+    )
     assert reply["status"] == "ok" and "'text'" in printed, reply
 
 
 def test_a_second_interrupt_stops_at_once(notebook, tmp_path, alone):
     """Within a step that would take minutes; the same trainer goes on from the last checkpoint."""
     cell = f"trainer = make_trainer({str(tmp_path)!r}, [At(3, lambda: (print('slow'), time.sleep(300)))])"
-    reply, printed = notebook.run(cell + "\ntrainer.train()", interrupt_at=("slow", "Stopping after this step"))
-    assert (reply["status"], reply.get("ename"), reply.get("evalue")) == ("error", "KeyboardInterrupt", ""), printed
+    reply, printed = notebook.run(
+        cell + "\ntrainer.train()", interrupt_at=("slow", "Stopping after this step")
+    )
+    assert (reply["status"], reply.get("ename"), reply.get("evalue")) == (
+        "error",
+        "KeyboardInterrupt",
+        "",
+    ), printed
     assert checkpoints(tmp_path) == [2]
     reply, _ = notebook.run("trainer.train(resume_from_checkpoint=True)")
     assert reply["status"] == "ok", reply

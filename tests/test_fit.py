@@ -6,7 +6,7 @@ import pytest
 
 import btsft_nb as bt
 from btsft_nb import Kind
-from btsft_nb.fit import PromptFrame
+from btsft_nb.data.fit import PromptFrame
 
 QUESTION = "Ann is seven. Ben is nine. Eva has 3 pens and Tom has 4. How many pens are there in all of the boxes?"
 
@@ -33,7 +33,9 @@ def test_a_prompt_is_cut_alike_for_training_and_for_sampling(framed):
         before = next(i for i in range(len(ids)) if len(framed.decode(ids[: i + 1])) > head)
         assert short["input_ids"] == ids[:before] + ids[before + cut :]
         assert short["weights"] == whole["weights"][cut:] and short["kinds"] == whole["kinds"][cut:]
-        assert short["input_ids"][: prompt - cut] == PromptFrame(renderer).shorten(ids[:prompt], prompt - cut)
+        assert short["input_ids"][: prompt - cut] == PromptFrame(renderer).shorten(
+            ids[:prompt], prompt - cut
+        )
 
 
 def test_what_has_no_text_left_is_dropped_and_counted(framed):
@@ -51,4 +53,10 @@ def test_what_has_no_text_left_is_dropped_and_counted(framed):
 def test_formatted_text_is_refused(tiny_tokenizer):
     """No template tells what of it to keep."""
     with pytest.raises(ValueError, match=r"shorten_prompt with response_marker: .* take keep_last"):
-        bt.prepare([{"text": "Q: a A: b"}], tiny_tokenizer, 9, too_long="shorten_prompt", response_marker="A:")
+        bt.prepare(
+            [{"text": "Q: a A: b"}],
+            tiny_tokenizer,
+            9,
+            too_long="shorten_prompt",
+            response_marker="A:",
+        )

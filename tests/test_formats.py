@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from btsft_nb import RowError, to_messages, to_prompt
-from btsft_nb.formats import LAYOUTS
-from btsft_nb.messages import Block, Message
+from btsft_nb.data.formats import LAYOUTS
+from btsft_nb.data.messages import Block, Message
 
 USER = {"role": "user", "content": "2+2?"}
 REPLY = {"role": "assistant", "content": "<think>2+2=4</think>4"}
@@ -84,7 +84,14 @@ def test_answer_without_mark_stays_as_it_is():
 
 def test_all_roles_and_turns_are_kept_in_order():
     """A conversation with a system prompt, tools and several assistant turns."""
-    turns = [("system", "s"), ("human", "u"), ("gpt", "a"), ("observation", "t"), ("function", "f"), ("assistant", "b")]
+    turns = [
+        ("system", "s"),
+        ("human", "u"),
+        ("gpt", "a"),
+        ("observation", "t"),
+        ("function", "f"),
+        ("assistant", "b"),
+    ]
     row = {"conversations": [{"from": role, "value": text} for role, text in turns]}
     assert flat(to_messages(row)) == [
         ("system", "s"), ("user", "u"), ("assistant", "a"), ("tool", "t"), ("tool", "f"), ("assistant", "b")
@@ -95,7 +102,10 @@ def test_all_roles_and_turns_are_kept_in_order():
 def test_block_weights_are_passed_through(weight):
     """Fractions, zeros and negative weights are data; a block without one has None."""
     given, bare = {"type": "text", "text": "a", "weight": weight}, {"text": "b"}
-    assert to_messages(with_blocks(given, bare))[-1].blocks == [Block("a", weight), Block("b", None)]
+    assert to_messages(with_blocks(given, bare))[-1].blocks == [
+        Block("a", weight),
+        Block("b", None),
+    ]
 
 
 def test_zero_weight_on_a_user_block_is_accepted():
@@ -211,12 +221,16 @@ def test_a_row_that_does_not_fit_says_where_and_what_would_do(row, words):
 @pytest.mark.parametrize("weight", ["1", True, float("nan"), [1], {"a": 1}])
 def test_a_weight_that_is_no_number_is_refused(weight):
     """By block, with the weight that was given."""
-    with pytest.raises(RowError, match=r"messages\[1\]\.content\[1\]\.weight: a number within") as error:
+    with pytest.raises(
+        RowError, match=r"messages\[1\]\.content\[1\]\.weight: a number within"
+    ) as error:
         to_messages(with_blocks({"text": "a"}, {"text": "b", "weight": weight}))
     assert repr(weight) in str(error.value)
 
 
-@pytest.mark.parametrize("weight", [float("inf"), float("-inf"), pytest.param(10**400, id="an int beyond float")])
+@pytest.mark.parametrize(
+    "weight", [float("inf"), float("-inf"), pytest.param(10**400, id="an int beyond float")]
+)
 def test_an_infinite_weight_is_refused(weight):
     """json.loads reads Infinity; a loss of inf would be all that training reports."""
     with pytest.raises(RowError, match=re.escape("messages[1].content[0].weight")):
@@ -231,14 +245,21 @@ def test_a_role_that_is_no_text_is_refused():
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3)
+    ),
     max_leaves=8,
 )
-TURNS = st.lists(st.fixed_dictionaries({"role": st.sampled_from(["user", "assistant"]), "content": JSON}), max_size=3)
+TURNS = st.lists(
+    st.fixed_dictionaries({"role": st.sampled_from(["user", "assistant"]), "content": JSON}),
+    max_size=3,
+)
 
 
 @given(
-    JSON | st.fixed_dictionaries({"messages": JSON | TURNS}) | st.fixed_dictionaries({"question": JSON, "answer": JSON})
+    JSON
+    | st.fixed_dictionaries({"messages": JSON | TURNS})
+    | st.fixed_dictionaries({"question": JSON, "answer": JSON})
 )
 def test_any_json_gives_a_conversation_or_a_row_error(row):
     """No other exception; and what is accepted ends in an assistant turn with text."""
@@ -293,15 +314,23 @@ def test_a_prompt_that_is_no_row_is_a_row_error(row):
 
 def test_a_prompt_ignores_empty_columns():
     """Mixed layouts in one table leave columns empty, which `to_messages` accepts."""
-    assert flat(to_prompt({"messages": None, "question": "2+2?", "answer": "4"})) == [("user", "2+2?")]
+    assert flat(to_prompt({"messages": None, "question": "2+2?", "answer": "4"})) == [
+        ("user", "2+2?")
+    ]
 
 
 def test_a_system_column_is_the_first_turn():
     """As ShareGPT sets with a column of their own for it have."""
     turns = [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]
     messages = to_messages({"system": "Be brief.", "conversations": turns})
-    assert [(m.role, m.text) for m in messages] == [("system", "Be brief."), ("user", "q"), ("assistant", "a")]
-    assert flat(to_messages({"SYSTEM": "Be brief.", "question": "q", "answer": "a"})) == flat(messages)
+    assert [(m.role, m.text) for m in messages] == [
+        ("system", "Be brief."),
+        ("user", "q"),
+        ("assistant", "a"),
+    ]
+    assert flat(to_messages({"SYSTEM": "Be brief.", "question": "q", "answer": "a"})) == flat(
+        messages
+    )
     with pytest.raises(RowError, match=r"field system: .*keep one of them"):
         to_messages({"system": "Be brief.", "text": "q a"})
 
@@ -317,7 +346,10 @@ def test_every_name_of_the_thought_is_read(field):
     [
         ({"tools": [{"name": "f"}]}, "field tools: "),
         ({"turn": {"tool_calls": [{"name": "f"}]}}, r"messages\[1\].tool_calls"),
-        ({"turn": {"reasoning": "t", "content": "<think>u</think>a"}}, r"messages\[1\].reasoning: .*keep one"),
+        (
+            {"turn": {"reasoning": "t", "content": "<think>u</think>a"}},
+            r"messages\[1\].reasoning: .*keep one",
+        ),
     ],
 )
 def test_what_would_be_lost_is_refused(row, words):
@@ -338,7 +370,11 @@ def test_tags_of_blocks_are_kept():
 
 def test_the_weight_of_a_message_holds_for_its_blocks():
     """Zero too; a block's own weight wins."""
-    turn = {"role": "assistant", "weight": 0, "content": [{"text": "a"}, {"text": "b", "weight": 0.5}]}
+    turn = {
+        "role": "assistant",
+        "weight": 0,
+        "content": [{"text": "a"}, {"text": "b", "weight": 0.5}],
+    }
     row = {"messages": [USER, {**REPLY, "weight": 0}, USER, turn]}
     weights = [block.weight for message in to_messages(row) for block in message.blocks]
     assert weights == [None, 0, None, 0, 0.5]
@@ -354,7 +390,10 @@ def test_a_thinking_part_is_the_thought(kind, field):
 
 
 def test_an_empty_thinking_part_adds_no_tags():
-    assert to_messages(with_blocks({"type": "thinking", "thinking": " "}, {"text": "4"}))[-1].text == "4"
+    assert (
+        to_messages(with_blocks({"type": "thinking", "thinking": " "}, {"text": "4"}))[-1].text
+        == "4"
+    )
 
 
 def test_one_thought_under_two_names_is_one_thought():
@@ -371,14 +410,23 @@ def test_one_thought_under_two_names_is_one_thought():
 def test_an_instruction_with_a_system_prompt_and_input_is_of_the_user():
     """A conversation has one system prompt."""
     row = {"system": "Be brief.", "instruction": "Add up.", "input": "2+2", "output": "4"}
-    assert flat(to_messages(row)) == [("system", "Be brief."), ("user", "Add up.\n\n2+2"), ("assistant", "4")]
-    assert flat(to_messages({**row, "input": ""}))[:2] == [("system", "Be brief."), ("user", "Add up.")]
+    assert flat(to_messages(row)) == [
+        ("system", "Be brief."),
+        ("user", "Add up.\n\n2+2"),
+        ("assistant", "4"),
+    ]
+    assert flat(to_messages({**row, "input": ""}))[:2] == [
+        ("system", "Be brief."),
+        ("user", "Add up."),
+    ]
 
 
 def test_only_the_completion_of_a_prompt_is_trained():
     """The assistant's turns in the prompt are context, unless they say what they weigh."""
     row = {"prompt": [USER, REPLY, USER, {**REPLY, "weight": 0.5}, USER], "completion": "4"}
-    weights = [message.blocks[0].weight for message in to_messages(row) if message.role == "assistant"]
+    weights = [
+        message.blocks[0].weight for message in to_messages(row) if message.role == "assistant"
+    ]
     assert weights == [0, 0.5, None]
 
 
@@ -386,7 +434,14 @@ def test_only_the_completion_of_a_prompt_is_trained():
 @pytest.mark.parametrize("answer", [{}, {"answer": "4"}])
 def test_s1k_rows_are_known_by_their_fields(thoughts, answer):
     """With all the columns that they have, and with an answer for reference."""
-    row = {"question": "q", "solution": "s", "cot": None, "thinking_trajectories": thoughts, "attempt": "a\n", **answer}
+    row = {
+        "question": "q",
+        "solution": "s",
+        "cot": None,
+        "thinking_trajectories": thoughts,
+        "attempt": "a\n",
+        **answer,
+    }
     assert flat(to_messages(row)) == [("user", "q"), ("assistant", "<think>\nfirst\n</think>\n\na")]
 
 
@@ -394,7 +449,9 @@ def test_plain_text_is_one_message_of_the_role_text():
     """Formatted already, markers and all; no prompt can be cut from it."""
     row = {"text": "<reasoning>t</reasoning> Q: a\nA: b"}
     assert to_messages(row) == [Message("text", [Block(row["text"])])]
-    with pytest.raises(RowError, match="field text: no turn to answer; a prompt is a row with one, or text"):
+    with pytest.raises(
+        RowError, match="field text: no turn to answer; a prompt is a row with one, or text"
+    ):
         to_prompt(row)
 
 
@@ -429,7 +486,9 @@ def test_a_map_leads_fields_to_columns():
 
 def test_a_function_makes_rows_of_a_known_layout():
     """Of any, without naming it."""
-    assert flat(to_messages({"q": "2+2?"}, lambda row: {"problem": row["q"], "solution": "4"}))[0] == ("user", "2+2?")
+    assert flat(to_messages({"q": "2+2?"}, lambda row: {"problem": row["q"], "solution": "4"}))[
+        0
+    ] == ("user", "2+2?")
 
 
 @pytest.mark.parametrize(
@@ -438,7 +497,10 @@ def test_a_function_makes_rows_of_a_known_layout():
         ("answers", "'answers': no such layout; known: messages: messages; sharegpt"),
         ({"title": "a", "answer": "b"}, "title.*fields of one layout"),
         ({"question": ["a"], "answer": "b"}, "columns wanted"),
-        ({"question": "a"}, "fields of one layout to columns wanted; known: messages: messages; sharegpt"),
+        (
+            {"question": "a"},
+            "fields of one layout to columns wanted; known: messages: messages; sharegpt",
+        ),
         ({"question": "a", "answer": "b", "text": "c"}, "fields of one layout to columns wanted"),
     ],
 )
@@ -491,7 +553,12 @@ def test_other_families_markers_become_the_think_tags(opening, closing):
 
 @pytest.mark.parametrize(
     "text",
-    ["a<thinking>b</thinking>c", "<thinking>a</thinking><think>b</think>c", "[think]a[/think]b", "<think>a</think>b"],
+    [
+        "a<thinking>b</thinking>c",
+        "<thinking>a</thinking><think>b</think>c",
+        "[think]a[/think]b",
+        "<think>a</think>b",
+    ],
 )
 def test_other_text_is_not_changed(text):
     """Markers later on, beside think tags, or in another case."""
@@ -522,11 +589,15 @@ def test_the_markers_of_a_solution_go(after, answer):
 @given(st.data())
 def test_markers_across_blocks_leave_weights_and_tags_on_their_text(data):
     """Wherever the text is cut into blocks, what remains of each character has the weight that it had."""
-    text = " <|begin_of_thought|> 12\n<|end_of_thought|>\n<|begin_of_solution|>34\n<|end_of_solution|>"
+    text = (
+        " <|begin_of_thought|> 12\n<|end_of_thought|>\n<|begin_of_solution|>34\n<|end_of_solution|>"
+    )
     cuts = sorted(data.draw(st.lists(st.integers(0, len(text)), max_size=5)))
     edges = [0, *cuts, len(text)]
     pieces = [text[a:b] for a, b in pairwise(edges)]
-    message = to_messages(with_blocks(*({"text": p, "weight": i, "tag": str(i)} for i, p in enumerate(pieces))))[-1]
+    message = to_messages(
+        with_blocks(*({"text": p, "weight": i, "tag": str(i)} for i, p in enumerate(pieces)))
+    )[-1]
     assert message.text == " <think> 12\n</think>\n34"
     weight_at = {char: sum(cut <= text.index(char) for cut in cuts) for char in "1234"}
     for i, block in enumerate(message.blocks):
@@ -577,7 +648,12 @@ def test_a_hostile_value_is_a_short_row_error_wherever_it_stands(value):
         {"messages": [value]},
         {"messages": [USER, {**turn, "weight": value}]},
     ]
-    rows += [{"messages": [{**turn, "role": value}]}, with_blocks(value), with_blocks({"type": value}), {"a": value}]
+    rows += [
+        {"messages": [{**turn, "role": value}]},
+        with_blocks(value),
+        with_blocks({"type": value}),
+        {"a": value},
+    ]
     for row in rows:
         with pytest.raises(RowError) as error:
             to_messages(row)
@@ -604,7 +680,11 @@ def test_half_a_surrogate_pair_is_refused(row):
 
 def read(path) -> list[dict]:
     text = path.read_text(encoding="utf-8")
-    return json.loads(text) if path.suffix == ".json" else [json.loads(line) for line in text.splitlines()]
+    return (
+        json.loads(text)
+        if path.suffix == ".json"
+        else [json.loads(line) for line in text.splitlines()]
+    )
 
 
 @pytest.mark.parametrize(
@@ -617,7 +697,9 @@ def test_every_row_of_the_real_sets_is_read(shared, name, count):
     talks = [to_messages(row) for row in read(shared / "datasets" / name)]
     assert len(talks) == count and all(len(talk) >= 2 for talk in talks)
     if "gsm8k" in name:
-        assert all(re.fullmatch(r"(?s)<think>\n.+\n</think>\n\n-?[\d,.]+", talk[-1].text) for talk in talks)
+        assert all(
+            re.fullmatch(r"(?s)<think>\n.+\n</think>\n\n-?[\d,.]+", talk[-1].text) for talk in talks
+        )
 
 
 def test_real_weights_and_tags_are_read(shared):
@@ -646,7 +728,9 @@ def test_real_reasoning_parts_are_read_but_not_tool_calls(shared):
     assert [str(error) for error in refused if "'tool_call'" not in str(error)] == [
         "field messages[2].content[0]: a thought here, and another in think tags; keep one of them"
     ]
-    assert all(m.text.startswith("<think>\n") for talk in talks for m in talk if m.role == "assistant")
+    assert all(
+        m.text.startswith("<think>\n") for talk in talks for m in talk if m.role == "assistant"
+    )
 
 
 def test_real_traces_are_read_through_a_map(shared):

@@ -32,7 +32,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from btsft_nb.forward import HeadForward
+from btsft_nb.objective.forward import HeadForward
 
 VOCABULARY, TAGS = 41, (1, 2)
 SMALL = dict(
@@ -49,15 +49,27 @@ SMALL = dict(
 HEADS = dict(num_key_value_heads=1, head_dim=8)
 FAMILIES = {
     "llama": lambda: LlamaForCausalLM(LlamaConfig(**SMALL, **HEADS)),
-    "qwen2, tied": lambda: Qwen2ForCausalLM(Qwen2Config(**SMALL, num_key_value_heads=1, tie_word_embeddings=True)),
+    "qwen2, tied": lambda: Qwen2ForCausalLM(
+        Qwen2Config(**SMALL, num_key_value_heads=1, tie_word_embeddings=True)
+    ),
     "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(**SMALL, **HEADS)),
-    "gemma2, soft cap": lambda: Gemma2ForCausalLM(Gemma2Config(**SMALL, **HEADS, final_logit_softcapping=3.0)),
-    "cohere, scale": lambda: CohereForCausalLM(CohereConfig(**SMALL, num_key_value_heads=1, logit_scale=0.0625)),
-    "granite, scale": lambda: GraniteForCausalLM(GraniteConfig(**SMALL, num_key_value_heads=1, logits_scaling=8.0)),
+    "gemma2, soft cap": lambda: Gemma2ForCausalLM(
+        Gemma2Config(**SMALL, **HEADS, final_logit_softcapping=3.0)
+    ),
+    "cohere, scale": lambda: CohereForCausalLM(
+        CohereConfig(**SMALL, num_key_value_heads=1, logit_scale=0.0625)
+    ),
+    "granite, scale": lambda: GraniteForCausalLM(
+        GraniteConfig(**SMALL, num_key_value_heads=1, logits_scaling=8.0)
+    ),
     "phi, bias": lambda: PhiForCausalLM(PhiConfig(**SMALL, num_key_value_heads=2)),
     "gpt-neo": lambda: GPTNeoForCausalLM(
         GPTNeoConfig(
-            vocab_size=VOCABULARY, hidden_size=16, num_layers=2, attention_types=[[["global", "local"], 1]], num_heads=2
+            vocab_size=VOCABULARY,
+            hidden_size=16,
+            num_layers=2,
+            attention_types=[[["global", "local"], 1]],
+            num_heads=2,
         )
     ),
     "opt, projected": lambda: OPTForCausalLM(
@@ -76,9 +88,15 @@ LORA = LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM")
 ADAPTERS = {
     "full": None,
     "lora": LORA,
-    "lora on the head": LoraConfig(r=2, target_modules=["q_proj", "lm_head"], task_type="CAUSAL_LM"),
-    "head saved": LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["lm_head"], task_type="CAUSAL_LM"),
-    "tokens": LoraConfig(r=2, target_modules=["q_proj"], trainable_token_indices=[1, 2], task_type="CAUSAL_LM"),
+    "lora on the head": LoraConfig(
+        r=2, target_modules=["q_proj", "lm_head"], task_type="CAUSAL_LM"
+    ),
+    "head saved": LoraConfig(
+        r=2, target_modules=["q_proj"], modules_to_save=["lm_head"], task_type="CAUSAL_LM"
+    ),
+    "tokens": LoraConfig(
+        r=2, target_modules=["q_proj"], trainable_token_indices=[1, 2], task_type="CAUSAL_LM"
+    ),
     "prompt": PromptTuningConfig(num_virtual_tokens=3, task_type="CAUSAL_LM"),
 }
 
@@ -112,9 +130,15 @@ def plain(logits: Tensor, ids: Tensor, ref_logits: Tensor | None) -> list[Tensor
     """Log-probabilities of tokens and tags, and KL, (B, T) in float64 from full logits."""
     log_p = F.pad(logits.double()[:, :-1].log_softmax(-1), (0, 0, 1, 0))
     rest = [token for token in range(log_p.shape[-1]) if token not in TAGS]
-    log_tags = torch.stack([log_p[..., TAGS[0]], log_p[..., TAGS[1]], log_p[..., rest].logsumexp(-1)])
+    log_tags = torch.stack(
+        [log_p[..., TAGS[0]], log_p[..., TAGS[1]], log_p[..., rest].logsumexp(-1)]
+    )
     log_ref = F.pad(ref_logits.double()[:, :-1].log_softmax(-1), (0, 0, 1, 0))
-    return [log_p.gather(-1, ids[..., None])[..., 0], log_tags, (log_ref.exp() * (log_ref - log_p)).sum(-1)]
+    return [
+        log_p.gather(-1, ids[..., None])[..., 0],
+        log_tags,
+        (log_ref.exp() * (log_ref - log_p)).sum(-1),
+    ]
 
 
 def gradients(model, outputs: list[Tensor], masks: list[Tensor]) -> dict[str, Tensor]:
@@ -132,7 +156,12 @@ def gradients(model, outputs: list[Tensor], masks: list[Tensor]) -> dict[str, Te
     ("family", "adapter"),
     [(family, "lora") for family in FAMILIES]
     + [("llama", adapter) for adapter in ADAPTERS]
-    + [("qwen2, tied", "full"), ("qwen2, tied", "tokens"), ("gemma2, soft cap", "full"), ("gpt-neo", "full")],
+    + [
+        ("qwen2, tied", "full"),
+        ("qwen2, tied", "tokens"),
+        ("gemma2, soft cap", "full"),
+        ("gpt-neo", "full"),
+    ],
 )
 def test_values_and_gradients_are_those_of_the_logits(family, adapter):
     """In float64, with a reference of other weights; only at the positions asked for."""
@@ -150,7 +179,9 @@ def test_values_and_gradients_are_those_of_the_logits(family, adapter):
     want = plain(logits, inputs["input_ids"], reference(**text).logits.detach())
     masks = [positions, positions, inputs["blurred"]]
     for ours, theirs, mask in zip([got.log_probs, got.log_tags, got.kl], want, masks, strict=True):
-        torch.testing.assert_close(ours[..., mask], theirs[..., mask], rtol=1e-8, atol=1e-10, check_dtype=False)
+        torch.testing.assert_close(
+            ours[..., mask], theirs[..., mask], rtol=1e-8, atol=1e-10, check_dtype=False
+        )
     assert torch.equal(got.argmax[positions], F.pad(logits[:, :-1].argmax(-1), (1, 0))[positions])
     assert not got.log_probs[~positions].any() and not got.kl[~inputs["blurred"]].any()
     ours = gradients(model, [got.log_probs, got.log_tags, got.kl], masks)
@@ -191,21 +222,28 @@ def test_padding_free_gives_what_padding_gives():
     flat["position_ids"] = torch.tensor([[*range(9), *range(7)]])
     forward = HeadForward(model, TAGS, padding_free=True)
     padded = forward.token_values(model, inputs, positions).log_probs[real]
-    torch.testing.assert_close(forward.token_values(model, flat, positions[real][None]).log_probs[0], padded)
+    torch.testing.assert_close(
+        forward.token_values(model, flat, positions[real][None]).log_probs[0], padded
+    )
 
 
 def test_a_model_that_mixes_sequences_is_refused():
     model = build("opt, projected", None)
-    with pytest.raises(ValueError, match=r"OPTForCausalLM lets sequences in one row see each other.*padding_free"):
+    with pytest.raises(
+        ValueError, match=r"OPTForCausalLM lets sequences in one row see each other.*padding_free"
+    ):
         HeadForward(model, TAGS, padding_free=True)
 
 
 def test_a_head_that_takes_something_else_is_refused():
     """MiniCPM3 scales the hidden states first."""
-    sizes = dict(q_lora_rank=8, kv_lora_rank=8, qk_nope_head_dim=4, qk_rope_head_dim=4, v_head_dim=8)
+    sizes = dict(
+        q_lora_rank=8, kv_lora_rank=8, qk_nope_head_dim=4, qk_rope_head_dim=4, v_head_dim=8
+    )
     config = MiniCPM3Config(**SMALL, num_key_value_heads=2, **sizes)
     with pytest.raises(
-        ValueError, match="MiniCPM3ForCausalLM: its head does not take its backbone's last hidden states"
+        ValueError,
+        match="MiniCPM3ForCausalLM: its head does not take its backbone's last hidden states",
     ):
         HeadForward(MiniCPM3ForCausalLM(config), TAGS)
 
@@ -226,6 +264,8 @@ def test_logits_made_in_an_unknown_way_are_refused():
 
 
 def test_a_router_loss_is_refused():
-    config = MixtralConfig(**SMALL, num_key_value_heads=1, num_local_experts=2, output_router_logits=True)
+    config = MixtralConfig(
+        **SMALL, num_key_value_heads=1, num_local_experts=2, output_router_logits=True
+    )
     with pytest.raises(ValueError, match="output_router_logits=False"):
         HeadForward(MixtralForCausalLM(config), TAGS)

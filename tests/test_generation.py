@@ -11,7 +11,8 @@ import torch
 from batching_worker import adapted_model
 
 import btsft_nb as bt
-from btsft_nb.losses import expected_format_reward, find_completions, tag_log_probs
+from btsft_nb.evaluation.scoring import tag_log_probs
+from btsft_nb.objective.format_reward import expected_format_reward, find_completions
 
 
 @pytest.fixture(scope="module")
@@ -22,22 +23,32 @@ def tiny():
 def test_a_sample_does_not_depend_on_its_batch(tiny):
     """Greedy completions of prompts of unequal length are the same alone and padded together, in prompt order."""
     problems = bt.load_rows("tiny/test")[:6]
-    alone, together = (bt.sample(*tiny, problems, n=1, temperature=0, batch_size=size) for size in (1, 6))
+    alone, together = (
+        bt.sample(*tiny, problems, n=1, temperature=0, batch_size=size) for size in (1, 6)
+    )
     assert alone == together
     assert [record["prompt"] for record in together] == list(range(6))
-    assert [record["question"] for record in together] == [row["messages"][-1]["content"] for row in problems]
+    assert [record["question"] for record in together] == [
+        row["messages"][-1]["content"] for row in problems
+    ]
 
 
 def test_every_sample_of_every_prompt_is_there_once(tiny):
-    records = bt.sample(*tiny, ["How many?", {"messages": [{"role": "user", "content": "Ann?"}]}], n=3, batch_size=4)
-    assert [(record["prompt"], record["sample"]) for record in records] == [(p, k) for p in (0, 1) for k in (0, 1, 2)]
+    records = bt.sample(
+        *tiny, ["How many?", {"messages": [{"role": "user", "content": "Ann?"}]}], n=3, batch_size=4
+    )
+    assert [(record["prompt"], record["sample"]) for record in records] == [
+        (p, k) for p in (0, 1) for k in (0, 1, 2)
+    ]
 
 
 def test_a_prompt_that_opens_the_thought_is_told(tiny):
     """The record says so, and parsing takes it into account."""
     model, tokenizer = tiny
     opened = copy.deepcopy(tokenizer)
-    opened.chat_template = tokenizer.chat_template.replace("assistant\n' }}", "assistant\n<think>' }}")
+    opened.chat_template = tokenizer.chat_template.replace(
+        "assistant\n' }}", "assistant\n<think>' }}"
+    )
     problem = bt.load_rows("tiny/test")[:1]
     (record,) = bt.sample(model, opened, problem, n=1, temperature=0, max_new_tokens=96)
     assert record["prefilled"] and not record["text"].startswith("<think>")
@@ -46,8 +57,12 @@ def test_a_prompt_that_opens_the_thought_is_told(tiny):
 
 
 def test_a_malformed_prompt_is_named(tiny):
-    with pytest.raises(bt.RowError, match=r"problems, row 1: field messages\[0\].role: unknown role 'narrator'"):
-        rows = bt.Rows(["How many?", {"messages": [{"role": "narrator", "content": "x"}]}], "problems")
+    with pytest.raises(
+        bt.RowError, match=r"problems, row 1: field messages\[0\].role: unknown role 'narrator'"
+    ):
+        rows = bt.Rows(
+            ["How many?", {"messages": [{"role": "narrator", "content": "x"}]}], "problems"
+        )
         bt.sample(*tiny, rows, n=1)
 
 
@@ -62,9 +77,16 @@ def test_scores_are_those_of_the_model(tiny):
     log_probs = logits[0, :-1].log_softmax(-1)
     wanted = log_probs.gather(1, ids[0, 1:, None])[:, 0]
     np.testing.assert_allclose(score["log_probs"][1:], wanted, atol=1e-4)
-    np.testing.assert_allclose(score["tags"][:, 1:], log_probs[:, list(bt.tag_ids(tokenizer))].T.exp(), atol=1e-5)
+    np.testing.assert_allclose(
+        score["tags"][:, 1:], log_probs[:, list(bt.tag_ids(tokenizer))].T.exp(), atol=1e-5
+    )
     kinds = torch.tensor([example["kinds"]])
-    batch = {"input_ids": ids, "kinds": kinds, "weights": (kinds > 0).float(), "sequence": torch.zeros_like(ids)}
+    batch = {
+        "input_ids": ids,
+        "kinds": kinds,
+        "weights": (kinds > 0).float(),
+        "sequence": torch.zeros_like(ids),
+    }
     completions = find_completions(batch, bt.tag_ids(tokenizer))
     reward = expected_format_reward(tag_log_probs(logits, bt.tag_ids(tokenizer)), completions, 1)
     assert score["expected_reward"] == pytest.approx(reward.item(), rel=1e-4)
@@ -81,17 +103,30 @@ def test_the_pull_of_the_format_is_the_gradient_of_the_reward(tiny):
         for parameter in noisy.parameters():
             parameter += 0.02 * torch.randn_like(parameter)
     (score,) = bt.score(noisy, tokenizer, [example])
-    ids, kinds, tags = torch.tensor([example["input_ids"]]), torch.tensor([example["kinds"]]), bt.tag_ids(tokenizer)
+    ids, kinds, tags = (
+        torch.tensor([example["input_ids"]]),
+        torch.tensor([example["kinds"]]),
+        bt.tag_ids(tokenizer),
+    )
     with torch.no_grad():
         logits = noisy(ids).logits.double()
     logits.requires_grad_()
-    batch = {"input_ids": ids, "kinds": kinds, "weights": (kinds > 0).float(), "sequence": torch.zeros_like(ids)}
-    expected_format_reward(tag_log_probs(logits, tags), find_completions(batch, tags), 1).sum().backward()
+    batch = {
+        "input_ids": ids,
+        "kinds": kinds,
+        "weights": (kinds > 0).float(),
+        "sequence": torch.zeros_like(ids),
+    }
+    expected_format_reward(
+        tag_log_probs(logits, tags), find_completions(batch, tags), 1
+    ).sum().backward()
     gradient = logits.grad[0, :-1]
     rest = gradient.sum(-1) - gradient[:, tags[0]] - gradient[:, tags[1]]
     pull = (gradient[:, tags[0]].abs() + gradient[:, tags[1]].abs() + rest.abs()) / 2
     assert pull.max() > 0
-    np.testing.assert_allclose(score["format_pull"][1:], pull, rtol=1e-2, atol=float(pull.max()) * 1e-3)
+    np.testing.assert_allclose(
+        score["format_pull"][1:], pull, rtol=1e-2, atol=float(pull.max()) * 1e-3
+    )
 
 
 def test_samples_are_of_the_models_own_distribution(tiny):
@@ -112,13 +147,17 @@ def test_samples_are_of_the_models_own_distribution(tiny):
 def test_draws_do_not_depend_on_the_batch(tiny):
     """Prompts of unequal length, alone and together; more samples, or a longer limit, go on from the same ones."""
     problems = bt.load_rows("tiny/test")[:6]
-    alone, some, together = (bt.sample(*tiny, problems, n=3, batch_size=size, seed=5) for size in (1, 4, 18))
+    alone, some, together = (
+        bt.sample(*tiny, problems, n=3, batch_size=size, seed=5) for size in (1, 4, 18)
+    )
     assert alone == some == together
     assert len({record["text"] for record in together}) > 6
     more = bt.sample(*tiny, problems[:2], n=5, seed=5)
     assert [r for r in more if r["sample"] < 3] == [r for r in together if r["prompt"] < 2]
     short = bt.sample(*tiny, problems, n=3, max_new_tokens=9, seed=5)
-    assert all(whole["text"].startswith(part["text"]) for whole, part in zip(together, short, strict=True))
+    assert all(
+        whole["text"].startswith(part["text"]) for whole, part in zip(together, short, strict=True)
+    )
     assert bt.sample(*tiny, problems, n=3, seed=6) != together
 
 
@@ -133,16 +172,23 @@ def test_tokens_are_drawn_from_the_models_distribution(tiny, temperature):
     prompt = bt.Renderer(tokenizer).prompt_ids(bt.to_prompt("How many?"))
     with torch.no_grad():
         p = (noisy(torch.tensor([prompt])).logits[0, -1].double() / temperature).softmax(-1).numpy()
-    kept, ids = [], dict(zip((tokenizer.decode([i]) for i in range(len(p))), range(len(p)), strict=True))
+    kept, ids = (
+        [],
+        dict(zip((tokenizer.decode([i]) for i in range(len(p))), range(len(p)), strict=True)),
+    )
     for record in bt.sample(noisy, tokenizer, ["How many?"], n=4000, max_new_tokens=1, temperature=temperature,
                             batch_size=1000):  # fmt: skip
         kept.append(ids[record["text"]] if not record["finished"] else -1)
-    told = np.array([ids[tokenizer.decode([i])] == i for i in range(len(p))])  # not single bytes, which read alike
+    told = np.array(
+        [ids[tokenizer.decode([i])] == i for i in range(len(p))]
+    )  # not single bytes, which read alike
     common = np.flatnonzero(told & (p * 4000 > 20))
     counts = np.array([kept.count(i) for i in common])
     wanted = p[common] * 4000
     assert (
-        len(common) >= 5 and abs(((counts - wanted) ** 2 / wanted).sum() - len(common)) < 7 * (2 * len(common)) ** 0.5
+        len(common) >= 5
+        and abs(((counts - wanted) ** 2 / wanted).sum() - len(common))
+        < 7 * (2 * len(common)) ** 0.5
     )
 
 
@@ -163,7 +209,9 @@ def test_the_base_under_its_adapters():
     adapted, tokenizer = adapted_model(noise=0.1)
     base, _ = bt.load_model("tiny")
     problems = bt.load_rows("tiny/test")[:4]
-    under, over = (bt.sample(adapted, tokenizer, problems, n=2, adapters=on) for on in (False, True))
+    under, over = (
+        bt.sample(adapted, tokenizer, problems, n=2, adapters=on) for on in (False, True)
+    )
     assert under == bt.sample(base, tokenizer, problems, n=2) != over
     with pytest.raises(ValueError, match="adapters=False: the model has no adapters"):
         bt.sample(base, tokenizer, problems, adapters=False)
@@ -206,7 +254,13 @@ def test_a_file_of_other_samples_is_refused(tiny, tmp_path):
     changed = copy.deepcopy(model)
     with torch.no_grad():
         changed.model.layers[2].mlp.up_proj.weight.mul_(1.01)
-    other = [dict(seed=1), dict(temperature=0.5), dict(max_new_tokens=99), dict(prompts=problems[::-1]), dict(n=1)]
+    other = [
+        dict(seed=1),
+        dict(temperature=0.5),
+        dict(max_new_tokens=99),
+        dict(prompts=problems[::-1]),
+        dict(n=1),
+    ]
     for settings in [*other, dict(model=changed)]:
         call = dict(model=model, tokenizer=tokenizer, prompts=problems, n=2, path=path) | settings
         with pytest.raises(ValueError, match="samples that this call would not draw"):
@@ -259,7 +313,9 @@ def test_a_setting_out_of_range_is_named(tiny, setting):
 
 def test_whole_and_broken_temperatures_are_the_same_file(tiny, tmp_path):
     path = tmp_path / "samples.jsonl"
-    assert bt.sample(*tiny, ["A?"], n=1, temperature=1, path=path) == bt.sample(*tiny, ["A?"], n=1, path=path)
+    assert bt.sample(*tiny, ["A?"], n=1, temperature=1, path=path) == bt.sample(
+        *tiny, ["A?"], n=1, path=path
+    )
 
 
 def test_the_models_own_end_ends_a_completion(tiny):
@@ -300,9 +356,16 @@ def test_tokens_are_drawn_from_those_that_transformers_keeps(tiny, noisy, settin
     """The first tokens of 3,000 samples are of the set that its own sampling leaves, all of that, in its shares."""
     tokenizer = tiny[1]
     prompt = torch.tensor([bt.Renderer(tokenizer).prompt_ids(bt.to_prompt("How many?"))])
-    theirs = dict(top_k=0, pad_token_id=0) | settings  # unlike ours, generate has a top_k of 50 unless told
+    theirs = (
+        dict(top_k=0, pad_token_id=0) | settings
+    )  # unlike ours, generate has a top_k of 50 unless told
     out = noisy.generate(
-        prompt, do_sample=True, max_new_tokens=1, output_scores=True, return_dict_in_generate=True, **theirs
+        prompt,
+        do_sample=True,
+        max_new_tokens=1,
+        output_scores=True,
+        return_dict_in_generate=True,
+        **theirs,
     )
     p = out.scores[0][0].softmax(-1).numpy()
     assert 1 < (p > 0).sum() < len(p)
@@ -310,7 +373,9 @@ def test_tokens_are_drawn_from_those_that_transformers_keeps(tiny, noisy, settin
     for token in np.flatnonzero(p):
         text = "" if token == tokenizer.eos_token_id else tokenizer.decode([token])
         texts[text] = texts.get(text, 0) + p[token] * 3000
-    drawn = bt.sample(noisy, tokenizer, ["How many?"], n=3000, max_new_tokens=1, batch_size=1000, **settings)
+    drawn = bt.sample(
+        noisy, tokenizer, ["How many?"], n=3000, max_new_tokens=1, batch_size=1000, **settings
+    )
     counts = {text: [record["text"] for record in drawn].count(text) for text in texts}
     assert sum(counts.values()) == 3000, "none of another token"
     assert all(counts[text] for text, wanted in texts.items() if wanted > 20)
@@ -322,13 +387,19 @@ def test_ngrams_are_banned_as_in_transformers(tiny, size):
     """Greedy completions are those of `generate`; of the one most likely token, those at temperature 1, too."""
     model, tokenizer = tiny
     problems = bt.load_rows("tiny/test")[:4]
-    greedy = bt.sample(model, tokenizer, problems, n=1, temperature=0, no_repeat_ngram_size=size, max_new_tokens=30)
+    greedy = bt.sample(
+        model, tokenizer, problems, n=1, temperature=0, no_repeat_ngram_size=size, max_new_tokens=30
+    )
     assert greedy != bt.sample(model, tokenizer, problems, n=1, temperature=0, max_new_tokens=30)
-    assert greedy == bt.sample(model, tokenizer, problems, n=1, top_k=1, no_repeat_ngram_size=size, max_new_tokens=30)
+    assert greedy == bt.sample(
+        model, tokenizer, problems, n=1, top_k=1, no_repeat_ngram_size=size, max_new_tokens=30
+    )
     for problem, record in zip(problems, greedy, strict=True):
         prompt = torch.tensor([bt.Renderer(tokenizer).prompt_ids(bt.to_prompt(problem))])
         options = dict(do_sample=False, no_repeat_ngram_size=size, max_new_tokens=30)
-        whole = model.generate(prompt, attention_mask=torch.ones_like(prompt), **options)[0, prompt.shape[1] :]
+        whole = model.generate(prompt, attention_mask=torch.ones_like(prompt), **options)[
+            0, prompt.shape[1] :
+        ]
         assert tokenizer.decode(whole).removesuffix(tokenizer.eos_token) == record["text"]
 
 
@@ -337,9 +408,15 @@ def test_padding_is_in_no_ngram(tiny, size):
     """Prompts of unequal length, alone and together, where the token that pads also ends a completion."""
     model, tokenizer = tiny[0], copy.deepcopy(tiny[1])
     tokenizer.pad_token = tokenizer.eos_token
-    prompts = ["Ann?", *bt.load_rows("tiny/test")[:3], "How many pens does Ben have, and how many has Tom?"]
+    prompts = [
+        "Ann?",
+        *bt.load_rows("tiny/test")[:3],
+        "How many pens does Ben have, and how many has Tom?",
+    ]
     settings = dict(n=2, no_repeat_ngram_size=size, top_k=20, top_p=0.9, max_new_tokens=40)
-    alone, together = (bt.sample(model, tokenizer, prompts, batch_size=b, **settings) for b in (1, 10))
+    alone, together = (
+        bt.sample(model, tokenizer, prompts, batch_size=b, **settings) for b in (1, 10)
+    )
     assert alone == together
 
 
@@ -355,7 +432,9 @@ def test_a_long_prompt_loses_the_first_of_its_text(tiny, capsys):
     wanted = bt.sample(model, tokenizer, [short, "Ann?"], n=2, temperature=0)
     assert [record["text"] for record in found] == [record["text"] for record in wanted]
     assert found[0]["question"] == long and "prompts cut" not in capsys.readouterr().out
-    with pytest.raises(bt.RowError, match=r"prompts, row 0: max_prompt_length=8 leaves nothing of the prompt but"):
+    with pytest.raises(
+        bt.RowError, match=r"prompts, row 0: max_prompt_length=8 leaves nothing of the prompt but"
+    ):
         bt.sample(model, tokenizer, [long], max_prompt_length=8)
 
 
@@ -364,6 +443,11 @@ def test_how_samples_are_drawn_tells_files_apart(tiny, tmp_path):
     path = tmp_path / "samples.jsonl"
     bt.sample(*tiny, ["How many?"], n=1, path=path)
     bt.sample(*tiny, ["How many?"], n=1, top_k=None, path=path)
-    for setting in (dict(top_k=5), dict(top_p=0.5), dict(no_repeat_ngram_size=2), dict(max_prompt_length=89)):
+    for setting in (
+        dict(top_k=5),
+        dict(top_p=0.5),
+        dict(no_repeat_ngram_size=2),
+        dict(max_prompt_length=89),
+    ):
         with pytest.raises(ValueError, match="1 samples that this call would not draw"):
             bt.sample(*tiny, ["How many?"], n=1, path=path, **setting)

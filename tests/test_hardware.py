@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from btsft_nb.hardware import Hardware, check_bf16, choose_attention, choose_dtype, detect
+from btsft_nb.models.hardware import Hardware, check_bf16, choose_attention, choose_dtype, detect
 
 T4 = Hardware("cuda", "Tesla T4", (7, 5), bf16=False)
 A100 = Hardware("cuda", "NVIDIA A100", (8, 0))
@@ -26,7 +26,9 @@ def test_weights_under_adapters_take_what_the_hardware_computes_best(hardware, d
 
 
 def test_weights_that_train_are_float32_everywhere():
-    assert {choose_dtype("auto", hardware, "full")[0] for hardware in (T4, A100, CPU, MPS)} == {torch.float32}
+    assert {choose_dtype("auto", hardware, "full")[0] for hardware in (T4, A100, CPU, MPS)} == {
+        torch.float32
+    }
     with pytest.raises(ValueError, match=r"dtype='float16' cannot hold the updates.*fp16=True"):
         choose_dtype("float16", A100, "full")
 
@@ -39,10 +41,13 @@ def test_what_is_asked_for_is_taken_where_it_exists():
 
 def test_bfloat16_on_a_t4_is_refused_with_what_to_take_instead():
     with pytest.raises(
-        ValueError, match=r"^dtype='bfloat16': Tesla T4 \(compute capability 7.5\) has no bfloat16; take"
+        ValueError,
+        match=r"^dtype='bfloat16': Tesla T4 \(compute capability 7.5\) has no bfloat16; take",
     ):
         choose_dtype("bfloat16", T4, "qlora")
-    with pytest.raises(ValueError, match=r"^bf16=True: Tesla T4 .* has no bfloat16; take fp16=True"):
+    with pytest.raises(
+        ValueError, match=r"^bf16=True: Tesla T4 .* has no bfloat16; take fp16=True"
+    ):
         check_bf16(T4)
     for hardware in (A100, CPU, MPS):
         check_bf16(hardware)
@@ -68,7 +73,9 @@ def test_flash_attention_is_refused_where_it_cannot_run(hardware, dtype, words):
 
 
 def test_what_is_detected_is_this_machine():
-    assert detect().device == ("cuda" if torch.cuda.is_available() else CPU.device if not MPS_HERE else MPS.device)
+    assert detect().device == (
+        "cuda" if torch.cuda.is_available() else CPU.device if not MPS_HERE else MPS.device
+    )
 
 
 MPS_HERE = torch.backends.mps.is_available()

@@ -13,14 +13,16 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from btsft_nb.head import HeadOutput, head_log_probs
-from btsft_nb.head_matrix import Plan, block_of
+from btsft_nb.objective.head import HeadOutput, head_log_probs
+from btsft_nb.objective.head_matrix import Plan, block_of
 
 ROWS, WIDTH, VOCABULARY = 11, 6, 37
 TAGS = (1, 2)
 
 
-def plain(logits: Tensor, labels: Tensor, tags: tuple[int, int] = TAGS, ref_logits: Tensor | None = None) -> HeadOutput:
+def plain(
+    logits: Tensor, labels: Tensor, tags: tuple[int, int] = TAGS, ref_logits: Tensor | None = None
+) -> HeadOutput:
     """The definition: full logits (R, V), and (R_kl, V) twice for the KL of the last R_kl rows given."""
     other = logits.index_fill(-1, torch.tensor(tags), -torch.inf).logsumexp(-1)
     log_tags = torch.stack([logits[:, tags[0]], logits[:, tags[1]], other]).double().log_softmax(0)
@@ -37,7 +39,9 @@ def transform(product: Tensor, softcap: float | None, scale: float) -> Tensor:
     return z if softcap is None else softcap * torch.tanh(z / softcap)
 
 
-def problem(rows=ROWS, vocabulary=VOCABULARY, dtype=torch.float64, *, spread=1.0, width=WIDTH, seed=0):
+def problem(
+    rows=ROWS, vocabulary=VOCABULARY, dtype=torch.float64, *, spread=1.0, width=WIDTH, seed=0
+):
     """A head, hidden states, labels of which some are tags and some the most probable token, and a generator."""
     generator = torch.Generator().manual_seed(seed)
     head = nn.Linear(width, vocabulary, bias=False, dtype=torch.float64)
@@ -47,7 +51,9 @@ def problem(rows=ROWS, vocabulary=VOCABULARY, dtype=torch.float64, *, spread=1.0
     head, hidden = head.to(dtype).requires_grad_(False), hidden.to(dtype)
     labels = torch.randint(vocabulary, (rows,), generator=generator)
     labels[: rows // 3] = head(hidden[: rows // 3]).argmax(-1)
-    labels[rows // 3 :][:2] = torch.tensor(TAGS)[: len(labels[rows // 3 :][:2])].clamp(max=vocabulary - 1)
+    labels[rows // 3 :][:2] = torch.tensor(TAGS)[: len(labels[rows // 3 :][:2])].clamp(
+        max=vocabulary - 1
+    )
     return head, hidden.requires_grad_(), labels, generator
 
 
@@ -71,7 +77,9 @@ def assert_same(got: HeadOutput, want: HeadOutput, inputs: list[Tensor], **toler
     for name, a, b in zip(HeadOutput._fields, got, want, strict=True):
         assert (a is None) == (b is None), name
         if a is not None:
-            torch.testing.assert_close(a, b, msg=lambda m, name=name: f"{name}: {m}", check_dtype=False, **tolerance)
+            torch.testing.assert_close(
+                a, b, msg=lambda m, name=name: f"{name}: {m}", check_dtype=False, **tolerance
+            )
     gradients = upstream(want)
     for a, b in zip(pull(got, gradients, inputs), pull(want, gradients, inputs), strict=True):
         torch.testing.assert_close(a, b, **tolerance)
@@ -88,13 +96,26 @@ class TestMatrix:
     def test_values_and_gradients(self, trained, bias, softcap, scale, kl, chunk_bytes):
         head, hidden, labels, generator = problem()
         if bias:
-            head.bias = nn.Parameter(torch.randn(VOCABULARY, generator=generator, dtype=torch.float64))
+            head.bias = nn.Parameter(
+                torch.randn(VOCABULARY, generator=generator, dtype=torch.float64)
+            )
         head.requires_grad_(trained)
         count = {"none": 0, "no row": 0, "some": 4, "all": ROWS}[kl]
         ref_hidden = hidden.detach()[ROWS - count :] + 0.5
-        options = {} if kl == "none" else dict(ref_hidden=ref_hidden, kl_rows=torch.arange(ROWS) >= ROWS - count)
+        options = (
+            {}
+            if kl == "none"
+            else dict(ref_hidden=ref_hidden, kl_rows=torch.arange(ROWS) >= ROWS - count)
+        )
         got = head_log_probs(
-            hidden, head, labels, TAGS, softcap=softcap, scale=scale, chunk_bytes=chunk_bytes, **options
+            hidden,
+            head,
+            labels,
+            TAGS,
+            softcap=softcap,
+            scale=scale,
+            chunk_bytes=chunk_bytes,
+            **options,
         )
         ref_logits = None if kl == "none" else transform(head(ref_hidden), softcap, scale).detach()
         want = plain(transform(head(hidden), softcap, scale), labels, TAGS, ref_logits)
@@ -113,7 +134,9 @@ class TestMatrix:
         head, hidden, labels, _ = problem()
         rows = torch.tensor([0, 1, 0, 0, 1, 1, 0, 0, 0, 0, 1], dtype=torch.bool)
         ref = hidden.detach()[rows] * 0.7
-        got = head_log_probs(hidden, head, labels, TAGS, ref_hidden=ref, kl_rows=rows, chunk_bytes=4 * 2 * VOCABULARY)
+        got = head_log_probs(
+            hidden, head, labels, TAGS, ref_hidden=ref, kl_rows=rows, chunk_bytes=4 * 2 * VOCABULARY
+        )
         want = plain(head(hidden[rows]), labels[rows], TAGS, head(ref)).kl
         torch.testing.assert_close(got.kl, want)
         ours, theirs = (torch.autograd.grad(kl.square().sum(), hidden)[0] for kl in (got.kl, want))
@@ -132,12 +155,20 @@ class TestMatrix:
         head.requires_grad_()
         labels, tags = labels.clamp(max=1), (1, 0)
         got = head_log_probs(hidden, nn.Sequential(head) if module else head, labels, tags)
-        torch.testing.assert_close(got.log_probs, head(hidden).log_softmax(-1).gather(1, labels[:, None])[:, 0])
+        torch.testing.assert_close(
+            got.log_probs, head(hidden).log_softmax(-1).gather(1, labels[:, None])[:, 0]
+        )
         assert (got.log_tags[2].exp() == 0).all() and got.log_tags[2].isfinite().all()
-        torch.testing.assert_close(got.log_tags[:2].exp().sum(0), torch.ones(5, dtype=torch.float64))
+        torch.testing.assert_close(
+            got.log_tags[:2].exp().sum(0), torch.ones(5, dtype=torch.float64)
+        )
         inputs = [hidden, head.weight]
-        ours = torch.autograd.grad(got.log_probs.sum() + got.log_tags[2].exp().sum(), inputs, retain_graph=True)
-        theirs = torch.autograd.grad(F.cross_entropy(head(hidden), labels, reduction="sum").neg(), inputs)
+        ours = torch.autograd.grad(
+            got.log_probs.sum() + got.log_tags[2].exp().sum(), inputs, retain_graph=True
+        )
+        theirs = torch.autograd.grad(
+            F.cross_entropy(head(hidden), labels, reduction="sum").neg(), inputs
+        )
         for a, b in zip(ours, theirs, strict=True):
             torch.testing.assert_close(a, b)
         assert all(g.isfinite().all() for g in torch.autograd.grad(got.log_tags.sum(), inputs))
@@ -149,10 +180,14 @@ class TestMatrix:
         head.bias = nn.Parameter(torch.zeros(VOCABULARY, dtype=torch.float64), requires_grad=False)
         head.bias[20:] = -torch.inf
         labels = labels % 20
-        got = head_log_probs(hidden, head, labels, TAGS, ref_hidden=hidden.detach() + 0.5, chunk_bytes=chunk_bytes)
+        got = head_log_probs(
+            hidden, head, labels, TAGS, ref_hidden=hidden.detach() + 0.5, chunk_bytes=chunk_bytes
+        )
         short = nn.Linear(WIDTH, 20, bias=False, dtype=torch.float64)
         short.weight = nn.Parameter(head.weight[:20])
-        assert_same(got, plain(short(hidden), labels, TAGS, short(hidden.detach() + 0.5).detach()), [hidden])
+        assert_same(
+            got, plain(short(hidden), labels, TAGS, short(hidden.detach() + 0.5).detach()), [hidden]
+        )
 
     @pytest.mark.parametrize("chunk_bytes", [1, 4 * 3 * VOCABULARY, 2**26])
     def test_the_argmax_of_equals_is_the_first(self, chunk_bytes):
@@ -184,9 +219,15 @@ class TestMatrix:
         fused = torch.compile(block_of, dynamic=True)
         for cap in (None, 5.0):
             plan = Plan(0.7, cap, 2**20, True)
-            for a, b in zip(fused(plan, products, picked, 3), block_of(plan, products.clone(), picked, 3), strict=True):
+            for a, b in zip(
+                fused(plan, products, picked, 3),
+                block_of(plan, products.clone(), picked, 3),
+                strict=True,
+            ):
                 assert a.dtype == b.dtype
-                torch.testing.assert_close(a, b, rtol=1e-5 if dtype == torch.float32 else 1e-2, atol=1e-6)
+                torch.testing.assert_close(
+                    a, b, rtol=1e-5 if dtype == torch.float32 else 1e-2, atol=1e-6
+                )
 
     @pytest.mark.parametrize("softcap", [None, 3.0])
     def test_gradcheck(self, softcap):
@@ -198,9 +239,19 @@ class TestMatrix:
         def f(hidden, weight, bias):
             module = nn.Linear(3, 7)
             del module.weight, module.bias
-            module.weight, module.bias = weight, bias  # plain tensors, as functional calls have them
+            module.weight, module.bias = (
+                weight,
+                bias,
+            )  # plain tensors, as functional calls have them
             out = head_log_probs(
-                hidden, module, labels, TAGS, ref_hidden=ref, ref_head=frozen, softcap=softcap, scale=1.5
+                hidden,
+                module,
+                labels,
+                TAGS,
+                ref_hidden=ref,
+                ref_head=frozen,
+                softcap=softcap,
+                scale=1.5,
             )
             return out.log_probs, out.log_tags, out.kl
 
@@ -209,7 +260,9 @@ class TestMatrix:
     @pytest.mark.parametrize("size", [-1.0, 0.0, 1e30, -1e30])
     def test_upstream_gradients_of_any_size(self, size):
         head, hidden, labels, _ = problem(dtype=torch.float32)
-        got = torch.autograd.grad(size * head_log_probs(hidden, head, labels, TAGS).log_probs.sum(), hidden)[0]
+        got = torch.autograd.grad(
+            size * head_log_probs(hidden, head, labels, TAGS).log_probs.sum(), hidden
+        )[0]
         want = torch.autograd.grad(plain(head(hidden), labels).log_probs.sum(), hidden)[0]
         torch.testing.assert_close(got, size * want, rtol=1e-4, atol=1e-5 * abs(size))
 
@@ -218,7 +271,10 @@ class TestMatrix:
         table = nn.Embedding(VOCABULARY, WIDTH, dtype=torch.float64)
         head.weight = table.weight
         ids = torch.arange(ROWS)
-        got, want = head_log_probs(table(ids).tanh(), head, labels, TAGS), plain(head(table(ids).tanh()), labels)
+        got, want = (
+            head_log_probs(table(ids).tanh(), head, labels, TAGS),
+            plain(head(table(ids).tanh()), labels),
+        )
         assert_same(got, want, [table.weight])
 
     @pytest.mark.parametrize("part", ["weight", "bias", "hidden", "nothing"])
@@ -246,7 +302,9 @@ class TestNoRows:
     @pytest.mark.parametrize("kind", ["frozen", "trained", "lora", "4bit"])
     def test_zeros_connected_to_everything(self, kind):
         head, _, _, _ = problem(dtype=torch.float32, width=64)
-        head = {"lora": with_lora, "4bit": in_four_bits}.get(kind, lambda h: h.requires_grad_(kind == "trained"))(head)
+        head = {"lora": with_lora, "4bit": in_four_bits}.get(
+            kind, lambda h: h.requires_grad_(kind == "trained")
+        )(head)
         hidden = torch.zeros(0, 64, requires_grad=True)
         labels = torch.zeros(0, dtype=torch.int64)
         got = head_log_probs(hidden, head, labels, TAGS, ref_hidden=hidden.detach())
@@ -298,9 +356,15 @@ def with_forward(head):
 
 def in_four_bits(head):
     quantised = bnb.nn.Linear4bit(
-        head.in_features, head.out_features, bias=False, compute_dtype=torch.float32, quant_type="nf4"
+        head.in_features,
+        head.out_features,
+        bias=False,
+        compute_dtype=torch.float32,
+        quant_type="nf4",
     )
-    quantised.weight = bnb.nn.Params4bit(head.weight.data.float(), requires_grad=False, quant_type="nf4")
+    quantised.weight = bnb.nn.Params4bit(
+        head.weight.data.float(), requires_grad=False, quant_type="nf4"
+    )
     quantised.support_avx512bf16_for_cpu = False  # as load_model sets it
     return quantised.to("cpu")
 
@@ -313,12 +377,16 @@ class TestModule:
     """Heads that are not one matrix."""
 
     @pytest.mark.parametrize("chunk_bytes", [1, 4 * 4 * VOCABULARY, 2**26])
-    @pytest.mark.parametrize("make", [with_lora, with_dora, with_token_rows, with_copy, with_hook, with_forward])
+    @pytest.mark.parametrize(
+        "make", [with_lora, with_dora, with_token_rows, with_copy, with_hook, with_forward]
+    )
     def test_values_and_gradients(self, make, chunk_bytes):
         head, hidden, labels, _ = problem()
         original, head = copy.deepcopy(head), make(head)
         ref_hidden = hidden.detach()[5:] + 0.5
-        ref_logits = transform((head if make in (with_hook, with_forward) else original)(ref_hidden), 5.0, 0.7).detach()
+        ref_logits = transform(
+            (head if make in (with_hook, with_forward) else original)(ref_hidden), 5.0, 0.7
+        ).detach()
         got = head_log_probs(
             hidden, head, labels, TAGS, ref_hidden=ref_hidden, kl_rows=torch.arange(ROWS) >= 5, softcap=5.0, scale=0.7,
             chunk_bytes=chunk_bytes,
@@ -346,7 +414,9 @@ class TestModule:
         """As `device_map` leaves what does not fit: accelerate's hook brings the weight, and moves the input to it."""
         head, hidden, labels, _ = problem()
         want = plain(head(hidden), labels, TAGS, head(hidden.detach()[6:] + 0.1))
-        model = disk_offload(nn.ModuleDict({"lm_head": head}), tmp_path, execution_device=torch.device("cpu"))
+        model = disk_offload(
+            nn.ModuleDict({"lm_head": head}), tmp_path, execution_device=torch.device("cpu")
+        )
         assert model["lm_head"].weight.is_meta
         got = head_log_probs(hidden, model["lm_head"], labels, TAGS, ref_hidden=hidden.detach()[6:] + 0.1,
                              kl_rows=torch.arange(ROWS) >= 6, chunk_bytes=4 * 4 * VOCABULARY)  # fmt: skip
@@ -389,8 +459,13 @@ class TestPrecision:
         head, hidden, labels, _ = problem(120, 2003, dtype, spread=spread, width=64)
         head.requires_grad_(trained)
         ref_hidden = hidden.detach()[80:] * 0.9
-        exact_head, exact_hidden = copy.deepcopy(head).double(), hidden.detach().double().requires_grad_()
-        want = plain(exact_head(exact_hidden), labels, TAGS, exact_head(ref_hidden.double()).detach())
+        exact_head, exact_hidden = (
+            copy.deepcopy(head).double(),
+            hidden.detach().double().requires_grad_(),
+        )
+        want = plain(
+            exact_head(exact_hidden), labels, TAGS, exact_head(ref_hidden.double()).detach()
+        )
         gradients = upstream(want)
         target = [*want, *pull(want, gradients, [exact_hidden, *exact_head.parameters()])]
         found = []
@@ -402,21 +477,32 @@ class TestPrecision:
                         chunk_bytes=4 * 7 * 2003,
                     )  # fmt: skip
                 else:
-                    got = plain(head(hidden).float(), labels, TAGS, head(ref_hidden).float().detach())
-            assert ours is False or (got.log_probs.dtype, got.log_tags.dtype) == (torch.float32, torch.float64)
+                    got = plain(
+                        head(hidden).float(), labels, TAGS, head(ref_hidden).float().detach()
+                    )
+            assert ours is False or (got.log_probs.dtype, got.log_tags.dtype) == (
+                torch.float32,
+                torch.float64,
+            )
             values = [*got, *pull(got, gradients, [hidden, *head.parameters()])]
-            found.append([(a.detach().double() - b.detach()) for a, b in zip(values, target, strict=True)])
+            found.append(
+                [(a.detach().double() - b.detach()) for a, b in zip(values, target, strict=True)]
+            )
         names = ["log_probs", "log_tags", "argmax", "kl", "d_hidden", "d_weight"]
         pairs = {name: pair for name, *pair in zip(names, *found, strict=True) if name != "argmax"}
         hidden_pair = pairs.pop("d_hidden")
         pairs |= {f"d_hidden {n}": [x[s] for x in hidden_pair] for n, s in
                   {"confident": slice(40), "any": slice(40, 80), "with kl": slice(80, 120)}.items()}  # fmt: skip
-        return {name: [x.square().mean().sqrt().item() for x in pair] for name, pair in pairs.items()}
+        return {
+            name: [x.square().mean().sqrt().item() for x in pair] for name, pair in pairs.items()
+        }
 
     @pytest.mark.parametrize("spread", [0.05, 0.5, 2.0])
     @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
     def test_no_worse_than_twice_the_plain_path(self, dtype, spread):
-        factor = 4 if dtype == torch.float32 else 2  # float32 sums differ by the order in which threads add
+        factor = (
+            4 if dtype == torch.float32 else 2
+        )  # float32 sums differ by the order in which threads add
         for name, (ours, theirs) in self.errors(dtype, spread).items():
             assert ours <= factor * theirs + 1e-12, (name, ours, theirs)
 
@@ -437,7 +523,9 @@ class TestPrecision:
         log_p = plain(copy.deepcopy(head).double()(exact), labels).log_probs
         assert log_p.min() > -1e-2 and log_p.max() < 0
         want = torch.autograd.grad(log_p.sum(), exact)[0]
-        got = torch.autograd.grad(head_log_probs(hidden, head, labels, TAGS).log_probs.sum(), hidden)[0]
+        got = torch.autograd.grad(
+            head_log_probs(hidden, head, labels, TAGS).log_probs.sum(), hidden
+        )[0]
         same = plain(head(hidden).float(), labels).log_probs
         theirs = torch.autograd.grad(same.sum(), hidden)[0]
         ours, theirs = ((x.double() - want).norm(dim=1) / want.norm(dim=1) for x in (got, theirs))
@@ -463,7 +551,9 @@ class TestPrecision:
         want = torch.autograd.grad(plain(head(hidden), labels).log_probs.sum(), head.weight)[0]
         got = head_log_probs(hidden, head, labels, TAGS).log_probs.sum()
         with torch.autocast("cpu", torch.bfloat16):
-            torch.testing.assert_close(torch.autograd.grad(got, head.weight)[0], want, rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(
+                torch.autograd.grad(got, head.weight)[0], want, rtol=1e-4, atol=1e-5
+            )
 
     @pytest.mark.parametrize("tag", TAGS)
     @pytest.mark.parametrize("module", [False, True])
@@ -482,7 +572,9 @@ class TestPrecision:
         )
         assert (got.log_tags < 0).all() or (got.log_tags[tag - 1] > -2e-12).all()
         gradient = torch.autograd.grad(got.log_tags[2].sum(), hidden, retain_graph=True)[0]
-        torch.testing.assert_close(gradient, torch.full_like(gradient, -1.0))  # d log(1 - p) = -dz_tag
+        torch.testing.assert_close(
+            gradient, torch.full_like(gradient, -1.0)
+        )  # d log(1 - p) = -dz_tag
         small = torch.autograd.grad(got.log_tags[tag - 1].sum(), hidden)[0]
         torch.testing.assert_close(small, torch.full_like(small, 1e-12), rtol=1e-2, atol=0)
 
@@ -518,7 +610,9 @@ class TestCost:
         if bias:
             head.bias = nn.Parameter(torch.zeros(self.V))
         head = make(head) if make else head.requires_grad_(trained)
-        options = dict(ref_hidden=hidden.detach()[:kl], kl_rows=torch.arange(self.R) < kl) if kl else {}
+        options = (
+            dict(ref_hidden=hidden.detach()[:kl], kl_rows=torch.arange(self.R) < kl) if kl else {}
+        )
         forward, backward = Recorder(self.V), Recorder(self.V)
         with forward:
             got = head_log_probs(hidden, head, labels, TAGS, chunk_bytes=self.BUDGET, **options)
@@ -535,7 +629,7 @@ class TestCost:
         assert self.products(forward) == 2 and backward.work == 0
 
     def test_without_onednn_too(self, monkeypatch):
-        monkeypatch.setattr("btsft_nb.head_matrix._ONEDNN", False)
+        monkeypatch.setattr("btsft_nb.objective.head_matrix._ONEDNN", False)
         self.test_the_kl_adds_two_on_its_rows(30)
         self.test_a_trained_head_adds_two_backward()
 
@@ -543,7 +637,9 @@ class TestCost:
         head, hidden, labels, _ = problem(self.R, self.V, torch.float32, width=self.D)
         head.bias = nn.Parameter(torch.zeros(self.V), requires_grad=False)
         with Recorder(self.V) as recorder:
-            head_log_probs(hidden, head, labels, TAGS, softcap=5.0, scale=0.5).log_probs.sum().backward()
+            head_log_probs(
+                hidden, head, labels, TAGS, softcap=5.0, scale=0.5
+            ).log_probs.sum().backward()
         assert self.products(recorder) == 2
 
     @pytest.mark.parametrize("kl", [1, 30, 96])
@@ -622,7 +718,9 @@ class TestRefusals:
         head, hidden, labels, _ = problem()
         head = with_lora(head)
         head.merge()
-        assert_same(head_log_probs(hidden, head, labels, TAGS), plain(head(hidden), labels), [hidden])
+        assert_same(
+            head_log_probs(hidden, head, labels, TAGS), plain(head(hidden), labels), [hidden]
+        )
         with pytest.raises(ValueError, match="merged"):
             head_log_probs(hidden, head, labels, TAGS, ref_hidden=hidden.detach())
 
@@ -636,7 +734,10 @@ def test_weights_of_any_size_scale_the_gradient(factor, trained):
     inputs = [hidden, *(p for p in head.parameters() if trained)]
     output = head_log_probs(hidden, head, labels, TAGS, ref_hidden=hidden.detach() * 0.9)
     gradients = upstream(output)
-    (once, *more) = (torch.autograd.grad(_sum(output, gradients, f), inputs, retain_graph=True) for f in (1.0, factor))
+    (once, *more) = (
+        torch.autograd.grad(_sum(output, gradients, f), inputs, retain_graph=True)
+        for f in (1.0, factor)
+    )
     for unit, scaled in zip(once, more[0], strict=True):
         torch.testing.assert_close(scaled, factor * unit, rtol=1e-5, atol=abs(factor) * 1e-6)
 

@@ -14,8 +14,8 @@ from traitlets import TraitError
 
 import btsft_nb as bt
 from btsft_nb import Kind, TokenInspector, draws, example_key, prepare, to_row, token_texts
-from btsft_nb.inspector import VIEWS
-from btsft_nb.inspector_data import shown
+from btsft_nb.views.inspector import VIEWS
+from btsft_nb.views.inspector_data import shown
 
 ALLOWED_TAGS = {"code", "span", "b", "s", "br", "small", "bdi"}
 
@@ -79,7 +79,9 @@ def scores(tiny_tokenizer, example) -> tuple[dict, dict]:
 
 @pytest.fixture
 def looked(example, tiny_tokenizer, scores) -> TokenInspector:
-    return TokenInspector(example, tiny_tokenizer, score=scores[1], compare=scores[0], threshold=0.5, beta=2.0)
+    return TokenInspector(
+        example, tiny_tokenizer, score=scores[1], compare=scores[0], threshold=0.5, beta=2.0
+    )
 
 
 # ---------------------------------------------------------------------------------------------- what it says
@@ -88,15 +90,19 @@ def looked(example, tiny_tokenizer, scores) -> TokenInspector:
 @pytest.mark.parametrize("threshold", [0.0, 0.3, 1.0])
 @pytest.mark.parametrize("unit", ["token", "word", "sentence", "thought"])
 @pytest.mark.parametrize(("seed", "epoch", "keep_first"), [(42, 0, 0), (1, 3, 2)])
-def test_blurred_is_what_the_draws_say(tiny_tokenizer, example, threshold, unit, seed, epoch, keep_first):
+def test_blurred_is_what_the_draws_say(
+    tiny_tokenizer, example, threshold, unit, seed, epoch, keep_first
+):
     """The very tokens that training blurs; each is struck out in the static view."""
-    from btsft_nb.blur import unit_ids
+    from btsft_nb.objective.blur import unit_ids
 
     inspector = TokenInspector(
         example, tiny_tokenizer, threshold=threshold, unit=unit, seed=seed, epoch=epoch, keep_first=keep_first
     )  # fmt: skip
     units = unit_ids(example["kinds"], token_texts(tiny_tokenizer, example["input_ids"]), unit)
-    u = draws(np.array(example["kinds"]), example_key(example["id"]), seed, epoch, keep_first, units)
+    u = draws(
+        np.array(example["kinds"]), example_key(example["id"]), seed, epoch, keep_first, units
+    )
     assert np.array_equal(inspector.blurred, u < threshold)
     assert split(inspector.to_html())[0].count("<s>") == (u < threshold).sum()
 
@@ -114,16 +120,25 @@ def test_values_of_each_view(looked, example, scores):
         looked.view = view
         values[view] = looked.values()
     before, after = scores
-    weights, n = np.where(looked.blurred, 0, example["weights"]), np.count_nonzero(example["weights"])
+    weights, n = (
+        np.where(looked.blurred, 0, example["weights"]),
+        np.count_nonzero(example["weights"]),
+    )
     p = np.exp(after["log_probs"])
     assert values["kind"].tolist() == example["kinds"] and 0 < looked.blurred.sum() < n
     np.testing.assert_allclose(values["weight"], weights)
     np.testing.assert_allclose(values["probability"][1:], p[1:])
     np.testing.assert_allclose(values["loss"], -weights * np.log(p), atol=1e-6)
-    np.testing.assert_allclose(values["gradient"], [weights * (1 - p) / n, 2 * after["format_pull"]], atol=1e-9)
+    np.testing.assert_allclose(
+        values["gradient"], [weights * (1 - p) / n, 2 * after["format_pull"]], atol=1e-9
+    )
     prompt = np.array(example["kinds"]) == Kind.PROMPT
-    np.testing.assert_allclose(values["change"][~prompt], (after["log_probs"] - before["log_probs"])[~prompt])
-    assert np.array_equal(values["kl"][~prompt], after["kl"][~prompt]) and (after["kl"][1:] > 0).all()
+    np.testing.assert_allclose(
+        values["change"][~prompt], (after["log_probs"] - before["log_probs"])[~prompt]
+    )
+    assert (
+        np.array_equal(values["kl"][~prompt], after["kl"][~prompt]) and (after["kl"][1:] > 0).all()
+    )
     assert np.isnan(values["kl"][prompt]).all() and np.isnan(values["change"][prompt]).all()
     assert np.array_equal(np.isfinite(values["blur"]), np.array(example["kinds"]) == Kind.THINK)
 
@@ -131,7 +146,9 @@ def test_values_of_each_view(looked, example, scores):
 def test_it_says_in_words_what_it_shows(looked):
     """In a terminal, in a log, and to nbval."""
     n, thought = len(looked.example["kinds"]), looked.example["kinds"].count(Kind.THINK)
-    said = f"{n} tokens, {looked.blurred.sum()} of {thought} thought tokens blurred at threshold 0.50"
+    said = (
+        f"{n} tokens, {looked.blurred.sum()} of {thought} thought tokens blurred at threshold 0.50"
+    )
     assert repr(looked) == f"TokenInspector('row': {said})"
 
 
@@ -145,7 +162,9 @@ def test_a_set_is_walked_and_searched(tiny_tokenizer):
     assert inspector.data["id"] == examples[5]["id"] and inspector.selection == []
     question = tiny_tokenizer.decode(examples[7]["input_ids"]).split("\n")[1][5:20]
     inspector.query = question.upper()
-    wanted = [i for i, e in enumerate(examples) if question in tiny_tokenizer.decode(e["input_ids"])]
+    wanted = [
+        i for i, e in enumerate(examples) if question in tiny_tokenizer.decode(e["input_ids"])
+    ]
     assert inspector.found == {"query": question.upper(), "examples": wanted} and 7 in wanted
 
 
@@ -165,13 +184,18 @@ def test_spaces_are_shown_where_a_decoder_takes_the_first_away(shared):
     ids = tokenizer.encode("So the quick fox. Don't 7", add_special_tokens=False)
     assert "".join(token_texts(tokenizer, ids)).strip() == "So the quick fox. Don't 7"
     row = {
-        "messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "<think>b c d</think>\n\ne"}]
+        "messages": [
+            {"role": "user", "content": "a"},
+            {"role": "assistant", "content": "<think>b c d</think>\n\ne"},
+        ]
     }
     (example,) = prepare([row], tokenizer)
     inspector = TokenInspector(example, tokenizer, unit="word")
     u = inspector.draws[np.isfinite(inspector.draws)]
     assert len(set(u)) == 3
-    assert inspector.data["fixed"][-1], "the end of turn, which is special but in no list of specials"
+    assert inspector.data["fixed"][-1], (
+        "the end of turn, which is special but in no list of specials"
+    )
 
 
 # ---------------------------------------------------------------------------------------------- what it refuses
@@ -179,7 +203,9 @@ def test_spaces_are_shown_where_a_decoder_takes_the_first_away(shared):
 
 def test_an_unknown_view_or_unit_lists_the_known_ones(tiny_tokenizer, example):
     """At once, and when it is set later."""
-    with pytest.raises(ValueError, match=r"view='los': one of kind, weight, blur, loss, .*gradient wanted"):
+    with pytest.raises(
+        ValueError, match=r"view='los': one of kind, weight, blur, loss, .*gradient wanted"
+    ):
         TokenInspector(example, tiny_tokenizer, view="los")
     inspector = TokenInspector(example, tiny_tokenizer)
     with pytest.raises(TraitError, match=r"unit.*token.*word.*sentence.*thought.*line"):
@@ -188,7 +214,13 @@ def test_an_unknown_view_or_unit_lists_the_known_ones(tiny_tokenizer, example):
 
 @pytest.mark.parametrize(
     ("view", "how"),
-    [("loss", "score="), ("probability", "score="), ("gradient", "score="), ("kl", "kl=True"), ("change", "compare=")],
+    [
+        ("loss", "score="),
+        ("probability", "score="),
+        ("gradient", "score="),
+        ("kl", "kl=True"),
+        ("change", "compare="),
+    ],
 )
 def test_a_view_without_its_score_says_how_to_get_one(tiny_tokenizer, example, view, how):
     """By the call."""
@@ -211,7 +243,9 @@ def test_scores_of_other_examples_are_refused(tiny_tokenizer, example, scores):
     with pytest.raises(ValueError, match="score: one for each of the 2 examples wanted, got 1"):
         TokenInspector([example, example], tiny_tokenizer, score=[scores[0]])
     with pytest.raises(ValueError, match=r"score\[0\] has \d+ tokens, its example \d+"):
-        TokenInspector(example, tiny_tokenizer, score={**scores[0], "log_probs": scores[0]["log_probs"][1:]})
+        TokenInspector(
+            example, tiny_tokenizer, score={**scores[0], "log_probs": scores[0]["log_probs"][1:]}
+        )
     with pytest.raises(ValueError, match="index=2: there are 1 examples"):
         TokenInspector(example, tiny_tokenizer, index=2)
     with pytest.raises(ValueError, match="no example"):
@@ -258,7 +292,10 @@ def test_edits_set_weights_but_not_those_of_prompt_and_end_of_turn(tiny_tokenize
 @given(data=st.data())
 def test_an_edited_example_is_read_back_and_prepared_to_itself(tokenizer, data):
     """The row in blocks makes the same tokens with the weights that were set: real tokenizers, tags, several turns."""
-    text = st.text(st.characters(codec="utf-8", exclude_characters="\ufdd0", exclude_categories=["Cs"]), max_size=12)
+    text = st.text(
+        st.characters(codec="utf-8", exclude_characters="\ufdd0", exclude_categories=["Cs"]),
+        max_size=12,
+    )
     thought, answer = (data.draw(text.filter(str.strip)) for _ in range(2))
     row = {
         "id": "r",
@@ -284,9 +321,12 @@ def test_an_edited_example_is_read_back_and_prepared_to_itself(tokenizer, data):
     for column in ("id", "input_ids", "weights", "kinds"):
         assert again[column] == inspector.example[column], column
     tagged, before = (
-        {(tag["tag"], i) for tag in e["tags"] for i in range(tag["start"], tag["stop"])} for e in (again, example)
+        {(tag["tag"], i) for tag in e["tags"] for i in range(tag["start"], tag["stop"])}
+        for e in (again, example)
     )
-    assert tagged == before != set(), "a stretch may come back in pieces, where weights differ in it"
+    assert tagged == before != set(), (
+        "a stretch may come back in pieces, where weights differ in it"
+    )
 
 
 def test_only_the_example_s_own_turn_is_trained_where_turns_are_split(qwen3):
@@ -294,7 +334,9 @@ def test_only_the_example_s_own_turn_is_trained_where_turns_are_split(qwen3):
     talk = ["a", "<think>b</think>\n\nc", "d", "<think>e f</think>\n\ng"]
     row = {
         "id": "r",
-        "messages": [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(talk)],
+        "messages": [
+            {"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(talk)
+        ],
     }
     examples = prepare([row], qwen3)
     assert [e["id"] for e in examples] == ["r/turn0", "r/turn1"]
@@ -302,14 +344,19 @@ def test_only_the_example_s_own_turn_is_trained_where_turns_are_split(qwen3):
     at = inspector.tokens.index(" f")
     inspector.edits = [[1, at, at + 1, 3.0]]
     (again,) = prepare([to_row(inspector.example, row, qwen3)], qwen3)
-    assert again["input_ids"] == examples[1]["input_ids"] and again["weights"] == inspector.example["weights"]
+    assert (
+        again["input_ids"] == examples[1]["input_ids"]
+        and again["weights"] == inspector.example["weights"]
+    )
     assert again["weights"][at] == 3.0
 
 
 def test_what_a_row_cannot_say_is_refused(tiny_tokenizer, example, row):
     """A weight of the end of turn, another row, and text that is formatted already."""
     n = len(example["weights"])
-    with pytest.raises(ValueError, match=f"row: token {n - 1} .* shall weigh 0.5, and in a row it weighs 1"):
+    with pytest.raises(
+        ValueError, match=f"row: token {n - 1} .* shall weigh 0.5, and in a row it weighs 1"
+    ):
         to_row({**example, "weights": [*example["weights"][:-1], 0.5]}, row, tiny_tokenizer)
     other = {**row, "messages": [{"role": "user", "content": "3+3?"}, row["messages"][1]]}
     with pytest.raises(ValueError, match="row: this row and tokenizer make other tokens"):
@@ -334,12 +381,20 @@ def test_a_cell_holds_what_fits_and_says_what_does_not(tiny_tokenizer, example):
     """Some of a large set; no script but a count for an example that is too long; a page has all."""
     many = [{**example, "id": f"n{i}"} for i in range(300)]
     html = TokenInspector(many, tiny_tokenizer, index=100)._repr_mimebundle_()[0]["text/html"]
-    assert '"held":50' in html and '"n100"' in html and '"n150"' not in html and '"count":300' in html
-    long = {name: list(example[name]) * 200 for name in ("input_ids", "kinds", "weights")} | {"id": "long", "tags": []}
+    assert (
+        '"held":50' in html and '"n100"' in html and '"n150"' not in html and '"count":300' in html
+    )
+    long = {name: list(example[name]) * 200 for name in ("input_ids", "kinds", "weights")} | {
+        "id": "long",
+        "tags": [],
+    }
     inspector = TokenInspector(long, tiny_tokenizer)
     html = inspector._repr_mimebundle_()[0]["text/html"]
     n = len(long["kinds"])
-    assert "<script" not in html and f"the first 4,000 of {n:,} tokens; to_html(path) writes a page with all" in html
+    assert (
+        "<script" not in html
+        and f"the first 4,000 of {n:,} tokens; to_html(path) writes a page with all" in html
+    )
     static, _ = split(inspector.to_html())
     assert static.count("<small>") == n
 
@@ -368,7 +423,10 @@ def test_the_static_view_says_all_in_words(looked, view):
     assert page.tags <= ALLOWED_TAGS and page.attributes <= {"style", "title"} and not page.other
     assert len(page.titles) == len(looked.tokens)
     kinds = [Kind(kind).name.lower() for kind in looked.example["kinds"]]
-    assert all(re.match(rf"{i}: {kind}(, blurred)?, {view}", page.titles[i]) for i, kind in enumerate(kinds))
+    assert all(
+        re.match(rf"{i}: {kind}(, blurred)?, {view}", page.titles[i])
+        for i, kind in enumerate(kinds)
+    )
     assert sum("blurred" in title.split(", ")[1] for title in page.titles) == looked.blurred.sum()
     for word in ("<script", "http", "url(", "src=", "href=", "<link", "<style", "@import", "<img"):
         assert word not in static.lower()
@@ -437,10 +495,15 @@ def test_the_pull_is_that_of_the_whole_reward(tiny_tokenizer):
     """R of two turns is a product: the pull on one has the other as a factor. Against numbers, by small steps."""
     import torch
 
-    from btsft_nb.losses import expected_format_reward, find_completions, tag_log_probs
+    from btsft_nb.evaluation.scoring import tag_log_probs
+    from btsft_nb.objective.format_reward import expected_format_reward, find_completions
 
     talk = ["a", "<think>b</think>\n\nc", "d", "<think>e f</think>\n\ng"]
-    row = {"messages": [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(talk)]}
+    row = {
+        "messages": [
+            {"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(talk)
+        ]
+    }
     (example,) = prepare([row], tiny_tokenizer)
     model, _ = bt.load_model("tiny")
     score, ids = bt.score(model, tiny_tokenizer, [example])[0], bt.tag_ids(tiny_tokenizer)
@@ -454,10 +517,14 @@ def test_the_pull_is_that_of_the_whole_reward(tiny_tokenizer):
         moved = [z.clone() for _ in range(2)]
         moved[0][k, 0, at] += step
         moved[1][k, 0, at] -= step
-        up, down = (expected_format_reward(one.log_softmax(0), completions, 1).item() for one in moved)
+        up, down = (
+            expected_format_reward(one.log_softmax(0), completions, 1).item() for one in moved
+        )
         slopes.append((up - down) / (2 * step))
     assert score["format_pull"][at] == pytest.approx(sum(map(abs, slopes)) / 2, rel=1e-3)
-    assert score["expected_reward"] == pytest.approx(expected_format_reward(z, completions, 1).item(), rel=1e-6)
+    assert score["expected_reward"] == pytest.approx(
+        expected_format_reward(z, completions, 1).item(), rel=1e-6
+    )
 
 
 def test_kl_to_the_model_without_adapters(scores, example):
@@ -471,7 +538,9 @@ def test_kl_to_the_model_without_adapters(scores, example):
         if ref.sum() < 0.9999 or not set(before["top_ids"][i].tolist()) <= set(new):
             continue
         log_new = np.array([new[token] for token in before["top_ids"][i].tolist()])
-        assert after["kl"][i] == pytest.approx((ref * (before["top_log_probs"][i] - log_new)).sum(), abs=2e-3)
+        assert after["kl"][i] == pytest.approx(
+            (ref * (before["top_log_probs"][i] - log_new)).sum(), abs=2e-3
+        )
         break
     else:
         pytest.fail("no position to compare")

@@ -15,9 +15,20 @@ from payloads import PAYLOADS
 
 import btsft_nb as bt
 from btsft_nb import BTSFTConfig, BTSFTTrainer, TokenInspector, prepare
-from btsft_nb.inspector import VIEWS
+from btsft_nb.views.inspector import VIEWS
 
-WORDS = ["so", "12", "Let's", "check:", "wait\u2026", "no!", "7x8=56.", "\u65e5\u672c\u3002", "(e.g.", "two)"]
+WORDS = [
+    "so",
+    "12",
+    "Let's",
+    "check:",
+    "wait\u2026",
+    "no!",
+    "7x8=56.",
+    "\u65e5\u672c\u3002",
+    "(e.g.",
+    "two)",
+]
 WORDS += ["\U0001f389", "and\n\nthen", "\u00e9t\u00e9?"]
 TURN = """([view, threshold, epoch, unit, beta]) => {
   const root = document.querySelector("[data-lm-suppress-shortcuts]").shadowRoot
@@ -101,11 +112,17 @@ def test_the_browser_blurs_what_the_trainer_blurs(request, show, tmp_path, name)
     model.resize_token_embeddings(len(tokenizer))
     for number in range(12):
         seed, keep_first = int(rng.integers(0, 2**32)), int(rng.integers(0, 4))
-        config = BTSFTConfig(str(tmp_path / "run"), anchor=0, seed=42, keep_first=keep_first, use_cpu=True)
+        config = BTSFTConfig(
+            str(tmp_path / "run"), anchor=0, seed=42, keep_first=keep_first, use_cpu=True
+        )
         trainer = BTSFTTrainer(model.train(), config, examples, processing_class=tokenizer)
         trainer.args.seed = seed  # transformers takes a smaller one at its start
         inspector = TokenInspector(
-            examples[number], tokenizer, seed=seed, keep_first=keep_first, score=scored(examples[number])
+            examples[number],
+            tokenizer,
+            seed=seed,
+            keep_first=keep_first,
+            score=scored(examples[number]),
         )
         page = show(inspector)
         for _ in range(8):
@@ -114,7 +131,12 @@ def test_the_browser_blurs_what_the_trainer_blurs(request, show, tmp_path, name)
             trainer.args.threshold, trainer.args.unit, trainer.state.epoch = threshold, unit, epoch
             batch = trainer._prepare_inputs(trainer.data_collator([examples[number]]))
             tokens = page.evaluate(TURN, ["kind", threshold, epoch, unit, 0.5])
-            assert [blurred for blurred, *_ in tokens] == batch["blurred"][0].tolist(), (number, threshold, epoch, unit)
+            assert [blurred for blurred, *_ in tokens] == batch["blurred"][0].tolist(), (
+                number,
+                threshold,
+                epoch,
+                unit,
+            )
             seen += batch["blurred"].sum().item()
     assert seen > 500
     assert_quiet(page)
@@ -124,11 +146,20 @@ def test_the_browser_blurs_what_the_trainer_blurs(request, show, tmp_path, name)
 def test_the_browser_shows_python_s_numbers(show, examples, scores, tiny_tokenizer, view):
     """Every token of every view, at two settings of the dials."""
     one, two = examples[0], scores[0]
-    inspector = TokenInspector(one, tiny_tokenizer, score=two, compare=scored(one, 9), view=view, keep_first=1)
+    inspector = TokenInspector(
+        one, tiny_tokenizer, score=two, compare=scored(one, 9), view=view, keep_first=1
+    )
     page = show(inspector)
     for threshold, epoch, unit, beta in ((0.5, 0, "token", 0.5), (0.8, 3, "word", 1.7)):
-        inspector.threshold, inspector.epoch, inspector.unit, inspector.beta = threshold, epoch, unit, beta
-        said = [number for _, number, _ in page.evaluate(TURN, [view, threshold, epoch, unit, beta])]
+        inspector.threshold, inspector.epoch, inspector.unit, inspector.beta = (
+            threshold,
+            epoch,
+            unit,
+            beta,
+        )
+        said = [
+            number for _, number, _ in page.evaluate(TURN, [view, threshold, epoch, unit, beta])
+        ]
         values = inspector.values()
         for i, text in enumerate(said):
             value = values[..., i] * (1000 if view == "gradient" else 1)
@@ -139,7 +170,10 @@ def test_the_browser_shows_python_s_numbers(show, examples, scores, tiny_tokeniz
             else:
                 shown = [float(part) for part in text.split("+")]
                 np.testing.assert_allclose(
-                    shown, np.atleast_1d(value), rtol=0.06, atol=0.051 if view == "gradient" else 1e-9
+                    shown,
+                    np.atleast_1d(value),
+                    rtol=0.06,
+                    atol=0.051 if view == "gradient" else 1e-9,
                 )
     assert_quiet(page)
 
@@ -148,8 +182,16 @@ def test_beta_moves_the_format_s_part_alone(show, examples, scores, tiny_tokeniz
     """Twice beta is twice the format's share of the gradient, and the nll's stays."""
     page = show(TokenInspector(examples[0], tiny_tokenizer, score=scores[0]))
     parts = [
-        np.array([[float(part) for part in number.split("+")] for _, number, _ in tokens if "+" in number])
-        for tokens in (page.evaluate(TURN, ["gradient", 0, 0, "token", beta]) for beta in (0.8, 1.6))
+        np.array(
+            [
+                [float(part) for part in number.split("+")]
+                for _, number, _ in tokens
+                if "+" in number
+            ]
+        )
+        for tokens in (
+            page.evaluate(TURN, ["gradient", 0, 0, "token", beta]) for beta in (0.8, 1.6)
+        )
     ]
     np.testing.assert_array_equal(parts[0][:, 0], parts[1][:, 0])
     np.testing.assert_allclose(2 * parts[0][:, 1], parts[1][:, 1], atol=0.11)
@@ -173,7 +215,13 @@ def test_the_keyboard_walks_pins_and_selects(show, examples, scores, tiny_tokeni
     page.locator(".text").focus()
     page.keyboard.press("ArrowRight")
     assert active(page).startswith("0: ")
-    for key, at in (("ArrowRight", 1), ("End", last), ("ArrowRight", last), ("ArrowLeft", last - 1), ("Home", 0)):
+    for key, at in (
+        ("ArrowRight", 1),
+        ("End", last),
+        ("ArrowRight", last),
+        ("ArrowLeft", last - 1),
+        ("Home", 0),
+    ):
         page.keyboard.press(key)
         assert active(page).startswith(f"{at}: "), key
     page.keyboard.press("ArrowDown")
@@ -188,7 +236,17 @@ def test_the_keyboard_walks_pins_and_selects(show, examples, scores, tiny_tokeni
     page.locator(".t").nth(5).hover()
     card, score = page.locator(".card").inner_text(), scores[1]
     assert active(page).startswith(f"{last - 1}: "), "a pinned card stays"
-    for word in ("id", "kind", "weight", "nll", "probability", "rank", "KL", "gradient", "model says"):
+    for word in (
+        "id",
+        "kind",
+        "weight",
+        "nll",
+        "probability",
+        "rank",
+        "KL",
+        "gradient",
+        "model says",
+    ):
         assert word in card
     assert str(inspector.data["ids"][last - 1]) in card and f"\n{score['rank'][last - 1]}\n" in card
     page.keyboard.press("Escape")
@@ -234,7 +292,10 @@ def test_a_set_is_stepped_through_and_searched(show, examples, tiny_tokenizer):
     assert title.inner_text() == "row 3" and active(page).split(": ")[1].startswith("q")
     page.get_by_label("find").fill("no such thing")
     page.get_by_label("find").press("Enter")
-    assert title.inner_text() == "row 3" and "not found: no such thing" in page.locator(".card").inner_text()
+    assert (
+        title.inner_text() == "row 3"
+        and "not found: no such thing" in page.locator(".card").inner_text()
+    )
     assert_quiet(page)
 
 
@@ -243,9 +304,15 @@ def test_what_is_seen_is_told_without_colour(show, examples, scores, tiny_tokeni
     page = show(TokenInspector(examples[0], tiny_tokenizer, score=scores[0], threshold=0.5))
     kinds, lines = np.array(examples[0]["kinds"]), []
     for i in range(len(kinds)):
-        style = page.locator(".t").nth(i).evaluate("t => [getComputedStyle(t).borderBottomStyle, t.textContent]")
+        style = (
+            page.locator(".t")
+            .nth(i)
+            .evaluate("t => [getComputedStyle(t).borderBottomStyle, t.textContent]")
+        )
         lines.append(style[0])
-    assert [len({line for line, kind in zip(lines, kinds, strict=True) if kind == k}) for k in range(4)] == [1] * 4
+    assert [
+        len({line for line, kind in zip(lines, kinds, strict=True) if kind == k}) for k in range(4)
+    ] == [1] * 4
     assert len(set(lines)) == 4
     struck = "t => getComputedStyle(t.firstChild).textDecorationLine"
     for token in page.locator(".t").all():
@@ -262,7 +329,9 @@ def test_what_is_seen_is_told_without_colour(show, examples, scores, tiny_tokeni
 def test_the_strip_has_the_tags_where_the_data_has_them(show, examples, scores, tiny_tokenizer):
     """A mark for each tag, bars for each token as high as the probability."""
     page, example = show(TokenInspector(examples[0], tiny_tokenizer, score=scores[0])), examples[0]
-    marks = page.locator(".strip rect[fill]").evaluate_all("rs => rs.map(r => Number(r.getAttribute('x')))")
+    marks = page.locator(".strip rect[fill]").evaluate_all(
+        "rs => rs.map(r => Number(r.getAttribute('x')))"
+    )
     first = next(i for i, kind in enumerate(example["kinds"]) if kind)
     span = len(example["kinds"]) - first
     wanted = [800 * (i - first) / span for i, kind in enumerate(example["kinds"]) if kind == 1]
@@ -336,11 +405,17 @@ def test_a_page_in_light_and_dark(show, page, examples, scores, tiny_tokenizer, 
     page.emulate_media(color_scheme=scheme)
     show(TokenInspector(examples, tiny_tokenizer, score=scores, threshold=0.4, view="loss"))
     page.wait_for_timeout(100)
-    assert page.locator("[data-lm-suppress-shortcuts]").evaluate("e => e.style.colorScheme") == scheme
+    assert (
+        page.locator("[data-lm-suppress-shortcuts]").evaluate("e => e.style.colorScheme") == scheme
+    )
     ink, paper = {"light": (0, 255), "dark": (255, 18)}[scheme]
-    faint = page.locator(".t").evaluate_all("ts => ts.map(t => Number(getComputedStyle(t).opacity))")
+    faint = page.locator(".t").evaluate_all(
+        "ts => ts.map(t => Number(getComputedStyle(t).opacity))"
+    )
     assert min(faint) == 0.75
-    colors = page.locator(".t").evaluate_all("ts => ts.map(t => getComputedStyle(t).backgroundColor)")
+    colors = page.locator(".t").evaluate_all(
+        "ts => ts.map(t => getComputedStyle(t).backgroundColor)"
+    )
     for color, opacity in set(zip(colors, faint, strict=True)):
         tint = [float(x) for x in color[color.index("(") + 1 : -1].split(",")]
         alpha = tint[3] if len(tint) > 3 else 1
@@ -353,7 +428,10 @@ def test_a_page_in_light_and_dark(show, page, examples, scores, tiny_tokenizer, 
 def contrast(one: list[float], other: list[float]) -> float:
     """Of WCAG 2."""
     light = [
-        np.dot([0.2126, 0.7152, 0.0722], [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in color])
+        np.dot(
+            [0.2126, 0.7152, 0.0722],
+            [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in color],
+        )
         for color in (np.array(one) / 255, np.array(other) / 255)
     ]
     return (max(light) + 0.05) / (min(light) + 0.05)
@@ -391,7 +469,10 @@ def test_hostile_text_on_a_page(show, armed):
     """Nothing runs, nothing is fetched, and each token's text is the text given; every card is opened."""
     page = show(armed)
     seen = [text for *_, text in page.evaluate(TURN, ["loss", 0.3, 1, "word", 1.0])]
-    assert seen == armed.data["texts"] and page.locator("h3").inner_text().split() == armed.data["id"].split()
+    assert (
+        seen == armed.data["texts"]
+        and page.locator("h3").inner_text().split() == armed.data["id"].split()
+    )
     page.locator(".text").focus()
     for i in range(len(seen)):
         page.keyboard.press("ArrowRight")
@@ -405,8 +486,13 @@ def test_hostile_text_through_nbconvert(page, tmp_path, armed, script):
     data, _ = armed._repr_mimebundle_()
     html = data["text/html"] if script else armed._static()
     asked = []
-    for name, outputs in (("bare", []), ("armed", [new_output("display_data", {"text/html": html})])):
-        nbformat.write(new_notebook(cells=[new_code_cell("1", outputs=outputs)]), tmp_path / f"{name}.ipynb")
+    for name, outputs in (
+        ("bare", []),
+        ("armed", [new_output("display_data", {"text/html": html})]),
+    ):
+        nbformat.write(
+            new_notebook(cells=[new_code_cell("1", outputs=outputs)]), tmp_path / f"{name}.ipynb"
+        )
         subprocess.run(
             [sys.executable, "-m", "nbconvert", "--to", "html", name + ".ipynb"],
             cwd=tmp_path,
@@ -428,7 +514,9 @@ def test_hostile_text_through_nbconvert(page, tmp_path, armed, script):
 def test_hostile_text_in_an_untrusted_notebook(page, lab, armed):
     """JupyterLab strips the script; the static view stands, and its text is the text given."""
     data, _ = armed._repr_mimebundle_()
-    cell = new_code_cell("1", outputs=[new_output("display_data", {"text/html": data["text/html"]})])
+    cell = new_code_cell(
+        "1", outputs=[new_output("display_data", {"text/html": data["text/html"]})]
+    )
     open_notebook(page, lab, [cell], run=False, trusted=False)
     page.locator(".jp-OutputArea-output bdi").first.wait_for()
     assert page.locator(".t").count() == 0
@@ -440,9 +528,13 @@ def test_hostile_text_in_an_untrusted_notebook(page, lab, armed):
 
 def test_hostile_text_in_a_living_widget(page, lab, armed, tmp_path):
     """The same in a kernel's hands, in a notebook that is trusted: every card is opened, every view is seen."""
-    (lab.work / "armed.pkl").write_bytes(pickle.dumps((armed.example, armed._tokenizer, armed._scores)))
+    (lab.work / "armed.pkl").write_bytes(
+        pickle.dumps((armed.example, armed._tokenizer, armed._scores))
+    )
     load = "import pickle\nimport btsft_nb as bt\nexample, tokenizer, score = pickle.load(open('armed.pkl', 'rb'))"
-    open_notebook(page, lab, [load, "bt.TokenInspector([example], tokenizer, score=score, editable=True)"])
+    open_notebook(
+        page, lab, [load, "bt.TokenInspector([example], tokenizer, score=score, editable=True)"]
+    )
     page.locator(".t").first.wait_for()
     for view in ("loss", "probability", "gradient", "kind"):
         page.get_by_label("view", exact=True).select_option(view)
@@ -484,7 +576,9 @@ def told(lab, name: str, wanted, page):
     pytest.fail(f"{name} is {state.get(name)!r}, not {wanted!r}")
 
 
-@pytest.mark.parametrize(("app", "theme"), [("lab", "light"), ("lab", "dark"), ("notebook", "light")])
+@pytest.mark.parametrize(
+    ("app", "theme"), [("lab", "light"), ("lab", "dark"), ("notebook", "light")]
+)
 def test_hands_on_in_a_notebook(page, lab, app, theme):
     """Slider, epoch, unit, keys, edit, undo, next, search: the kernel follows, and no key reaches the notebook."""
     (lab.work / "state.json").unlink(missing_ok=True)
@@ -499,7 +593,18 @@ def test_hands_on_in_a_notebook(page, lab, app, theme):
     page.get_by_label("unit").select_option("word")
     told(lab, "unit", "word", page)
     page.locator(".text").focus()
-    for key in ("End", "ArrowLeft", "ArrowLeft", "Shift+ArrowLeft", "Shift+ArrowLeft", "b", "a", "d", "d", "x"):
+    for key in (
+        "End",
+        "ArrowLeft",
+        "ArrowLeft",
+        "Shift+ArrowLeft",
+        "Shift+ArrowLeft",
+        "b",
+        "a",
+        "d",
+        "d",
+        "x",
+    ):
         page.keyboard.press(key)
     n = page.locator(".t").count()
     told(lab, "selection", [n - 5, n - 2], page)
@@ -519,7 +624,9 @@ def test_hands_on_in_a_notebook(page, lab, app, theme):
     told(lab, "found", {"query": "no such", "examples": []}, page)
     assert page.locator(".jp-Notebook .jp-Cell").count() == cells, "a key reached the notebook"
     screenshot(page, f"inspector-{app}-{theme}")
-    assert page.locator("[data-lm-suppress-shortcuts]").evaluate("e => e.style.colorScheme") == theme
+    assert (
+        page.locator("[data-lm-suppress-shortcuts]").evaluate("e => e.style.colorScheme") == theme
+    )
     assert_quiet(page)
 
 
@@ -547,7 +654,9 @@ def test_in_marimo(page, open_marimo):
     page.locator(".t").first.wait_for(timeout=120_000)
     before = page.locator(".t.blurred").count()
     page.get_by_label("threshold").fill("1")
-    page.wait_for_function("document.querySelector('marimo-anywidget, [data-lm-suppress-shortcuts]') !== null")
+    page.wait_for_function(
+        "document.querySelector('marimo-anywidget, [data-lm-suppress-shortcuts]') !== null"
+    )
     page.wait_for_timeout(300)
     assert page.locator(".t.blurred").count() > before > 0
     screenshot(page, "inspector-marimo")

@@ -25,7 +25,9 @@ class Counter(anywidget.AnyWidget):
 '''
 
 
-@pytest.mark.parametrize(("app", "theme"), [("lab", "light"), ("lab", "dark"), ("notebook", "dark")])
+@pytest.mark.parametrize(
+    ("app", "theme"), [("lab", "light"), ("lab", "dark"), ("notebook", "dark")]
+)
 def test_a_widget_lives_and_reaches_python(page, lab, app, theme):
     """The browser counts, the kernel doubles, the browser shows it; and the kernel would import this checkout."""
     where = "import importlib.util; print(importlib.util.find_spec('btsft_nb').origin)"
@@ -82,7 +84,9 @@ def test_what_goes_wrong_is_noticed(page, html):
 
 
 def test_a_page_that_does_nothing_is_quiet(page):
-    page.set_content("<p>x</p><script>console.log('x')</script><img src='data:image/gif;base64,R0lGODlhAQABAAAAACw='>")
+    page.set_content(
+        "<p>x</p><script>console.log('x')</script><img src='data:image/gif;base64,R0lGODlhAQABAAAAACw='>"
+    )
     assert_quiet(page)
 
 

@@ -17,13 +17,17 @@ WORKER = Path(__file__).with_name("launch_worker.py")
 TYPES = {"ddp": "MULTI_GPU", "fsdp2": "FSDP", "zero2": "DEEPSPEED"}
 
 
-def start(work: str, folder: Path, launcher: tuple[str, ...] = ("torch.distributed.run",)) -> subprocess.Popen:
+def start(
+    work: str, folder: Path, launcher: tuple[str, ...] = ("torch.distributed.run",)
+) -> subprocess.Popen:
     """Two processes of the worker, under torchrun or accelerate launch."""
     options = {"torch.distributed.run": ["--standalone", "--nproc_per_node=2", "--max_restarts=0"]}
     command = [sys.executable, "-m", *launcher, *options.get(launcher[0], []), WORKER, work, folder]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
     environment["HF_DATASETS_CACHE"] = str(folder / "cache")
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
 
 
 def end(process: subprocess.Popen) -> None:
@@ -34,7 +38,9 @@ def end(process: subprocess.Popen) -> None:
 def result(folder: Path) -> tuple[bytes, list[float]]:
     """A run's adapter, byte for byte, and the losses of its steps."""
     logs = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
-    return (folder / "adapter_model.safetensors").read_bytes(), [log["loss"] for log in logs if "loss" in log]
+    return (folder / "adapter_model.safetensors").read_bytes(), [
+        log["loss"] for log in logs if "loss" in log
+    ]
 
 
 def test_no_launch_file_is_forgotten():
@@ -50,9 +56,15 @@ def test_accelerate_takes_each_launch_file(name):
     line = ["--config_file", file, "--num_processes", "2", "-m", "btsft_nb", "train"]
     arguments, defaults, _ = _validate_launch_command(launch_command_parser().parse_args(line))
     assert arguments.num_processes == 2 and defaults.distributed_type.value == TYPES[name]
-    assert (arguments.use_fsdp, arguments.use_deepspeed) == (name == "fsdp2", name.startswith("zero"))
+    assert (arguments.use_fsdp, arguments.use_deepspeed) == (
+        name == "fsdp2",
+        name.startswith("zero"),
+    )
     if name == "fsdp2":
-        assert int(arguments.fsdp_version) == 2 and arguments.fsdp_auto_wrap_policy == "TRANSFORMER_BASED_WRAP"
+        assert (
+            int(arguments.fsdp_version) == 2
+            and arguments.fsdp_auto_wrap_policy == "TRANSFORMER_BASED_WRAP"
+        )
     if name.startswith("zero"):
         assert arguments.zero_stage == int(name[-1])
 
@@ -65,7 +77,13 @@ def alone(tmp_path_factory):
         start(
             "train",
             folder,
-            ("accelerate.commands.launch", "--config_file", str(LAUNCH / "ddp.yaml"), "--num_processes", "2"),
+            (
+                "accelerate.commands.launch",
+                "--config_file",
+                str(LAUNCH / "ddp.yaml"),
+                "--num_processes",
+                "2",
+            ),
         )
     )
     return folder
@@ -93,13 +111,19 @@ def test_a_killed_rank_ends_the_run_and_it_goes_on(tmp_path, alone):
 @pytest.mark.parametrize("processes", [1, 2])
 def test_notebook_launcher(tmp_path, processes):
     """From a process that has imported and loaded nothing but the function, as a notebook's cell does."""
-    launch = "notebook_launcher(train, {}, num_processes=1)" if processes == 1 else "debug_launcher(train, {}, 2)"
+    launch = (
+        "notebook_launcher(train, {}, num_processes=1)"
+        if processes == 1
+        else "debug_launcher(train, {}, 2)"
+    )
     code = "from accelerate import debug_launcher, notebook_launcher; from launch_worker import train; "
     code += launch.format((str(tmp_path),))
     environment = os.environ | {"PYTHONPATH": f"{WORKER.parent}:{os.environ.get('PYTHONPATH', '')}"}
     environment |= {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
     environment |= {"HF_DATASETS_CACHE": str(tmp_path / "cache")}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120
+    )
     assert done.returncode == 0, done.stderr[-4000:]
     assert (tmp_path / "adapter_model.safetensors").is_file()
     assert len(list(tmp_path.glob("rank*"))) == processes

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 import btsft_nb as bt
-from btsft_nb.likelihood import token_bytes
-from btsft_nb.metrics import choose, log_prob_by_tag, nll_by_kind
+from btsft_nb.evaluation.likelihood import token_bytes
+from btsft_nb.evaluation.metrics import choose, log_prob_by_tag, nll_by_kind
 
 TEXT = "It is 3\u20ac, \u4f60\u597d \U0001f600\U0001f600 na\u00efve \ufffd end."
 
@@ -39,13 +39,25 @@ def test_perplexity_and_bits_per_byte_by_hand(scored):
     nll = -np.concatenate([s["log_probs"] for s in scores])
     ids, mask = np.concatenate([e["input_ids"] for e in examples]), np.concatenate(blurred)
     think, answer = kinds == bt.Kind.THINK, kinds == bt.Kind.ANSWER
-    wanted = {"think": think, "think, blurred": think & mask, "think, not blurred": think & ~mask, "answer": answer}
+    wanted = {
+        "think": think,
+        "think, blurred": think & mask,
+        "think, not blurred": think & ~mask,
+        "answer": answer,
+    }
     for name, tokens in wanted.items():
         text = tokenizer.decode(ids[tokens]).replace(tokenizer.eos_token, "")
-        bits = nll[tokens & (ids != tokenizer.eos_token_id)].sum() / math.log(2) / len(text.encode())
-        assert found[name]["perplexity"]["value"] == pytest.approx(math.exp(nll[tokens].mean()), rel=1e-5), name
+        bits = (
+            nll[tokens & (ids != tokenizer.eos_token_id)].sum() / math.log(2) / len(text.encode())
+        )
+        assert found[name]["perplexity"]["value"] == pytest.approx(
+            math.exp(nll[tokens].mean()), rel=1e-5
+        ), name
         assert found[name]["bits_per_byte"]["value"] == pytest.approx(bits, rel=1e-5), name
-        assert (found[name]["tokens"], found[name]["bytes"]) == (tokens.sum(), len(text.encode())), name
+        assert (found[name]["tokens"], found[name]["bytes"]) == (
+            tokens.sum(),
+            len(text.encode()),
+        ), name
         assert found[name]["perplexity"]["n"] == 3
     assert found["answer"]["tokens"] > (answer & (ids != tokenizer.eos_token_id)).sum()
 
@@ -66,7 +78,9 @@ def test_only_supervised_tokens_count(scored):
 def test_a_kind_of_special_tokens_has_no_bits_per_byte(scored):
     tokenizer, examples, scores = scored
     ends = np.asarray(examples[0]["input_ids"]) == tokenizer.eos_token_id
-    found = nll_by_kind([dict(examples[0]) | {"weights": ends.astype(float).tolist()}], scores[:1], tokenizer)
+    found = nll_by_kind(
+        [dict(examples[0]) | {"weights": ends.astype(float).tolist()}], scores[:1], tokenizer
+    )
     assert found["answer"]["bits_per_byte"] is None and found["answer"]["bytes"] == 0
 
 
@@ -77,14 +91,22 @@ def test_log_prob_of_tagged_blocks_by_hand():
         {
             "id": i,
             "input_ids": ids,
-            "tags": [dict(zip(("tag", "start", "stop"), block, strict=True)) for block in blocks[i]],
+            "tags": [
+                dict(zip(("tag", "start", "stop"), block, strict=True)) for block in blocks[i]
+            ],
         }
         for i, ids in (("a", [1] * 5), ("b", [1] * 3))
     ]
-    scores = [{"log_probs": np.array([0, -1, -2, -3, -4.0])}, {"log_probs": np.array([0, -5, -6.0])}]
+    scores = [
+        {"log_probs": np.array([0, -1, -2, -3, -4.0])},
+        {"log_probs": np.array([0, -5, -6.0])},
+    ]
     found = log_prob_by_tag(examples, scores)
     assert set(found) == {"x", "y"}
-    assert found["x"]["per_block"]["value"] == (-3 - 6) / 2 and found["x"]["per_token"]["value"] == (-3 - 6) / 3
+    assert (
+        found["x"]["per_block"]["value"] == (-3 - 6) / 2
+        and found["x"]["per_token"]["value"] == (-3 - 6) / 3
+    )
     assert (found["x"]["blocks"], found["x"]["tokens"], found["x"]["per_block"]["n"]) == (2, 3, 2)
     assert found["y"]["per_block"] == {"value": -7, "low": -7, "high": -7, "n": 1}
 

@@ -9,25 +9,35 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from btsft_nb import Kind, losses
-from btsft_nb.losses import (
+from btsft_nb import Kind
+from btsft_nb.evaluation.scoring import kl_divergence, tag_log_probs
+from btsft_nb.objective import objective as losses
+from btsft_nb.objective.format_reward import (
     Completion,
-    TokenValues,
     argmax_format_reward,
     expected_format_reward,
     find_completions,
     format_log_prob,
-    kl_divergence,
-    tag_log_probs,
-    token_losses,
 )
+from btsft_nb.objective.objective import TokenValues, token_losses
 
 P, TAG, THINK, ANSWER = (int(kind) for kind in Kind)
 OPEN, CLOSE = TAGS = (1, 2)
 VOCABULARY = 7
 KINDS = [
     [P, P, TAG, THINK, THINK, THINK, TAG, ANSWER, ANSWER, ANSWER],
-    [P, P, P, THINK, THINK, TAG, ANSWER, ANSWER, P, P],  # the prompt supplies the open tag at position 2
+    [
+        P,
+        P,
+        P,
+        THINK,
+        THINK,
+        TAG,
+        ANSWER,
+        ANSWER,
+        P,
+        P,
+    ],  # the prompt supplies the open tag at position 2
     [P, ANSWER, ANSWER, ANSWER, P, P, P, P, P, P],  # untagged, and padding
     [P, P, TAG, THINK, TAG, ANSWER, P, TAG, THINK, ANSWER],  # two turns
 ]
@@ -35,7 +45,12 @@ KINDS = [
 
 def as_batch(ids, kinds) -> dict:
     """A batch in which every token of a completion weighs 1."""
-    return {"input_ids": ids, "kinds": kinds, "weights": (kinds > 0).float(), "sequence": each_row(ids)}
+    return {
+        "input_ids": ids,
+        "kinds": kinds,
+        "weights": (kinds > 0).float(),
+        "sequence": each_row(ids),
+    }
 
 
 def each_row(ids) -> torch.Tensor:
@@ -44,7 +59,10 @@ def each_row(ids) -> torch.Tensor:
 
 
 def token_values(
-    logits: torch.Tensor, input_ids: torch.Tensor, tag_ids: tuple[int, int], ref_logits: torch.Tensor | None = None
+    logits: torch.Tensor,
+    input_ids: torch.Tensor,
+    tag_ids: tuple[int, int],
+    ref_logits: torch.Tensor | None = None,
 ) -> TokenValues:
     """The plain formulas over full logits (B, T, V): the reference that faster code is tested against."""
     return TokenValues(
@@ -57,14 +75,18 @@ def token_values(
 
 def token_log_probs(logits: torch.Tensor, input_ids: torch.Tensor) -> torch.Tensor:
     """log p(x_t | x_<t): logits (B, T, V) and input_ids (B, T) -> (B, T) float32, 0 at position 0."""
-    log_probs = -F.cross_entropy(logits[:, :-1].float().transpose(1, 2), input_ids[:, 1:], reduction="none")
+    log_probs = -F.cross_entropy(
+        logits[:, :-1].float().transpose(1, 2), input_ids[:, 1:], reduction="none"
+    )
     return F.pad(log_probs, (1, 0))
 
 
 def objective(logits, batch, *, tag_ids=TAGS, ref_logits=None, **options):
     """The objective over full logits."""
     values = token_values(logits, batch["input_ids"], tag_ids, ref_logits)
-    return losses.objective(values, batch, find_completions(batch, tag_ids), tag_ids=tag_ids, **options)
+    return losses.objective(
+        values, batch, find_completions(batch, tag_ids), tag_ids=tag_ids, **options
+    )
 
 
 def random_batch(seed: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
@@ -82,18 +104,33 @@ def random_batch(seed: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         (3, 7, OPEN),
     ]:
         ids[row, at] = tag
-    weights = torch.tensor([1.0, 0.5, -1.0, 0.0, 2.25])[torch.randint(5, kinds.shape, generator=generator)]
+    weights = torch.tensor([1.0, 0.5, -1.0, 0.0, 2.25])[
+        torch.randint(5, kinds.shape, generator=generator)
+    ]
     weights[kinds == P] = 0
-    blurred = (kinds == THINK) & (weights != 0) & (torch.rand(kinds.shape, generator=generator) < 0.5)
+    blurred = (
+        (kinds == THINK) & (weights != 0) & (torch.rand(kinds.shape, generator=generator) < 0.5)
+    )
     logits = 2 * torch.randn(*kinds.shape, VOCABULARY, generator=generator, dtype=torch.float64)
-    return logits, {"input_ids": ids, "kinds": kinds, "weights": weights, "blurred": blurred, "sequence": each_row(ids)}
+    return logits, {
+        "input_ids": ids,
+        "kinds": kinds,
+        "weights": weights,
+        "blurred": blurred,
+        "sequence": each_row(ids),
+    }
 
 
 def counts(batch: dict) -> dict[str, float]:
-    return {"n_tokens": float((batch["weights"] != 0).sum()), "n_sequences": float(len(batch["weights"]))}
+    return {
+        "n_tokens": float((batch["weights"] != 0).sum()),
+        "n_sequences": float(len(batch["weights"])),
+    }
 
 
-def spelled_out(logits, batch, n_tokens, n_sequences, beta=0.0, anchor=0.0, ref_logits=None) -> torch.Tensor:
+def spelled_out(
+    logits, batch, n_tokens, n_sequences, beta=0.0, anchor=0.0, ref_logits=None
+) -> torch.Tensor:
     """The formula of the objective, one term at a time."""
     total = torch.zeros((), dtype=torch.float64)
     for row, kinds in enumerate(batch["kinds"].tolist()):
@@ -104,7 +141,9 @@ def spelled_out(logits, batch, n_tokens, n_sequences, beta=0.0, anchor=0.0, ref_
             if batch["blurred"][row, t]:
                 if anchor:
                     q = ref_logits[row, t - 1].softmax(-1)
-                    total = total + anchor / n_tokens * sum(a * (a.log() - b.log()) for a, b in zip(q, p, strict=True))
+                    total = total + anchor / n_tokens * sum(
+                        a * (a.log() - b.log()) for a, b in zip(q, p, strict=True)
+                    )
             else:
                 weight = float(batch["weights"][row, t])
                 total = total - weight / n_tokens * p[batch["input_ids"][row, t]].log()
@@ -112,7 +151,9 @@ def spelled_out(logits, batch, n_tokens, n_sequences, beta=0.0, anchor=0.0, ref_
                 start = t if start is None else start
                 if t + 1 == len(kinds) or kinds[t + 1] == P:
                     opened = batch["input_ids"][row, start - 1].item() == OPEN
-                    reward = reward * format_probability(logits[row, start - 1 : t].softmax(-1), opened)
+                    reward = reward * format_probability(
+                        logits[row, start - 1 : t].softmax(-1), opened
+                    )
                     start = None
         total = total + beta / n_sequences * (1 - reward)
     return total
@@ -138,7 +179,9 @@ def format_probability(p: torch.Tensor, opened: bool) -> torch.Tensor:
 def test_objective_and_gradient_are_those_of_the_formula(seed, beta, anchor):
     """Fractional, negative and zero weights, blur, anchor and format term, in value and gradient."""
     logits, batch = random_batch(seed)
-    ref_logits = torch.randn(logits.shape, generator=torch.Generator().manual_seed(99), dtype=torch.float64)
+    ref_logits = torch.randn(
+        logits.shape, generator=torch.Generator().manual_seed(99), dtype=torch.float64
+    )
     mine, plain = logits.clone().requires_grad_(), logits.clone().requires_grad_()
     options = dict(beta=beta, anchor=anchor, ref_logits=ref_logits, **counts(batch))
     loss, _ = objective(mine, batch, tag_ids=TAGS, **options)
@@ -153,7 +196,9 @@ def test_objective_and_gradient_are_those_of_the_formula(seed, beta, anchor):
 def test_parts_and_sums_are_what_they_are_called():
     """The parts add up to the loss; nll and tokens by kind are over the supervised tokens, blurred or not."""
     logits, batch = random_batch(1)
-    ref_logits = torch.randn(logits.shape, generator=torch.Generator().manual_seed(99), dtype=torch.float64)
+    ref_logits = torch.randn(
+        logits.shape, generator=torch.Generator().manual_seed(99), dtype=torch.float64
+    )
     loss, sums = objective(
         logits, batch, tag_ids=TAGS, beta=0.5, anchor=1.0, ref_logits=ref_logits, **counts(batch)
     )  # fmt: skip
@@ -163,7 +208,10 @@ def test_parts_and_sums_are_what_they_are_called():
         chosen = (batch["kinds"] == kind) & (batch["weights"] != 0)
         assert sums[f"tokens_{name}"] == chosen.sum()
         torch.testing.assert_close(sums[f"nll_{name}"], -log_probs[chosen].sum())
-    assert sums["blurred"] == batch["blurred"].sum() and sums["supervised"] == counts(batch)["n_tokens"]
+    assert (
+        sums["blurred"] == batch["blurred"].sum()
+        and sums["supervised"] == counts(batch)["n_tokens"]
+    )
     assert sums["sequences"] == 4 and 0 < sums["expected_reward"] < 4
     assert not any(value.requires_grad for value in sums.values())
 
@@ -209,7 +257,9 @@ def test_padding_and_prompt_get_no_gradient():
     """With all terms on, logits that predict neither are left alone."""
     logits, batch = random_batch(0)
     z = logits.clone().requires_grad_()
-    objective(z, batch, tag_ids=TAGS, beta=1.0, anchor=1.0, ref_logits=logits.flip(1), **counts(batch))[0].backward()
+    objective(
+        z, batch, tag_ids=TAGS, beta=1.0, anchor=1.0, ref_logits=logits.flip(1), **counts(batch)
+    )[0].backward()
     predicts_prompt = (batch["kinds"] == P).roll(-1, 1)
     predicts_prompt[:, -1] = True  # the last logits predict nothing
     assert not z.grad[predicts_prompt].any() and z.grad[~predicts_prompt].any(-1).all()
@@ -219,10 +269,22 @@ def test_padding_and_prompt_get_no_gradient():
 def test_nothing_supervised_is_a_connected_zero(anchor):
     """Not NaN, and a gradient of zeros for the logits: DDP would wait for it."""
     logits, batch = random_batch(0)
-    nothing = {"kinds": torch.zeros_like(batch["kinds"]), "weights": torch.zeros_like(batch["weights"])}
+    nothing = {
+        "kinds": torch.zeros_like(batch["kinds"]),
+        "weights": torch.zeros_like(batch["weights"]),
+    }
     batch = batch | nothing | {"blurred": torch.zeros_like(batch["blurred"])}
     z = logits.clone().requires_grad_()
-    loss, _ = objective(z, batch, tag_ids=TAGS, n_tokens=1, n_sequences=4, beta=1.0, anchor=anchor, ref_logits=logits)
+    loss, _ = objective(
+        z,
+        batch,
+        tag_ids=TAGS,
+        n_tokens=1,
+        n_sequences=4,
+        beta=1.0,
+        anchor=anchor,
+        ref_logits=logits,
+    )
     loss.backward()
     assert loss.item() == 0 and z.grad is not None and not z.grad.any()
 
@@ -284,7 +346,10 @@ def test_completions_are_found_with_what_the_prompt_opened():
     ]
     ids = torch.tensor([[OPEN, 3, CLOSE, 3, 3], [5, OPEN, 4, 3, 3]])
     kinds = torch.tensor([[P, P, P, P, ANSWER], [P, P, P, THINK, THINK]])
-    assert find_completions(as_batch(ids, kinds), TAGS) == [Completion(0, 4, 5, 0, False), Completion(1, 3, 5, 1, True)]
+    assert find_completions(as_batch(ids, kinds), TAGS) == [
+        Completion(0, 4, 5, 0, False),
+        Completion(1, 3, 5, 1, True),
+    ]
 
 
 def test_a_completion_at_position_0_starts_at_1():
@@ -295,11 +360,21 @@ def test_a_completion_at_position_0_starts_at_1():
 
 def test_a_completion_starts_at_its_tag_where_one_token_stands_before_it():
     """The white space of some templates. Two tokens are text before the thought; a tag further on starts nothing."""
-    ids = torch.tensor([[5, 3, OPEN, 4, CLOSE, 3], [5, 3, 3, OPEN, 4, CLOSE], [5, 3, CLOSE, 4, OPEN, 3]])
-    kinds = torch.tensor(
-        [[P, ANSWER, TAG, THINK, TAG, ANSWER], [P, ANSWER, ANSWER, TAG, THINK, TAG], [P, *[ANSWER] * 5]]
+    ids = torch.tensor(
+        [[5, 3, OPEN, 4, CLOSE, 3], [5, 3, 3, OPEN, 4, CLOSE], [5, 3, CLOSE, 4, OPEN, 3]]
     )
-    assert [(c.start, c.end) for c in find_completions(as_batch(ids, kinds), TAGS)] == [(2, 6), (1, 6), (1, 6)]
+    kinds = torch.tensor(
+        [
+            [P, ANSWER, TAG, THINK, TAG, ANSWER],
+            [P, ANSWER, ANSWER, TAG, THINK, TAG],
+            [P, *[ANSWER] * 5],
+        ]
+    )
+    assert [(c.start, c.end) for c in find_completions(as_batch(ids, kinds), TAGS)] == [
+        (2, 6),
+        (1, 6),
+        (1, 6),
+    ]
 
 
 def test_a_turn_after_a_turn_that_was_never_closed_counts_as_opened_only_by_its_prompt():
@@ -322,7 +397,9 @@ def fits(outcomes: tuple[int, ...], opened: bool) -> bool:
 @pytest.mark.parametrize("length", range(1, 8))
 def test_reward_is_the_sum_over_all_sequences_that_fit(length, opened):
     """Brute force over the 3^L outcomes; behind the length stands padding of any value."""
-    log_tags = torch.randn(3, 2, 8, generator=torch.Generator().manual_seed(length), dtype=torch.float64).log_softmax(0)
+    log_tags = torch.randn(
+        3, 2, 8, generator=torch.Generator().manual_seed(length), dtype=torch.float64
+    ).log_softmax(0)
     found = format_log_prob(log_tags, torch.tensor([opened] * 2), torch.tensor([length] * 2)).exp()
     for c in range(2):
         p = log_tags[:, c].exp().tolist()
@@ -344,12 +421,20 @@ def test_a_completion_too_short_to_fit_has_no_reward_and_no_bad_gradient():
 
 def reward_of(logits: torch.Tensor, opened: bool = False) -> torch.Tensor:
     """R of one completion: logits (L, V) at its positions."""
-    padded = torch.cat([logits, logits[:1]])[None]  # logits at t - 1 predict t, so the last predict nothing
-    return expected_format_reward(tag_log_probs(padded, TAGS), [Completion(0, 1, len(logits) + 1, 0, opened)], 1)[0]
+    padded = torch.cat([logits, logits[:1]])[
+        None
+    ]  # logits at t - 1 predict t, so the last predict nothing
+    return expected_format_reward(
+        tag_log_probs(padded, TAGS), [Completion(0, 1, len(logits) + 1, 0, opened)], 1
+    )[0]
 
 
 @given(
-    st.lists(st.lists(st.sampled_from([-60.0, -20.0, 0.0, 20.0, 60.0]), min_size=4, max_size=4), min_size=1, max_size=6)
+    st.lists(
+        st.lists(st.sampled_from([-60.0, -20.0, 0.0, 20.0, 60.0]), min_size=4, max_size=4),
+        min_size=1,
+        max_size=6,
+    )
 )
 def test_extreme_logits_give_a_finite_value_and_gradient(rows):
     """Probabilities down to e^-120, of anything at any position."""
@@ -387,11 +472,14 @@ def test_the_gradient_is_not_lost_where_the_reward_is_tiny():
 
 
 @pytest.mark.parametrize(
-    ("position", "token", "sign"), [(0, OPEN, 1), (0, CLOSE, -1), (0, 3, -1), (2, OPEN, -1), (4, OPEN, -1)]
+    ("position", "token", "sign"),
+    [(0, OPEN, 1), (0, CLOSE, -1), (0, 3, -1), (2, OPEN, -1), (4, OPEN, -1)],
 )
 def test_the_reward_points_the_right_way(position, token, sign):
     """Raising the open tag at the first position raises R, raising it later lowers R."""
-    logits = torch.randn(5, VOCABULARY, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    logits = torch.randn(
+        5, VOCABULARY, generator=torch.Generator().manual_seed(0), dtype=torch.float64
+    )
     raised = logits.clone()
     raised[position, token] += 0.5
     assert sign * (reward_of(raised) - reward_of(logits)).item() > 1e-6
@@ -414,7 +502,9 @@ def test_one_close_tag_is_wanted_and_no_second():
 
 def test_a_sequence_of_several_completions_fits_when_all_do():
     """R is the product over them, and 1 where there is none."""
-    log_tags = torch.randn(3, 2, 9, generator=torch.Generator().manual_seed(0), dtype=torch.float64).log_softmax(0)
+    log_tags = torch.randn(
+        3, 2, 9, generator=torch.Generator().manual_seed(0), dtype=torch.float64
+    ).log_softmax(0)
     parts = [Completion(0, 1, 4, 0, False), Completion(0, 5, 9, 0, True)]
     alone = [expected_format_reward(log_tags, [part], 2)[0] for part in parts]
     both = expected_format_reward(log_tags, parts, 2)
@@ -454,7 +544,12 @@ def most_probable(rows) -> torch.Tensor:
 )
 def test_argmax_reward(tokens, opened, fit):
     """The reference's 0/1 reward, cases by hand."""
-    assert argmax_format_reward(most_probable([tokens]), [Completion(0, 1, 5, 0, opened)], 1, TAGS).item() == fit
+    assert (
+        argmax_format_reward(
+            most_probable([tokens]), [Completion(0, 1, 5, 0, opened)], 1, TAGS
+        ).item()
+        == fit
+    )
 
 
 @pytest.mark.parametrize("opened", [False, True])
@@ -463,7 +558,9 @@ def test_the_reward_is_the_expectation_of_the_argmax_reward(opened):
     n = 20_000
     logits = torch.randn(5, 4, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
     logits[0, OPEN] += 0 if opened else 2
-    drawn = torch.multinomial(logits.softmax(-1), n, replacement=True, generator=torch.Generator().manual_seed(1)).T
+    drawn = torch.multinomial(
+        logits.softmax(-1), n, replacement=True, generator=torch.Generator().manual_seed(1)
+    ).T
     completions = [Completion(row, 1, 6, row, opened) for row in range(n)]
     mean = argmax_format_reward(most_probable(drawn.tolist()), completions, n, TAGS).mean().item()
     expected = reward_of(logits, opened).item()
@@ -485,7 +582,11 @@ def test_a_completion_of_weight_0_is_no_completion():
 @pytest.mark.parametrize("negative", ["nll", "unlikelihood", "floor"])
 def test_token_losses_are_the_formulas(negative):
     """Values and gradients in float64, probabilities from 1e-9 to almost 1."""
-    p = torch.tensor([[1e-9, 1e-4, 0.02, 0.3, 0.9, 0.999999]], dtype=torch.float64).log().requires_grad_()
+    p = (
+        torch.tensor([[1e-9, 1e-4, 0.02, 0.3, 0.9, 0.999999]], dtype=torch.float64)
+        .log()
+        .requires_grad_()
+    )
     for weight in (2.0, 0.5, 0.0, -1.0, -0.25):
         weights = torch.full(p.shape, weight, dtype=torch.float64)
         got = token_losses(p, weights, negative, floor=5.0)
@@ -496,7 +597,9 @@ def test_token_losses_are_the_formulas(negative):
         if weight < 0 and negative == "floor":
             wanted = weight * torch.minimum(-p, torch.tensor(5.0, dtype=torch.float64))
         torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-12)
-        ours, theirs = (torch.autograd.grad(x.sum(), p, retain_graph=True)[0] for x in (got, wanted))
+        ours, theirs = (
+            torch.autograd.grad(x.sum(), p, retain_graph=True)[0] for x in (got, wanted)
+        )
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-9)
 
 

@@ -13,7 +13,7 @@ from browser import ROOT
 from transformers import AutoModelForCausalLM
 
 import btsft_nb as bt
-from btsft_nb.__main__ import main
+from btsft_nb.cli.main import main
 
 FILE = """\
 model: tiny
@@ -52,7 +52,9 @@ def trained(tmp_path_factory):
     """The folder in which `train` was called, and what it printed."""
     folder = tmp_path_factory.mktemp("trained")
     (folder / "run.yaml").write_text(FILE)
-    return folder, in_a_shell(folder, "--config", "run.yaml", "threshold=0.6", "output_dir=out", "seed=5")
+    return folder, in_a_shell(
+        folder, "--config", "run.yaml", "threshold=0.6", "output_dir=out", "seed=5"
+    )
 
 
 def test_train_follows_file_and_command_line(trained):
@@ -80,7 +82,15 @@ def test_train_says_before_what_it_will_take(trained):
 
 def test_a_dry_run_prepares_and_stops(trained):
     folder, _ = trained
-    told = in_a_shell(folder, "train", "--config", "run.yaml", "--dry-run", "output_dir=nothing", "num_train_epochs=2")
+    told = in_a_shell(
+        folder,
+        "train",
+        "--config",
+        "run.yaml",
+        "--dry-run",
+        "output_dir=nothing",
+        "num_train_epochs=2",
+    )
     assert "12 rows" in told and "MiB" in told and not (folder / "nothing").exists()
 
 
@@ -89,7 +99,9 @@ def test_a_run_is_not_written_over(trained, capsys, monkeypatch):
     monkeypatch.chdir(folder)
     before = (folder / "out" / "training_config.json").read_bytes()
     assert main(["--config", "run.yaml", "output_dir=out"]) == 2
-    assert "out holds a run: name another output_dir" in capsys.readouterr().err  # and has no checkpoint
+    assert (
+        "out holds a run: name another output_dir" in capsys.readouterr().err
+    )  # and has no checkpoint
     (folder / "notebook").mkdir(exist_ok=True)
     (folder / "notebook" / "training_config.json").write_text("{}")
     assert main(["--config", "run.yaml", "output_dir=notebook"]) == 2
@@ -100,23 +112,40 @@ def test_a_run_is_not_written_over(trained, capsys, monkeypatch):
 def test_a_run_goes_on_by_its_folder(trained, tmp_path, capsys, monkeypatch):
     """Stopped after 2 of 4 steps, and alone: the same weights, bit for bit."""
     folder, _ = trained
-    asked = ["--config", str(folder / "run.yaml"), "save_strategy=steps", "save_steps=2", "max_steps=4"]
+    asked = [
+        "--config",
+        str(folder / "run.yaml"),
+        "save_strategy=steps",
+        "save_steps=2",
+        "max_steps=4",
+    ]
     in_a_shell(tmp_path, *asked, "output_dir=alone")
     shutil.copytree(tmp_path / "alone", tmp_path / "stopped")
     shutil.rmtree(tmp_path / "stopped" / "checkpoint-4")
     (tmp_path / "stopped" / "adapter_model.safetensors").unlink()
-    text = (tmp_path / "stopped" / "settings.yaml").read_text().replace("output_dir: alone", "output_dir: stopped")
+    text = (
+        (tmp_path / "stopped" / "settings.yaml")
+        .read_text()
+        .replace("output_dir: alone", "output_dir: stopped")
+    )
     (tmp_path / "stopped" / "settings.yaml").write_text(text)
     with monkeypatch.context() as here:
         here.chdir(tmp_path)
         assert main(["train", "--resume", "stopped", "lora_r=8", "examples=5"]) == 2
         told = capsys.readouterr().err
-        assert "stopped was begun otherwise: lora_r was 16 and is 8; examples was 12 and is 5" in told
+        assert (
+            "stopped was begun otherwise: lora_r was 16 and is 8; examples was 12 and is 5" in told
+        )
         assert main(["train", "--resume", "stopped", "learning_rate=0.5"]) == 2
         assert "learning_rate" in capsys.readouterr().err
     in_a_shell(tmp_path, "train", "--resume", "stopped/checkpoint-2", "logging_steps=2")
-    assert "logging_steps: 2.0  # command line" in (tmp_path / "stopped" / "settings.yaml").read_text()
-    weights = [(tmp_path / name / "adapter_model.safetensors").read_bytes() for name in ("alone", "stopped")]
+    assert (
+        "logging_steps: 2.0  # command line" in (tmp_path / "stopped" / "settings.yaml").read_text()
+    )
+    weights = [
+        (tmp_path / name / "adapter_model.safetensors").read_bytes()
+        for name in ("alone", "stopped")
+    ]
     assert weights[0] == weights[1]
 
 
@@ -126,7 +155,9 @@ def test_merge_and_inspect_take_a_run(trained):
     assert in_a_shell(folder, "merge", "out").splitlines()[-1] == "out/merged"
     ids = torch.arange(5, 25)[None]
     with torch.no_grad():
-        merged = AutoModelForCausalLM.from_pretrained(folder / "out" / "merged", dtype=torch.float32)(ids).logits
+        merged = AutoModelForCausalLM.from_pretrained(
+            folder / "out" / "merged", dtype=torch.float32
+        )(ids).logits
         ours = bt.load_model(folder / "out")[0](ids).logits
     assert (merged - ours).abs().max() < 1e-3 * ours.abs().max()
     assert in_a_shell(folder, "inspect", "out").splitlines()[-1] == "out/inspector.html"
@@ -158,7 +189,8 @@ def test_an_evaluation_in_the_run_stands_in_its_card(trained):
     """In the seed's spelling, from its own split, with BLEU; the most likely tokens each time."""
     folder, _ = trained
     rows = [
-        {"Question": row["messages"][0]["content"], "Answer": row["answer"]} for row in bt.load_rows("tiny/test")[:3]
+        {"Question": row["messages"][0]["content"], "Answer": row["answer"]}
+        for row in bt.load_rows("tiny/test")[:3]
     ]
     (folder / "qa.json").write_text(json.dumps({"train": [], "test": rows}))
     asked = "test=qa.json samples=1 temperature=0 max_new_tokens=48 top_k=5 text_scores=true evaluate_base=false"
@@ -171,13 +203,22 @@ def test_an_evaluation_in_the_run_stands_in_its_card(trained):
 
 def test_differences_are_printed(run, tmp_path, capsys):
     """Of a second run from the first: none, between equal models; rows of a file have no ways of thinking."""
-    (tmp_path / "test.jsonl").write_text('{"question": "Ann has 3 eggs and gets 4. How many?", "answer": "7"}\n')
+    (tmp_path / "test.jsonl").write_text(
+        '{"question": "Ann has 3 eggs and gets 4. How many?", "answer": "7"}\n'
+    )
     second = shutil.copytree(run, tmp_path / "second")
-    asked = [f"test={tmp_path / 'test.jsonl'}", f"report={tmp_path / 'out'}", "samples=2", "max_new_tokens=32"]
+    asked = [
+        f"test={tmp_path / 'test.jsonl'}",
+        f"report={tmp_path / 'out'}",
+        "samples=2",
+        "max_new_tokens=32",
+    ]
     assert main(["evaluate", str(run), str(second), *asked]) == 0
     told = capsys.readouterr().out
     assert "less mine, with 95 % intervals:" in told and "ways" not in told
-    (line,) = [line for line in told.splitlines() if line.split()[:3] == ["unique", "thoughts", "second"]]
+    (line,) = [
+        line for line in told.splitlines() if line.split()[:3] == ["unique", "thoughts", "second"]
+    ]
     assert line.split()[3:] == ["+0.000", "+0.000", "+0.000", "1"]
 
 
@@ -187,7 +228,10 @@ def test_differences_are_printed(run, tmp_path, capsys):
         ("evaluate nowhere/at/all test=tiny/test", "btsft: nowhere/at/all: no such run folder"),
         ("evaluate {run} test=tiny/exam", "btsft: unknown data set 'tiny/exam'"),
         ("evaluate {run} test={folder}/none.jsonl", "none.jsonl: no such file"),
-        ("evaluate {run} test={folder}/broken.jsonl", "broken.jsonl, row 0: line 1: not valid JSON"),
+        (
+            "evaluate {run} test={folder}/broken.jsonl",
+            "broken.jsonl, row 0: line 1: not valid JSON",
+        ),
         ("evaluate {run} {run} test=tiny/test", "two models are called 'mine'"),
         ("evaluate {run} test=tiny/test report={folder}/broken.jsonl", "File exists: "),
         ("evaluate {run} test=tiny/test samples=two", "samples='two': whole number wanted"),
@@ -195,7 +239,10 @@ def test_differences_are_printed(run, tmp_path, capsys):
         ("merge", "merge needs a run folder"),
         ("train data=tiny/teacher", "model is lacking"),
         ("train model=tiny", "data is lacking"),
-        ("train model=tiny data=tiny/teacher thresold=1", "command line: unknown setting 'thresold'"),
+        (
+            "train model=tiny data=tiny/teacher thresold=1",
+            "command line: unknown setting 'thresold'",
+        ),
         ("--config {folder}/none.yaml", "none.yaml: no such file"),
         ("train threshold=[", "no YAML after the equals sign"),
         ("dance", "dance: "),
@@ -203,7 +250,10 @@ def test_differences_are_printed(run, tmp_path, capsys):
         ("merge {run} --dry-run", "--resume, --dry-run and --overwrite are for train"),
         ("inspect {run} {run}", "inspect shows one run, not 2"),
         ("train model=tiny data=tiny/teacher method=full", "the anchor no reference: set anchor=0"),
-        ("train model=tiny data=tiny/teacher eval_data=tiny/test", "eval_data='tiny/test' is never used"),
+        (
+            "train model=tiny data=tiny/teacher eval_data=tiny/test",
+            "eval_data='tiny/test' is never used",
+        ),
         ("--dry-run model=tiny data=tiny/teacher lora_targets=q_prj", "did you mean 'q_proj'"),
     ],
     ids=lambda value: value if " " in value else None,
@@ -218,7 +268,9 @@ def test_an_error_is_one_line(run, tmp_path, capsys, arguments, words):
     assert words in told and told.count("\n") == 1 and "Traceback" not in told
 
 
-@pytest.mark.parametrize("error", [PermissionError(13, "Permission denied", "out"), torch.OutOfMemoryError("no\nroom")])
+@pytest.mark.parametrize(
+    "error", [PermissionError(13, "Permission denied", "out"), torch.OutOfMemoryError("no\nroom")]
+)
 def test_what_the_machine_lacks_is_one_line(run, capsys, monkeypatch, error):
     def fail(*runs, **asked):
         raise error

@@ -11,7 +11,21 @@ import pytest
 from btsft_nb import RowError, Rows, load_rows, prepare, to_messages, to_prompt
 
 COUNT = 10_000
-NO_TEXT = [5, -1.5, True, False, [], [1], {}, {"a": 1}, ["a"], [[]], float("nan"), float("inf"), 10**4000]
+NO_TEXT = [
+    5,
+    -1.5,
+    True,
+    False,
+    [],
+    [1],
+    {},
+    {"a": 1},
+    ["a"],
+    [[]],
+    float("nan"),
+    float("inf"),
+    10**4000,
+]
 NO_JSON = [
     b"bytes",
     {1, 2},
@@ -25,9 +39,27 @@ NO_JSON = [
     10**5000,
 ]
 SURROGATES = ["\ud800", "a\udfffb", "\udc00" * 9]
-NO_WEIGHT = [float("nan"), float("inf"), float("-inf"), True, False, "1", "", [], {}, 1e7, -(10**400), "nan"]
+NO_WEIGHT = [
+    float("nan"),
+    float("inf"),
+    float("-inf"),
+    True,
+    False,
+    "1",
+    "",
+    [],
+    {},
+    1e7,
+    -(10**400),
+    "nan",
+]
 NO_ROLE = ["bot", "", "User", "text", "assistant ", "\ud800", 5, ["user"], {"role": "user"}, None]
-TEXT_FIELDS = [("question", "answer"), ("instruction", "output"), ("problem", "solution"), ("Question", "Answer")]
+TEXT_FIELDS = [
+    ("question", "answer"),
+    ("instruction", "output"),
+    ("problem", "solution"),
+    ("Question", "Answer"),
+]
 KINDS = ("image_url", "tool_call", "audio", "", 5, ["text"], {"type": "text"}, "Text")
 
 
@@ -84,13 +116,21 @@ class Malformed:
         """A conversation of which the last turn has this part."""
         parts = [{"type": "text", "text": "a"}] * self.random.randint(0, 2)
         parts.insert(self.random.randint(0, len(parts)), part)
-        return self.talk([*self.turns(), {"role": "user", "content": "q"}, {"role": "assistant", "content": parts}])
+        return self.talk(
+            [
+                *self.turns(),
+                {"role": "user", "content": "q"},
+                {"role": "assistant", "content": parts},
+            ]
+        )
 
     def row_that_is_none(self):
         return self.random.choice([None, "text", *NO_TEXT[:6], *NO_JSON, *SURROGATES, DEEP])
 
     def row_of_no_layout(self):
-        names = self.random.sample(["question", "output", "solution", "prompt", "system", "input", "tag", "\ud800"], 2)
+        names = self.random.sample(
+            ["question", "output", "solution", "prompt", "system", "input", "tag", "\ud800"], 2
+        )
         keys = self.random.choice([names, [*names, 5], [None], [(1, 2)], []])
         return {key: self.no_text() for key in keys}
 
@@ -102,7 +142,9 @@ class Malformed:
 
     def row_of_wrong_text(self):
         question, answer = self.random.choice(TEXT_FIELDS)
-        return {question: "a", answer: "b"} | {self.random.choice([question, answer]): self.no_text()}
+        return {question: "a", answer: "b"} | {
+            self.random.choice([question, answer]): self.no_text()
+        }
 
     def row_without_an_answer(self):
         question, answer = self.random.choice(TEXT_FIELDS)
@@ -123,31 +165,54 @@ class Malformed:
         )
 
     def row_of_wrong_turns(self):
-        return self.talk(self.random.choice([self.no_text(), "text", [None], [self.no_text()], [[], []], [[[]]]]))
+        return self.talk(
+            self.random.choice([self.no_text(), "text", [None], [self.no_text()], [[], []], [[[]]]])
+        )
 
     def row_without_turns_to_train(self):
         user, reply = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
-        return self.talk(self.random.choice([[], [user], [reply], [user, reply, user], [reply, user, reply]]))
+        return self.talk(
+            self.random.choice([[], [user], [reply], [user, reply, user], [reply, user, reply]])
+        )
 
     def row_of_a_wrong_role(self):
         return self.with_turn(role=self.random.choice(NO_ROLE))
 
     def row_of_wrong_content(self):
-        return self.with_turn(content=self.random.choice([value for value in NO_TEXT + NO_JSON if value != []]))
+        return self.with_turn(
+            content=self.random.choice([value for value in NO_TEXT + NO_JSON if value != []])
+        )
 
     def row_with_an_empty_turn(self):
         empty = self.random.choice(
-            [None, "", " \n", [], [{"type": "text", "text": ""}], [{"type": "thinking", "text": " "}]]
+            [
+                None,
+                "",
+                " \n",
+                [],
+                [{"type": "text", "text": ""}],
+                [{"type": "thinking", "text": " "}],
+            ]
         )
-        return self.talk([*self.turns(), {"role": "user", "content": "q"}, {"role": "assistant", "content": empty}])
+        return self.talk(
+            [
+                *self.turns(),
+                {"role": "user", "content": "q"},
+                {"role": "assistant", "content": empty},
+            ]
+        )
 
     def row_of_a_wrong_weight(self):
         weight = self.random.choice(NO_WEIGHT)
-        return self.random.choice([self.with_turn(weight=weight), self.with_part({"text": "a", "weight": weight})])
+        return self.random.choice(
+            [self.with_turn(weight=weight), self.with_part({"text": "a", "weight": weight})]
+        )
 
     def row_of_a_wrong_part(self):
         part = {"type": self.random.choice(KINDS), "text": "a"}
-        return self.with_part(self.random.choice([part, "a", None, {"type": "text"}, {"text": self.no_text()}]))
+        return self.with_part(
+            self.random.choice([part, "a", None, {"type": "text"}, {"text": self.no_text()}])
+        )
 
     def row_of_a_wrong_tag(self):
         return self.with_part({"type": "text", "text": "a", "tag": self.no_text()})
@@ -157,7 +222,10 @@ class Malformed:
 
     def row_with_two_thoughts(self):
         content = self.random.choice(["<think>t</think>a", "[THINK]t[/THINK]a", "a</think>"])
-        turns = [{"role": "user", "content": "q"}, {"role": "assistant", "reasoning": "t", "content": content}]
+        turns = [
+            {"role": "user", "content": "q"},
+            {"role": "assistant", "reasoning": "t", "content": content},
+        ]
         return self.talk(turns)
 
     def row_with_tools(self):
@@ -176,7 +244,9 @@ def malformed() -> list[tuple[str, object]]:
 def test_the_generator_makes_every_kind_many_times(malformed):
     """Else the tests below would pass on few."""
     counts = Counter(kind for kind, _ in malformed)
-    assert set(counts) == set(Malformed(0).kinds) and len(counts) >= 15 and min(counts.values()) > 300
+    assert (
+        set(counts) == set(Malformed(0).kinds) and len(counts) >= 15 and min(counts.values()) > 300
+    )
 
 
 def test_every_malformed_row_is_a_row_error_that_says_where(malformed):
@@ -242,7 +312,8 @@ def test_every_broken_line_stands_in_its_place(lines, tmp_path):
         for i, ((whole, line), row) in enumerate(zip(lines, rows, strict=True)):
             assert isinstance(row, dict if whole else RowError), (i, line[:80])
             assert whole or (
-                (row.source, row.row) == (str(path), i) and str(row).startswith(f"{path}, row {i}: line {i + 1}: ")
+                (row.source, row.row) == (str(path), i)
+                and str(row).startswith(f"{path}, row {i}: line {i + 1}: ")
             )
 
 
@@ -266,7 +337,9 @@ def test_a_malformed_row_is_one_after_a_file_too(lines, tmp_path):
             to_messages(row)
 
 
-def test_a_tolerant_preparation_drops_each_and_counts_it(malformed, lines, tiny_tokenizer, tmp_path):
+def test_a_tolerant_preparation_drops_each_and_counts_it(
+    malformed, lines, tiny_tokenizer, tmp_path
+):
     """Whatever the other rows are, the good ones are kept, in one process or two, from memory or from a file."""
     good = {"question": "2+2?", "answer": "two and two\n#### 4"}
     rows = [good, *(row for _, row in malformed), good]

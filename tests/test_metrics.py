@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from btsft_nb import evaluate, table
-from btsft_nb.metrics import interval, paired_difference, sums_interval
+from btsft_nb.evaluation.metrics import interval, paired_difference, sums_interval
 
 
 def test_the_interval_covers():
@@ -28,13 +28,19 @@ def test_an_interval_is_repeatable_and_narrows():
     """Equal each time; a quarter of the width for sixteen times the prompts; none where all are equal."""
     values = np.random.default_rng(0).random(50)
     assert interval(values) == interval(list(values))
-    assert width(interval(values)) / width(interval(np.tile(values, 16))) == pytest.approx(4, rel=0.15)
+    assert width(interval(values)) / width(interval(np.tile(values, 16))) == pytest.approx(
+        4, rel=0.15
+    )
     assert interval([0.5] * 9) == {"value": 0.5, "low": 0.5, "high": 0.5, "n": 9}
 
 
 def test_the_interval_of_a_column_counts_what_is_known():
     """None is left out of the mean and of n; with none known there is no interval."""
-    assert interval([1, None, 0, None]) == interval([1, 0]) == {"value": 0.5, "low": 0, "high": 1, "n": 2}
+    assert (
+        interval([1, None, 0, None])
+        == interval([1, 0])
+        == {"value": 0.5, "low": 0, "high": 1, "n": 2}
+    )
     assert interval([None]) is None and interval([]) is None
 
 
@@ -56,11 +62,17 @@ def test_a_paired_difference_is_narrower():
     found = paired_difference(a, b)
     assert found["value"] == pytest.approx(np.mean(b - a)) and found["n"] == 100
     assert width(found) < width(interval(a)) / 10
-    assert paired_difference([0, None, 1, 1], [1, 1, None, 2]) == {"value": 1, "low": 1, "high": 1, "n": 2}
+    assert paired_difference([0, None, 1, 1], [1, 1, None, 2]) == {
+        "value": 1,
+        "low": 1,
+        "high": 1,
+        "n": 2,
+    }
 
 
 @pytest.mark.parametrize(
-    ("a", "b", "words"), [([1], [1, 2], "values of 1 and of 2 prompts"), ([1, None], [None, 1], "none of 2 prompts")]
+    ("a", "b", "words"),
+    [([1], [1, 2], "values of 1 and of 2 prompts"), ([1, None], [None, 1], "none of 2 prompts")],
 )
 def test_a_paired_difference_wants_the_same_prompts(a, b, words):
     with pytest.raises(ValueError, match=words):
@@ -71,7 +83,13 @@ def test_a_paired_difference_wants_the_same_prompts(a, b, words):
 
 
 def record(prompt: int, sample: int, text: str, **options) -> dict:
-    return {"prompt": prompt, "sample": sample, "text": text, "prefilled": False, "finished": True} | options
+    return {
+        "prompt": prompt,
+        "sample": sample,
+        "text": text,
+        "prefilled": False,
+        "finished": True,
+    } | options
 
 
 SAMPLES = [
@@ -86,7 +104,9 @@ SAMPLES = [
 
 def test_evaluate_by_hand():
     """Three prompts, two samples each."""
-    summary = evaluate(SAMPLES, ["4", "7", "9"], lambda thought: {"Count": "count", "Split": "split"}.get(thought))
+    summary = evaluate(
+        SAMPLES, ["4", "7", "9"], lambda thought: {"Count": "count", "Split": "split"}.get(thought)
+    )
     values = {name: metric["value"] for name, metric in summary["metrics"].items()}
     assert values == pytest.approx(
         {
@@ -101,21 +121,33 @@ def test_evaluate_by_hand():
             "way entropy": 0,
         }
     )
-    assert summary["values"]["accuracy"] == [0.5, 1, 0] and summary["values"]["self-BLEU"] == [1, None, 0]
+    assert summary["values"]["accuracy"] == [0.5, 1, 0] and summary["values"]["self-BLEU"] == [
+        1,
+        None,
+        0,
+    ]
     assert summary["values"]["distinct-2"] == [None] * 3  # no thought has two words
-    assert {name: metric["n"] for name, metric in summary["metrics"].items()} == dict.fromkeys(values, 3) | {
-        "self-BLEU": 2
-    }
+    assert {name: metric["n"] for name, metric in summary["metrics"].items()} == dict.fromkeys(
+        values, 3
+    ) | {"self-BLEU": 2}
     assert summary["unparsed"] == 1
     assert summary["problems"] == {"no open tag": 1, "cut off": 1}
     assert summary["ways"] == {"count": 3, "split": 1, "other": 2}
     assert (summary["prompts"], summary["samples"]) == (3, 6)
-    assert all(metric["low"] <= metric["value"] <= metric["high"] for metric in summary["metrics"].values())
+    assert all(
+        metric["low"] <= metric["value"] <= metric["high"] for metric in summary["metrics"].values()
+    )
 
 
 def test_missing_thoughts_are_neither_alike_nor_different():
     """Diversity is that of the thoughts that are there, whatever the compliance; no value where there is none."""
-    thoughts = ["<think>one two</think>", "<think>one two</think>", "<think>one three</think>", "", "<think></think>"]
+    thoughts = [
+        "<think>one two</think>",
+        "<think>one two</think>",
+        "<think>one three</think>",
+        "",
+        "<think></think>",
+    ]
     samples = [record(0, i, f"{thought}4") for i, thought in enumerate(thoughts)]
     samples += [record(1, i, "4") for i in range(5)]
     summary = evaluate(samples, None)
@@ -128,13 +160,19 @@ def test_missing_thoughts_are_neither_alike_nor_different():
 def test_evaluate_without_ways_has_none():
     """The tiny problems know ways; other data need not."""
     summary = evaluate(SAMPLES, ["4", "7", "9"])
-    assert not {"ways of thinking", "way entropy"} & set(summary["values"]) and summary["ways"] == {}
+    assert (
+        not {"ways of thinking", "way entropy"} & set(summary["values"]) and summary["ways"] == {}
+    )
 
 
 def test_evaluate_without_references_judges_no_answer():
     """All else is as with them."""
     summary, judged = evaluate(SAMPLES, None), evaluate(SAMPLES, ["4", "7", "9"])
-    kept = {name: value for name, value in judged["metrics"].items() if name not in ("accuracy", "pass@2", "majority")}
+    kept = {
+        name: value
+        for name, value in judged["metrics"].items()
+        if name not in ("accuracy", "pass@2", "majority")
+    }
     assert summary["metrics"] == kept and summary["unparsed"] is None and judged["unparsed"] == 1
 
 
@@ -144,7 +182,9 @@ def test_evaluate_measures_thoughts_of_several_words():
     samples = [record(0, i, f"<think>{thought}</think>{i}") for i, thought in enumerate(thoughts)]
     ways = {"Count": "count", "Split": "split"}
     training = ["Split one two", "now Count one two three four"]
-    summary = evaluate(samples, ["1"], lambda thought: ways.get(thought.split()[0]), training=training)
+    summary = evaluate(
+        samples, ["1"], lambda thought: ways.get(thought.split()[0]), training=training
+    )
     values = {name: column[0] for name, column in summary["values"].items()}
     assert values["distinct-2"] == pytest.approx(5 / 9)
     assert values["way entropy"] == pytest.approx(math.log2(3) - 2 / 3)
@@ -166,7 +206,10 @@ def test_evaluate_reads_answers_as_it_is_told():
 
 def test_evaluate_takes_records_in_any_order():
     """They are told apart by their prompt."""
-    assert evaluate(SAMPLES[::-1], ["4", "7", "9"])["metrics"] == evaluate(SAMPLES, ["4", "7", "9"])["metrics"]
+    assert (
+        evaluate(SAMPLES[::-1], ["4", "7", "9"])["metrics"]
+        == evaluate(SAMPLES, ["4", "7", "9"])["metrics"]
+    )
 
 
 @pytest.mark.parametrize(

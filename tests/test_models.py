@@ -13,8 +13,8 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
 import btsft_nb as bt
-from btsft_nb.config import ModelConfig
-from btsft_nb.models import TINY
+from btsft_nb.models.config import ModelConfig
+from btsft_nb.models.load import TINY
 
 
 def test_the_embedded_model_is_small_and_solves_its_problems():
@@ -22,10 +22,15 @@ def test_the_embedded_model_is_small_and_solves_its_problems():
     assert sum(file.stat().st_size for file in TINY.iterdir()) <= 2_000_000
     model, tokenizer = bt.load_model("tiny")
     assert len(tokenizer) <= 600 and model.num_parameters() == pytest.approx(0.8e6, rel=0.1)
-    assert [tokenizer.tokenize(tag) for tag in ("<think>", "</think>")] == [["<think>"], ["</think>"]]
+    assert [tokenizer.tokenize(tag) for tag in ("<think>", "</think>")] == [
+        ["<think>"],
+        ["</think>"],
+    ]
     assert len(tokenizer.tokenize("1234567")) == 7
     problems = bt.load_rows("tiny/test")
-    samples = bt.sample(model, tokenizer, problems, n=1, temperature=0, max_new_tokens=96, batch_size=200)
+    samples = bt.sample(
+        model, tokenizer, problems, n=1, temperature=0, max_new_tokens=96, batch_size=200
+    )
     summary = bt.evaluate(samples, [row["answer"] for row in problems])
     assert summary["metrics"]["accuracy"]["value"] >= 0.95
     assert summary["metrics"]["compliance"]["value"] == 1.0
@@ -43,7 +48,10 @@ def test_the_embedded_model_thinks_in_four_ways():
 def test_sampling_is_seeded_and_leaves_the_global_state():
     model, tokenizer = bt.load_model("tiny")
     state = torch.get_rng_state()
-    one, again, other = (bt.sample(model, tokenizer, ["How many?"], n=4, seed=s, max_new_tokens=20) for s in (0, 0, 1))
+    one, again, other = (
+        bt.sample(model, tokenizer, ["How many?"], n=4, seed=s, max_new_tokens=20)
+        for s in (0, 0, 1)
+    )
     assert one == again != other
     assert torch.equal(torch.get_rng_state(), state)
 
@@ -51,7 +59,9 @@ def test_sampling_is_seeded_and_leaves_the_global_state():
 def test_a_cut_off_sample_says_so():
     model, tokenizer = bt.load_model("tiny")
     problem = bt.load_rows("tiny/test")[:1]
-    (short,), (whole,) = (bt.sample(model, tokenizer, problem, n=1, max_new_tokens=m) for m in (5, 96))
+    (short,), (whole,) = (
+        bt.sample(model, tokenizer, problem, n=1, max_new_tokens=m) for m in (5, 96)
+    )
     assert (short["finished"], short["tokens"]) == (False, 5)
     assert whole["finished"] and "<|im_end|>" not in whole["text"]
     assert bt.metrics.parse(short["text"], finished=False).problem == "cut off"
@@ -59,12 +69,20 @@ def test_a_cut_off_sample_says_so():
 
 def test_qlora_quantises_all_linear_layers_but_the_head():
     model, _ = bt.load_model("tiny", qlora=True)
-    kinds = {name: type(module).__name__ for name, module in model.named_modules() if not list(module.children())}
+    kinds = {
+        name: type(module).__name__
+        for name, module in model.named_modules()
+        if not list(module.children())
+    }
     base = [name for name in kinds if name.endswith("base_layer")]
     assert len(base) == 4 * 7 and {kinds[name] for name in base} == {"Linear4bit"}
     state = model.get_submodule(base[0]).weight.quant_state
     assert state.quant_type == "nf4" and state.nested
-    trainable = {name.split(".")[-3] for name, parameter in model.named_parameters() if parameter.requires_grad}
+    trainable = {
+        name.split(".")[-3]
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad
+    }
     assert trainable == {"lora_A", "lora_B"}
 
 
@@ -97,7 +115,9 @@ def test_a_torchao_that_peft_refuses_does_not_stop_adapters(tmp_path, monkeypatc
     ids = torch.arange(5, 45)[None]
     again, _ = bt.load_model(tmp_path)
     assert torch.equal(again(input_ids=ids).logits, model.eval()(input_ids=ids).logits)
-    settings = bt.read_settings(model="tiny", method="lora", data="tiny/teacher", examples=4, output_dir=tmp_path / "x")
+    settings = bt.read_settings(
+        model="tiny", method="lora", data="tiny/teacher", examples=4, output_dir=tmp_path / "x"
+    )
     assert "MiB" in bt.plan(settings).loc["total", "this run"]
     assert peft_torchao.is_torchao_available is refuse
 
@@ -133,7 +153,10 @@ def test_a_tokenizer_is_what_its_file_says(request, shared, name):
     loaded = request.getfixturevalue(name)
     file = Tokenizer.from_file(f"{loaded.name_or_path}/tokenizer.json")
     for text in (" Two words,\n\n1234", "<think>caf\u00e9</think>\n\nx", "\u4e1c\u4eac  \t x"):
-        assert loaded(text, add_special_tokens=False)["input_ids"] == file.encode(text, add_special_tokens=False).ids
+        assert (
+            loaded(text, add_special_tokens=False)["input_ids"]
+            == file.encode(text, add_special_tokens=False).ids
+        )
         assert loaded.decode(loaded(text, add_special_tokens=False)["input_ids"]) == text
 
 
@@ -159,9 +182,15 @@ def adapter_run(folder, **settings):
 
 def test_a_configuration_says_it_all():
     """As adapters of their own; nothing can be said beside it."""
-    config = ModelConfig("tiny", lora_r=3, lora_alpha=5, lora_targets=["up_proj"], rslora=True, dora=True)
+    config = ModelConfig(
+        "tiny", lora_r=3, lora_alpha=5, lora_targets=["up_proj"], rslora=True, dora=True
+    )
     lora = bt.load_model(config)[0].peft_config["default"]
-    assert (lora.r, lora.lora_alpha, lora.target_modules) == (3, 5, {"up_proj"}) and lora.use_rslora and lora.use_dora
+    assert (
+        (lora.r, lora.lora_alpha, lora.target_modules) == (3, 5, {"up_proj"})
+        and lora.use_rslora
+        and lora.use_dora
+    )
     with pytest.raises(ValueError, match="its own adapter"):
         bt.load_model(config, qlora=True)
     one, two = bt.load_model("tiny", qlora=True)[0], bt.load_model(ModelConfig("tiny"))[0]
@@ -175,7 +204,9 @@ def test_a_model_that_only_writes_keeps_its_tokenizer(tmp_path):
     assert len(tokenizer) == len(model.get_input_embeddings().weight) == 449
     model, tokenizer = bt.load_model(ModelConfig(str(plain), method="full"))
     assert bt.tag_ids(tokenizer) == (449, 450) and len(model.get_input_embeddings().weight) == 451
-    with pytest.raises(ValueError, match=r"freeze=\['embeddings'\]: the tokens \[449, 450\] are new"):
+    with pytest.raises(
+        ValueError, match=r"freeze=\['embeddings'\]: the tokens \[449, 450\] are new"
+    ):
         bt.load_model(ModelConfig(str(plain), method="full", freeze=["embeddings"]))
 
 
@@ -185,8 +216,12 @@ def untagged(folder):
     model.resize_token_embeddings(449)
     model.save_pretrained(folder / "plain")
     state = json.loads(tokenizer.backend_tokenizer.to_str())
-    state["added_tokens"] = [token for token in state["added_tokens"] if "think" not in token["content"]]
-    plain = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(state)), eos_token="<|im_end|>")
+    state["added_tokens"] = [
+        token for token in state["added_tokens"] if "think" not in token["content"]
+    ]
+    plain = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(json.dumps(state)), eos_token="<|im_end|>"
+    )
     plain.save_pretrained(folder / "plain")
     return folder / "plain"
 
@@ -198,7 +233,9 @@ def test_adapters_are_float32_on_weights_in_half_precision(tmp_path, dtype):
     model, _ = bt.load_model(config)
     kinds = {parameter.requires_grad: parameter.dtype for parameter in model.parameters()}
     assert kinds == {True: torch.float32, False: getattr(torch, dtype)}
-    assert {parameter.dtype for parameter in model.parameters() if parameter.requires_grad} == {torch.float32}
+    assert {parameter.dtype for parameter in model.parameters() if parameter.requires_grad} == {
+        torch.float32
+    }
     model.save_pretrained(tmp_path / "run")
     bt.models.record_base(tmp_path / "run", model)
     bt.load_tokenizer(tmp_path / "plain").save_pretrained(tmp_path / "run")
@@ -214,7 +251,9 @@ def test_adapters_are_float32_on_weights_in_half_precision(tmp_path, dtype):
 def test_a_device_map_changes_nothing_but_the_place(where):
     ids = torch.arange(9)[None]
     for method in ("qlora", "full"):
-        one, two = (bt.load_model(ModelConfig("tiny", method=method, **more))[0] for more in ({}, where))
+        one, two = (
+            bt.load_model(ModelConfig("tiny", method=method, **more))[0] for more in ({}, where)
+        )
         assert {parameter.device.type for parameter in two.parameters()} == {"cpu"}
         assert torch.equal(one(input_ids=ids).logits, two(input_ids=ids).logits)
 
@@ -229,8 +268,12 @@ def test_a_target_that_does_not_exist_is_named_with_the_closest():
 
 def test_a_tokenizer_without_an_end_is_refused(tmp_path):
     shutil.copy(TINY / "tokenizer.json", tmp_path)
-    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
-    with pytest.raises(ValueError, match=r"neither a padding nor an end token.*tokenizer.eos_token = "):
+    (tmp_path / "tokenizer_config.json").write_text(
+        '{"tokenizer_class": "PreTrainedTokenizerFast"}'
+    )
+    with pytest.raises(
+        ValueError, match=r"neither a padding nor an end token.*tokenizer.eos_token = "
+    ):
         bt.load_tokenizer(tmp_path)
 
 
@@ -245,7 +288,8 @@ def test_weights_in_a_pickle_are_refused_and_do_not_run(tmp_path):
     for file in (model / "pytorch_model.bin", other / "adapter_model.bin"):
         file.write_bytes(pickle.dumps(Planted(tmp_path / "ran")))
         with pytest.raises(
-            FileNotFoundError, match=r"safetensors; weights in other files .* are pickles.*convert them"
+            FileNotFoundError,
+            match=r"safetensors; weights in other files .* are pickles.*convert them",
         ):
             bt.load_model(file.parent)
     trainer = adapter_run(tmp_path / "run")
@@ -264,7 +308,9 @@ def test_code_that_comes_with_a_model_does_not_run(tmp_path):
     config = json.loads((TINY / "config.json").read_text()) | {"model_type": "mine"}
     config["auto_map"] = {"AutoConfig": "mine.Mine", "AutoModelForCausalLM": "mine.Mine"}
     (tmp_path / "model" / "config.json").write_text(json.dumps(config))
-    (tmp_path / "model" / "mine.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Mine: pass\n")
+    (tmp_path / "model" / "mine.py").write_text(
+        f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Mine: pass\n"
+    )
     with pytest.raises(ValueError, match="trust_remote_code"):
         bt.load_model(tmp_path / "model")
     assert not (tmp_path / "ran").exists()
@@ -288,6 +334,8 @@ def test_a_gated_model_says_what_to_do(tmp_path):
         done = hub.run(GATED, tmp_path, "meta/llama", "google/gemma", "nobody/nothing")
     forbidden, unknown, missing = (line for line in done.stdout.splitlines() if "Error" in line)
     for line, name, status in ((forbidden, "meta/llama", 403), (unknown, "google/gemma", 401)):
-        assert line.startswith(f"PermissionError {name}: ") and f"HTTP {status}" in line, done.stderr
+        assert line.startswith(f"PermissionError {name}: ") and f"HTTP {status}" in line, (
+            done.stderr
+        )
         assert "licence" in line and f"https://huggingface.co/{name}" in line and "HF_TOKEN" in line
     assert missing.startswith("FileNotFoundError nobody/nothing") and "spelling" in missing

@@ -27,15 +27,23 @@ def notebook(request):
     return nbformat.read(request.param, as_version=4)
 
 
-def run(path: Path, folder: Path, knobs: dict[str, str] | None = None, until: str | None = None) -> str:
+def run(
+    path: Path, folder: Path, knobs: dict[str, str] | None = None, until: str | None = None
+) -> str:
     """Runs a copy of a notebook in a folder, with some knobs turned, up to a heading; returns all that it printed."""
     notebook = nbformat.read(path, as_version=4)
-    stop = [i for i, cell in enumerate(notebook.cells) if until and cell.source.startswith(f"## {until}")]
+    stop = [
+        i
+        for i, cell in enumerate(notebook.cells)
+        if until and cell.source.startswith(f"## {until}")
+    ]
     assert len(stop) == (until is not None)
     notebook.cells = notebook.cells[: (stop or [None])[0]]
     for name, value in (knobs or {}).items():
         cell = notebook.cells[2]
-        cell.source, found = re.subn(rf"^{name} = .*$", f"{name} = {value}", cell.source, count=1, flags=re.M)
+        cell.source, found = re.subn(
+            rf"^{name} = .*$", f"{name} = {value}", cell.source, count=1, flags=re.M
+        )
         assert found, f"{path.name} has no knob {name}"
     NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(folder)}}).execute()
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
@@ -50,7 +58,10 @@ def test_the_four_stages_are_there():
 def test_form(notebook):
     """Title with what you will see, install cell, knobs; then short cells without definitions, and asserts."""
     title, install, knobs, *rest = notebook.cells
-    assert re.match(r"# .+\n\n\[!\[Open in Colab\]", title.source) and "What you will see" in title.source
+    assert (
+        re.match(r"# .+\n\n\[!\[Open in Colab\]", title.source)
+        and "What you will see" in title.source
+    )
     assert '"google.colab" in sys.modules' in install.source
     assert re.search(r"^MODEL = ", knobs.source, re.M)
     code = [cell.source for cell in rest if cell.cell_type == "code"]
@@ -64,23 +75,32 @@ def test_committed_executed_and_clean(notebook):
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
     outputs = [output for cell in code for output in cell.outputs]
-    assert outputs and not [o for o in outputs if o.output_type == "error" or o.get("name") == "stderr"]
+    assert outputs and not [
+        o for o in outputs if o.output_type == "error" or o.get("name") == "stderr"
+    ]
     assert "widgets" not in notebook.metadata
-    assert not [o for o in outputs if {"text/html", tool.WIDGET} <= set(o.get("data", {}))], "run make notebooks"
+    assert not [o for o in outputs if {"text/html", tool.WIDGET} <= set(o.get("data", {}))], (
+        "run make notebooks"
+    )
     text = nbformat.writes(notebook)
     assert not re.search(r"/(work|root|home|tmp)/|\.venv", text)
 
 
 def test_stamps_agree_with_pyproject():
     """The repository's address stands in pyproject.toml; badges and install cells have it from there."""
-    address = tool.tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["urls"]["Repository"]
+    address = tool.tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["urls"][
+        "Repository"
+    ]
     for path in [*NOTEBOOKS, ROOT / "README.md"]:
         text = path.read_text()
         assert tool.stamped(text) == text, f"{path.name}: run make colab"
     for path in NOTEBOOKS:
         text = path.read_text()
         assert f"git+{address}" in text
-        assert f"{address.replace('https://github.com', '/github')}/blob/main/notebooks/{path.name}" in text
+        assert (
+            f"{address.replace('https://github.com', '/github')}/blob/main/notebooks/{path.name}"
+            in text
+        )
 
 
 def test_install_cells_are_alike():
@@ -95,7 +115,8 @@ def test_the_install_cell_installs_only_what_is_missing_and_only_in_colab(monkey
     shell = types.SimpleNamespace(run_line_magic=lambda *words: called.append(words))
     find_spec = tool.sys.modules["importlib.util"].find_spec
     monkeypatch.setattr(
-        "importlib.util.find_spec", lambda name: find_spec(name) if present or name != "bitsandbytes" else None
+        "importlib.util.find_spec",
+        lambda name: find_spec(name) if present or name != "bitsandbytes" else None,
     )
     exec(source, {"get_ipython": lambda: shell})
     assert called == []
@@ -120,8 +141,16 @@ def hub_cache(folder: Path, repo: str, tokenizer) -> None:
     (home / "refs").mkdir(parents=True)
     (home / "refs" / "main").write_text("0" * 40)
     torch.manual_seed(0)
-    sizes = dict(hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2, head_dim=32)
-    config = Qwen3Config(vocab_size=151_936, num_key_value_heads=1, tie_word_embeddings=True, **sizes)
+    sizes = dict(
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        head_dim=32,
+    )
+    config = Qwen3Config(
+        vocab_size=151_936, num_key_value_heads=1, tie_word_embeddings=True, **sizes
+    )
     Qwen3ForCausalLM(config).save_pretrained(snapshot)
     tokenizer.save_pretrained(snapshot)
 
@@ -132,8 +161,9 @@ def test_training_on_a_hub_model_by_its_id(tmp_path, monkeypatch, qwen3):
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     settings = (
-        "dict(max_steps=4, per_device_train_batch_size=8, learning_rate=1e-2, optim='adamw_8bit', logging_steps=1)"
+        "dict(max_steps=4, per_device_train_batch_size=8, learning_rate=1e-2, logging_steps=1, "
     )
+    settings += "optim='adamw_8bit')"
     knobs = {"MODEL": '"someone/small-qwen3"', "MESSY_DATA": "None", "TRAINING": settings}
     printed = run(ROOT / "notebooks" / "02_train_qlora.ipynb", tmp_path, knobs)
     assert "type nf4" in printed and "adapter_model.safetensors" in printed
@@ -147,7 +177,11 @@ def test_own_data_and_model_in_notebook_01(tmp_path, shared, qwen3):
     data = tmp_path / "gsm8k.jsonl"
     lines = (shared / "datasets" / "gsm8k" / "train.jsonl").read_text().splitlines(keepends=True)
     data.write_text("".join(lines[:200]))
-    printed = run(ROOT / "notebooks" / "01_prepare_data.ipynb", tmp_path, {"MODEL": '"model"', "DATA": '"gsm8k.jsonl"'})
+    printed = run(
+        ROOT / "notebooks" / "01_prepare_data.ipynb",
+        tmp_path,
+        {"MODEL": '"model"', "DATA": '"gsm8k.jsonl"'},
+    )
     assert "gsm8k.jsonl: 200 rows -> 200 examples" in printed
 
 
@@ -155,27 +189,37 @@ def test_real_traces_in_notebook_05(tmp_path, shared):
     """The cells that make weights, with the importances that others measured: every sentence is found."""
     traces = str(shared / "datasets" / "r1_traces" / "thought_anchors_20.jsonl")
     knobs = {"TRACES": repr(traces), "ROWS, MAX_LENGTH": "20, 40_000"}
-    printed = run(ROOT / "notebooks" / "05_token_weights.ipynb", tmp_path, knobs, until="Train with them")
-    assert "thought_anchors_20.jsonl: 20 rows -> 20 examples" in printed and "dropped" not in printed
+    printed = run(
+        ROOT / "notebooks" / "05_token_weights.ipynb", tmp_path, knobs, until="Train with them"
+    )
+    assert (
+        "thought_anchors_20.jsonl: 20 rows -> 20 examples" in printed and "dropped" not in printed
+    )
 
 
 def test_after_sft_is_skipped_by_name_without_trl():
     """By nbval; run by hand it says what to do, and what that changes."""
     path = ROOT / "notebooks" / "08_after_sft.ipynb"
-    code = "import sys; sys.modules['trl'] = None; import pytest; sys.exit(pytest.main(sys.argv[1:]))"
+    code = (
+        "import sys; sys.modules['trl'] = None; import pytest; sys.exit(pytest.main(sys.argv[1:]))"
+    )
     words = ["-q", "-rs", "-p", "no:cacheprovider", "--nbval-lax", "--nbval-current-env", str(path)]
     done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True)
     cells = [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
     assert done.returncode == 0 and f"SKIPPED [{len(cells)}]" in done.stdout, done.stdout
     assert "TRL is not installed: pip install" in done.stdout
-    (install,) = [cell.source for cell in cells if "find_spec" in cell.source and "ImportError" in cell.source]
+    (install,) = [
+        cell.source for cell in cells if "find_spec" in cell.source and "ImportError" in cell.source
+    ]
     shell = types.SimpleNamespace(run_line_magic=lambda *words: called.append(words))
     util = types.SimpleNamespace(util=types.SimpleNamespace(find_spec=lambda name: None))
     called, given = [], {"get_ipython": lambda: shell, "importlib": util}
     with pytest.raises(ImportError, match="set INSTALL_TRL = True"):
         exec(install, given | {"INSTALL_TRL": False})
     assert not called
-    with pytest.raises(RuntimeError, match=r"newer datasets, pyarrow and huggingface_hub.*restart the session"):
+    with pytest.raises(
+        RuntimeError, match=r"newer datasets, pyarrow and huggingface_hub.*restart the session"
+    ):
         exec(install, given | {"INSTALL_TRL": True})
     assert called == [("pip", "install -q 'trl>=1.8'")]
 
@@ -185,10 +229,18 @@ def test_environment_yml_has_the_same_dependencies():
     project = tool.tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     environment = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
     extras = project["optional-dependencies"]
-    wanted = project["dependencies"] + extras["wandb"] + extras["tensorboard"] + extras["align"] + extras["dev"]
+    wanted = (
+        project["dependencies"]
+        + extras["wandb"]
+        + extras["tensorboard"]
+        + extras["align"]
+        + extras["dev"]
+    )
     conda = {"torch>=": "pytorch>=", "playwright>=": "playwright-python>="}
     wanted = {
-        re.sub("|".join(conda), lambda name: conda[name[0]], line) for line in wanted if not line.startswith("btsft_nb")
+        re.sub("|".join(conda), lambda name: conda[name[0]], line)
+        for line in wanted
+        if not line.startswith("btsft_nb")
     }
     *lines, pip = environment
     assert {*lines, *pip["pip"]} - {"python>=3.11", "pip", "-e .[trackio]"} == wanted

@@ -2,10 +2,17 @@
 
 import pytest
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel, MixtralConfig, MixtralForCausalLM, OPTConfig, OPTForCausalLM
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    MixtralConfig,
+    MixtralForCausalLM,
+    OPTConfig,
+    OPTForCausalLM,
+)
 
 import btsft_nb as bt
-from btsft_nb.parts import PARTS, freeze_parts, locate
+from btsft_nb.models.freezing import PARTS, freeze_parts, locate
 
 
 def count_parameters(model: torch.nn.Module) -> dict[str, tuple[int, int]]:
@@ -15,7 +22,9 @@ def count_parameters(model: torch.nn.Module) -> dict[str, tuple[int, int]]:
     """
     counts = dict.fromkeys((*PARTS, "total"), (0, 0))
     for parameter, part, _ in locate(model):
-        state = getattr(parameter, "quant_state", None)  # bitsandbytes packs two weights into a byte
+        state = getattr(
+            parameter, "quant_state", None
+        )  # bitsandbytes packs two weights into a byte
         number = parameter.numel() if state is None else state.shape.numel()
         for name in (part, "total"):
             trained, total = counts[name]
@@ -41,14 +50,20 @@ def test_the_parts_of_a_gpt2_are_those_counted_by_hand():
         "feed_forward": 3 * ((8 * 32 + 32) + (32 * 8 + 8)),
         "other": 0,
     }
-    assert counts == {part: (n, n) for part, n in whole.items()} | {"total": (sum(whole.values()),) * 2}
+    assert counts == {part: (n, n) for part, n in whole.items()} | {
+        "total": (sum(whole.values()),) * 2
+    }
 
 
 def test_norms_within_attention_are_norms_and_position_embeddings_embeddings():
     tiny, _ = bt.load_model("tiny")
     freeze_parts(tiny, set(PARTS) - {"norms"})
-    assert all("norm" in name for name in trains(tiny)) and any("q_norm" in name for name in trains(tiny))
-    sizes = dict(vocab_size=11, hidden_size=8, ffn_dim=16, num_hidden_layers=2, num_attention_heads=2)
+    assert all("norm" in name for name in trains(tiny)) and any(
+        "q_norm" in name for name in trains(tiny)
+    )
+    sizes = dict(
+        vocab_size=11, hidden_size=8, ffn_dim=16, num_hidden_layers=2, num_attention_heads=2
+    )
     opt = OPTForCausalLM(OPTConfig(**sizes, word_embed_proj_dim=4, max_position_embeddings=7))
     freeze_parts(opt, ["norms", "attention", "feed_forward"])
     assert {name.split(".")[-2] for name in trains(opt)} == {
@@ -58,7 +73,13 @@ def test_norms_within_attention_are_norms_and_position_embeddings_embeddings():
 
 
 def test_experts_are_feed_forward():
-    sizes = dict(hidden_size=8, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1)
+    sizes = dict(
+        hidden_size=8,
+        intermediate_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+    )
     model = MixtralForCausalLM(MixtralConfig(vocab_size=11, num_local_experts=2, **sizes))
     assert count_parameters(model)["other"] == (0, 0)
     assert count_parameters(model)["feed_forward"][1] == 2 * (2 * 3 * 8 * 16 + 2 * 8)
@@ -81,13 +102,20 @@ def test_an_adapter_counts_to_the_part_that_it_changes_and_four_bits_as_one_para
     feed_forward = 4 * rank * 3 * (width + wide)
     assert counts["attention"] == (attention, whole["attention"][1] + attention)
     assert counts["feed_forward"] == (feed_forward, whole["feed_forward"][1] + feed_forward)
-    assert counts["total"] == (attention + feed_forward, whole["total"][1] + attention + feed_forward)
+    assert counts["total"] == (
+        attention + feed_forward,
+        whole["total"][1] + attention + feed_forward,
+    )
 
 
 @pytest.mark.parametrize(
     ("parts", "layers", "words"),
     [
-        (["atention"], [], r"freeze=\['atention'\]: unknown parts; known are embeddings, norms, attention"),
+        (
+            ["atention"],
+            [],
+            r"freeze=\['atention'\]: unknown parts; known are embeddings, norms, attention",
+        ),
         (["norms"], [3], r"layers_not_to_freeze=\[3\]: the model's layers are 0 to 2"),
         ([], [1], r"layers_not_to_freeze=\[1\] without freeze"),
         (PARTS, [], r"leaves nothing to train"),
@@ -101,13 +129,19 @@ def test_what_makes_no_sense_is_refused(parts, layers, words):
 
 
 def test_what_is_frozen_does_not_change_in_training(tmp_path):
-    config = bt.config.ModelConfig("tiny", method="full", freeze=["attention", "embeddings"], layers_not_to_freeze=[0])
+    config = bt.config.ModelConfig(
+        "tiny", method="full", freeze=["attention", "embeddings"], layers_not_to_freeze=[0]
+    )
     model, tokenizer = bt.load_model(config)
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     examples = bt.prepare(bt.load_rows("tiny/teacher")[:2], tokenizer)
     settings = bt.BTSFTConfig(str(tmp_path), max_steps=1, anchor=0.0, learning_rate=0.01)
     bt.BTSFTTrainer(model, settings, examples, processing_class=tokenizer).train()
-    same = {name for name, parameter in model.named_parameters() if torch.equal(parameter, before[name])}
+    same = {
+        name for name, parameter in model.named_parameters() if torch.equal(parameter, before[name])
+    }
     assert same == {
-        name for name in before if "embed" in name or ("_proj" in name and "attn" in name and ".0." not in name)
+        name
+        for name in before
+        if "embed" in name or ("_proj" in name and "attn" in name and ".0." not in name)
     }

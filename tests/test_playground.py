@@ -16,7 +16,13 @@ import torch
 import btsft_nb as bt
 
 DIALS = {"threshold": 0.5, "beta": 0.5, "anchor": 1.0, "data": "tiny/teacher"}
-HOSTILE = ["<script>alert(1)</script>", '"><img src=x onerror=alert(1)>', "' onclick='x", "</td></table>&lt;b>", "<!--"]
+HOSTILE = [
+    "<script>alert(1)</script>",
+    '"><img src=x onerror=alert(1)>',
+    "' onclick='x",
+    "</td></table>&lt;b>",
+    "<!--",
+]
 
 
 def within(seconds: float, true) -> bool:
@@ -28,12 +34,20 @@ def within(seconds: float, true) -> bool:
 
 
 def states() -> list:
-    return [random.getstate(), [str(part) for part in np.random.get_state()], torch.get_rng_state().tolist()]
+    return [
+        random.getstate(),
+        [str(part) for part in np.random.get_state()],
+        torch.get_rng_state().tolist(),
+    ]
 
 
 def scratch() -> set[str]:
     """The run folders there are now."""
-    return {str(path) for path in Path(tempfile.gettempdir()).glob("btsft_*") if (path / "README.md").exists()}
+    return {
+        str(path)
+        for path in Path(tempfile.gettempdir()).glob("btsft_*")
+        if (path / "README.md").exists()
+    }
 
 
 @pytest.fixture(scope="module")
@@ -46,11 +60,18 @@ def made(tmp_path_factory) -> bt.Playground:
 
 def test_a_run_is_a_point(made, capfd):
     """With dials, metrics, ways and samples; nothing is printed, and no random state or folder is changed."""
-    playground, before = bt.Playground(made.history[:1], prompts=4, samples=4), (states(), scratch())
+    playground, before = (
+        bt.Playground(made.history[:1], prompts=4, samples=4),
+        (states(), scratch()),
+    )
     capfd.readouterr()
     point = playground.run(**DIALS)
     assert (states(), scratch()) == before
-    assert [line for line in "".join(capfd.readouterr()).splitlines() if "is_gradient_checkpointing" not in line] == []
+    assert [
+        line
+        for line in "".join(capfd.readouterr()).splitlines()
+        if "is_gradient_checkpointing" not in line
+    ] == []
     assert playground.history == [made.history[0], point]
     assert {name: made.history[0][name] for name in DIALS} == dict.fromkeys(DIALS)
     assert {name: point[name] for name in DIALS} == DIALS
@@ -77,7 +98,9 @@ def test_a_model_that_writes_no_thought_is_a_point_too(monkeypatch):
 
 def test_the_metrics_are_those_of_the_samples(made):
     """Of three problems and three samples each, all are kept, and `evaluate` says the same of them."""
-    point = bt.Playground(made.history[:1], prompts=3, samples=3, seed=1).run(0.0, 0.0, 0.0, "tiny/messy")
+    point = bt.Playground(made.history[:1], prompts=3, samples=3, seed=1).run(
+        0.0, 0.0, 0.0, "tiny/messy"
+    )
     rows = bt.load_rows("tiny/test")[:3]
     assert [sample["question"] for sample in point["samples"]] == [
         row["messages"][0]["content"] for row in rows for _ in range(3)
@@ -102,7 +125,10 @@ def test_the_metrics_are_those_of_the_samples(made):
 
 def test_a_run_of_the_button_is_cancelled_and_the_next_one_works(made):
     """In a thread of its own, while training: history and random states stay; a second run meanwhile is refused."""
-    playground, threads = bt.Playground(made.history, prompts=2, samples=2), threading.active_count()
+    playground, threads = (
+        bt.Playground(made.history, prompts=2, samples=2),
+        threading.active_count(),
+    )
     before, start = states(), {"do": "run", **DIALS}
     playground._handle_custom_msg(start, [])
     assert within(120, lambda: playground.status.startswith("Training"))
@@ -114,13 +140,19 @@ def test_a_run_of_the_button_is_cancelled_and_the_next_one_works(made):
     assert within(10, lambda: threading.active_count() <= threads)
     assert playground.history == made.history and states() == before
     playground._handle_custom_msg(start, [])
-    assert within(120, lambda: len(playground.history) == 3) and within(10, lambda: not playground.running)
+    assert within(120, lambda: len(playground.history) == 3) and within(
+        10, lambda: not playground.running
+    )
     assert playground.history[2]["data"] == "tiny/teacher"
 
 
 @pytest.mark.parametrize(
     ("dials", "named"),
-    [({"threshold": 2}, "threshold=2"), ({"beta": "x"}, "beta='x'"), ({"data": "mine"}, "data='mine'")],
+    [
+        ({"threshold": 2}, "threshold=2"),
+        ({"beta": "x"}, "beta='x'"),
+        ({"data": "mine"}, "data='mine'"),
+    ],
 )
 def test_a_wrong_dial_is_named_in_the_error_and_the_status(made, dials, named):
     playground = bt.Playground(made.history)
@@ -152,13 +184,22 @@ def broken(change):
         (broken(lambda p: p.pop("beta")), r"history\[1\] lacks 'beta'"),
         (broken(lambda p: p.update(threshold="0.5")), r"history\[1\]\['threshold'\] is '0.5'"),
         (broken(lambda p: p.update(seconds=True)), r"history\[1\]\['seconds'\] is True"),
-        (broken(lambda p: p["metrics"].pop("accuracy")), r"history\[1\]\['metrics'\] lacks 'accuracy'"),
+        (
+            broken(lambda p: p["metrics"].pop("accuracy")),
+            r"history\[1\]\['metrics'\] lacks 'accuracy'",
+        ),
         (
             broken(lambda p: p["metrics"]["pass@4"].update(low=float("nan"))),
             r"\['metrics'\]\['pass@4'\]\['low'\] is nan",
         ),
-        (broken(lambda p: p["ways"].update(count="9")), r"history\[1\]\['ways'\]\['count'\] is '9': int wanted"),
-        (broken(lambda p: p["samples"][2].update(text=None)), r"history\[1\]\['samples'\]\[2\]\['text'\] is None"),
+        (
+            broken(lambda p: p["ways"].update(count="9")),
+            r"history\[1\]\['ways'\]\['count'\] is '9': int wanted",
+        ),
+        (
+            broken(lambda p: p["samples"][2].update(text=None)),
+            r"history\[1\]\['samples'\]\[2\]\['text'\] is None",
+        ),
     ],
 )
 def test_a_malformed_history_is_refused_by_point_and_key(made, change, named):
@@ -172,7 +213,9 @@ def test_a_malformed_history_is_refused_by_point_and_key(made, change, named):
     assert playground.history == made.history
 
 
-@pytest.mark.parametrize("wrong", [{"prompts": 0}, {"prompts": 201}, {"samples": True}, {"samples": 1.5}])
+@pytest.mark.parametrize(
+    "wrong", [{"prompts": 0}, {"prompts": 201}, {"samples": True}, {"samples": 1.5}]
+)
 def test_a_wrong_size_is_named(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         bt.Playground(**wrong)
@@ -210,7 +253,12 @@ def test_both_views_stand_side_by_side(made):
     data, _ = bt.Playground(history)._repr_mimebundle_()
     assert data["application/vnd.jupyter.widget-view+json"]["model_id"]
     page = Page(data["text/html"])
-    assert page.tags == {"table", "tr", "td", "details", "summary", "code"} and page.attributes == {"style"}
+    assert page.tags == {"table", "tr", "td", "details", "summary", "code"} and page.attributes == {
+        "style"
+    }
     assert all(page.words.count(text) >= 2 for text in HOSTILE)
     for point in history:
-        assert "{value:.2f} [{low:.2f}, {high:.2f}]".format(**point["metrics"]["unique thoughts"]) in page.words
+        assert (
+            "{value:.2f} [{low:.2f}, {high:.2f}]".format(**point["metrics"]["unique thoughts"])
+            in page.words
+        )

@@ -31,9 +31,15 @@ window.ready = true;
 DIALS = {"threshold": 0.5, "beta": 0.5, "anchor": 1.0, "data": "tiny/teacher"}
 
 
-def point(number: int, text: str = "<think>Count: 1, 2.</think>\n\nThe answer is 2.", **changes) -> dict:
+def point(
+    number: int, text: str = "<think>Count: 1, 2.</think>\n\nThe answer is 2.", **changes
+) -> dict:
     """A point with figures of its own."""
-    values = {"unique thoughts": 0.2 + 0.25 * number, "accuracy": 0.9 - 0.1 * number, "compliance": 0.5 + 0.1 * number}
+    values = {
+        "unique thoughts": 0.2 + 0.25 * number,
+        "accuracy": 0.9 - 0.1 * number,
+        "compliance": 0.5 + 0.1 * number,
+    }
     metrics = {name: {"value": v, "low": v - 0.04, "high": v + 0.03} for name, v in values.items()}
     dials = DIALS if number else dict.fromkeys(DIALS)
     samples = [
@@ -45,21 +51,43 @@ def point(number: int, text: str = "<think>Count: 1, 2.</think>\n\nThe answer is
         }
         for correct in (True, False)
     ]
-    return {**dials, "seconds": 7.5, "metrics": metrics, "ways": {"count": 2}, "samples": samples, **changes}
+    return {
+        **dials,
+        "seconds": 7.5,
+        "metrics": metrics,
+        "ways": {"count": 2},
+        "samples": samples,
+        **changes,
+    }
 
 
 @pytest.fixture
 def opened(page):
     """Opens a page on a history; afterwards nothing may have been asked for, alerted or complained of."""
 
-    def open_page(history: list[dict], *, colors: str = "background:#fff;color:#111", width: int = 900, **state):
-        state = {**DIALS, "running": False, "progress": 0, "status": "", "history": history, **state}
+    def open_page(
+        history: list[dict],
+        *,
+        colors: str = "background:#fff;color:#111",
+        width: int = 900,
+        **state,
+    ):
+        state = {
+            **DIALS,
+            "running": False,
+            "progress": 0,
+            "status": "",
+            "history": history,
+            **state,
+        }
         script = MODEL
         for name, content in (("STATE", json.dumps(state)), ("SCRIPT", SCRIPT)):
             script = script.replace(name, json.dumps(content).replace("<", "\\u003c"))
         page.goto("about:blank")
         page.set_viewport_size({"width": width, "height": 1000})
-        page.set_content(f'<body style="{colors}"><main></main><script type="module">{script}</script>')
+        page.set_content(
+            f'<body style="{colors}"><main></main><script type="module">{script}</script>'
+        )
         page.wait_for_function("window.ready")
         return page
 
@@ -104,7 +132,9 @@ def test_points_stand_where_their_figures_are(opened):
 def test_points_are_chosen_by_keyboard_and_table(opened):
     """Enter keeps a point, two stand side by side; the keys stay in the page's own root."""
     page = opened([point(i) for i in range(3)])
-    page.evaluate("window.keys = []; document.addEventListener('keydown', (event) => keys.push(event.key))")
+    page.evaluate(
+        "window.keys = []; document.addEventListener('keydown', (event) => keys.push(event.key))"
+    )
     cards = page.locator("section")
     assert [text.splitlines()[0] for text in cards.all_inner_texts()] == [
         "Point 0: before fine-tuning", "Point 2: tiny/teacher, threshold 0.5, beta 0.5, anchor 1",
@@ -138,13 +168,17 @@ def test_dials_and_buttons_reach_the_model(opened):
     run, cancel = page.get_by_role("button", name="Run"), page.get_by_role("button", name="Cancel")
     assert cancel.is_disabled()
     run.press("Enter")
-    assert page.evaluate("sent") == [{"do": "run", "threshold": 0.55, "beta": 0.5, "anchor": 1, "data": "tiny/messy"}]
+    assert page.evaluate("sent") == [
+        {"do": "run", "threshold": 0.55, "beta": 0.5, "anchor": 1, "data": "tiny/messy"}
+    ]
     page.evaluate("put('running', true), put('progress', 0.25), put('status', '<b>Training</b>')")
     assert run.is_disabled() and page.get_by_role("status").inner_text() == "<b>Training</b>"
     assert page.get_by_role("progressbar").evaluate("bar => bar.value") == 0.25
     page.keyboard.press("Enter")  # the focus went to the button that can be pressed
     assert page.evaluate("sent").pop() == {"do": "cancel"}
-    page.evaluate("history => { put('running', false); put('history', history); }", [point(0), point(1)])
+    page.evaluate(
+        "history => { put('running', false); put('history', history); }", [point(0), point(1)]
+    )
     assert page.locator("svg .point").count() == 2 and page.locator("section").count() == 2
     page.evaluate("clean()")
     assert page.evaluate("listening()") == 0
@@ -153,8 +187,15 @@ def test_dials_and_buttons_reach_the_model(opened):
 def test_hostile_text_stays_text(opened):
     """As data, question, text, problem, way and status: shown as given; the fixture sees that nothing came of it."""
     for text in filter(str.strip, PAYLOADS.values()):
-        sample = {"question": text, "text": f"<think>{text}</think>{text}", "correct": False, "problem": text}
-        page = opened([point(0), point(1, data=text, ways={text: 3}, samples=[sample])], status=text)
+        sample = {
+            "question": text,
+            "text": f"<think>{text}</think>{text}",
+            "correct": False,
+            "problem": text,
+        }
+        page = opened(
+            [point(0), point(1, data=text, ways={text: 3}, samples=[sample])], status=text
+        )
         page.get_by_role("button", name="Point 1").focus()
         shown = page.locator("section").nth(1).evaluate("card => card.textContent")
         assert shown.count(text) == 6 - ("</think>" in text)  # a thought ends there
@@ -163,18 +204,23 @@ def test_hostile_text_stays_text(opened):
 
 
 @pytest.mark.parametrize(
-    ("colors", "scheme"), [("background:#111;color:#eee", "dark"), ("background:#fff;color:#111", "light")]
+    ("colors", "scheme"),
+    [("background:#111;color:#eee", "dark"), ("background:#fff;color:#111", "light")],
 )
 def test_controls_follow_the_page(opened, colors, scheme):
     """The form controls' scheme comes from the text colour that the page gives."""
     host = opened([point(0)], colors=colors).locator("main > div")
     assert host.evaluate("host => getComputedStyle(host).colorScheme") == scheme
-    assert host.evaluate("host => getComputedStyle(host.shadowRoot.querySelector('svg text')).fill") == host.evaluate(
-        "host => getComputedStyle(host).color"
-    )
+    assert host.evaluate(
+        "host => getComputedStyle(host.shadowRoot.querySelector('svg text')).fill"
+    ) == host.evaluate("host => getComputedStyle(host).color")
 
 
-CELLS = ["import btsft_nb as bt", "playground = bt.Playground(prompts=4, samples=2)\nplayground", "playground"]
+CELLS = [
+    "import btsft_nb as bt",
+    "playground = bt.Playground(prompts=4, samples=2)\nplayground",
+    "playground",
+]
 
 
 def test_the_button_trains_in_a_notebook(page, lab):

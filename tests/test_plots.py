@@ -17,14 +17,34 @@ from matplotlib.text import Text
 from nbclient import NotebookClient
 from transformers import TrainerState
 
-from btsft_nb import Kind, LiveCurves, draws, evaluate, plots
+from btsft_nb import Kind, LiveCurves, draws, evaluate
+from btsft_nb.views import plots
 
 matplotlib.use("Agg")
-TOKENS = ["Sum", "?", "<think>", "Two", " and", " 1", "\n", " is", " 3", ".", "</think>", "It", " is", " $3$", "<end>"]
+TOKENS = [
+    "Sum",
+    "?",
+    "<think>",
+    "Two",
+    " and",
+    " 1",
+    "\n",
+    " is",
+    " 3",
+    ".",
+    "</think>",
+    "It",
+    " is",
+    " $3$",
+    "<end>",
+]
 KINDS = np.array([0, 0, 1, 2, 2, 2, 2, 2, 2, 2, 1, 3, 3, 3, 3])
 DRAWS = draws(KINDS, 1, 0, 0)
 THRESHOLDS = [0, 0.3, 1]
-EXAMPLES = [{"input_ids": [7] * n, "kinds": [0] * 3 + [1] * 2 + [2] * (n - 6) + [3]} for n in (9, 9, 10, 14, 90)]
+EXAMPLES = [
+    {"input_ids": [7] * n, "kinds": [0] * 3 + [1] * 2 + [2] * (n - 6) + [3]}
+    for n in (9, 9, 10, 14, 90)
+]
 LOGS = [
     {"step": step, "nll_think": 1 / step, "nll_answer": 0.5, "nll_tag": 0.1, "blurred_share": 0.2,
      "expected_reward": 0.3, "format_reward": 0.0}
@@ -43,7 +63,10 @@ NLL, SHARE = "nats per token", "share of samples"
 
 # the labels of the axes of each of its Axes ("" where ticks name categories), and a drawing of it
 PLOTS = {
-    "lengths": ([("tokens", "share of examples\nup to that length")], lambda **at: plots.lengths(EXAMPLES, **at)),
+    "lengths": (
+        [("tokens", "share of examples\nup to that length")],
+        lambda **at: plots.lengths(EXAMPLES, **at),
+    ),
     "kind_shares": ([("share of tokens", "kind")], lambda **at: plots.kind_shares(EXAMPLES, **at)),
     "blurred_thought": (
         [("tokens in reading order", "threshold,\nhow many blurred")],
@@ -75,12 +98,16 @@ PLOTS = {
 EDGES = {
     "no logs yet": lambda: plots.training_curves({"just begun": []}),
     "no runs": lambda: plots.training_curves({}),
-    "partial logs": lambda: plots.training_curves({"a": [{"step": 1, "nll_think": 1.0}, {"step": 1}]}),
+    "partial logs": lambda: plots.training_curves(
+        {"a": [{"step": 1, "nll_think": 1.0}, {"step": 1}]}
+    ),
     "many bars": lambda: plots.bars(SIX, ["accuracy"]),
     "no points yet": lambda: plots.frontier({}, "accuracy", "compliance"),
     "no tokens": lambda: plots.blurred_thought([], [], np.array([]), [0.5]),
     "one length": lambda: plots.lengths(EXAMPLES[:1]),
-    "a long thought": lambda: plots.blurred_thought(TOKENS * 20, [*KINDS] * 20, np.tile(DRAWS, 20), [0.5]),
+    "a long thought": lambda: plots.blurred_thought(
+        TOKENS * 20, [*KINDS] * 20, np.tile(DRAWS, 20), [0.5]
+    ),
 }
 
 
@@ -119,7 +146,11 @@ def words(texts) -> list[str]:
 
 def test_no_plot_is_forgotten():
     """Each public function of `plots` that is its own is drawn here."""
-    public = {name for name, f in vars(plots).items() if inspect.isfunction(f) and f.__module__ == plots.__name__}
+    public = {
+        name
+        for name, f in vars(plots).items()
+        if inspect.isfunction(f) and f.__module__ == plots.__name__
+    }
     assert {name for name in public if not name.startswith("_")} == set(PLOTS)
 
 
@@ -156,9 +187,13 @@ def test_each_cell_of_a_notebook_shows_its_figures():
         f"import sys; sys.path[:] = {sys.path!r}\nfrom btsft_nb import plots",
         *["plots.frontier({}, 'accuracy', 'compliance');"] * 2,
     ]
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in sources])
+    notebook = nbformat.v4.new_notebook(
+        cells=[nbformat.v4.new_code_cell(source) for source in sources]
+    )
     NotebookClient(notebook, timeout=120).execute()
-    assert [["image/png" in output.data for output in cell.outputs] for cell in notebook.cells[1:]] == [[True]] * 2
+    assert [
+        ["image/png" in output.data for output in cell.outputs] for cell in notebook.cells[1:]
+    ] == [[True]] * 2
 
 
 def test_the_settings_of_the_user_stay():
@@ -175,7 +210,9 @@ def test_every_axis_says_what_it_measures_and_in_what(name):
     labels, draw = PLOTS[name]
     axes = flat(draw())
     assert [(ax.get_xlabel(), ax.get_ylabel()) for ax in axes] == labels
-    for ax in axes[:1] if name == "intervals" else axes:  # whose other Axes share the rows of the first
+    for ax in (
+        axes[:1] if name == "intervals" else axes
+    ):  # whose other Axes share the rows of the first
         for axis in (ax.xaxis, ax.yaxis):
             assert axis.get_label_text() or set(words(axis.get_ticklabels())) == set(SUMMARIES)
 
@@ -214,8 +251,12 @@ def test_what_has_no_glyph_is_shown_as_replaced():
     """Not left out; what has one stays."""
     ax = plots.blurred_thought(["a\u202eb", "思\x00", "é\n"], [2, 2, 2], np.ones(3), [0.5])
     assert words(ax.texts) == ["a\ufffdb", "\ufffd\ufffd", "é\u21b5"]
-    ax = plots.frontier({"a\u202eb\u200b思\n": {"\u200b": SUMMARIES["after"]}}, "unique thoughts", "accuracy")
-    assert words(ax.get_legend().texts) == ["a\ufffdb\ufffd\ufffd\u21b5"] and words(ax.texts) == ["\ufffd"]
+    ax = plots.frontier(
+        {"a\u202eb\u200b思\n": {"\u200b": SUMMARIES["after"]}}, "unique thoughts", "accuracy"
+    )
+    assert words(ax.get_legend().texts) == ["a\ufffdb\ufffd\ufffd\u21b5"] and words(ax.texts) == [
+        "\ufffd"
+    ]
 
 
 def test_live_curves_leave_no_figure_open():
@@ -244,7 +285,9 @@ def test_lengths_add_up_to_all_examples():
 def test_kind_shares_are_of_all_tokens():
     ax = plots.kind_shares(EXAMPLES)
     kinds = [kind for example in EXAMPLES for kind in example["kinds"]]
-    assert [bar.get_width() for bar in ax.patches] == [kinds.count(kind) / len(kinds) for kind in Kind]
+    assert [bar.get_width() for bar in ax.patches] == [
+        kinds.count(kind) / len(kinds) for kind in Kind
+    ]
     assert words(ax.get_yticklabels()) == ["prompt", "tag", "think", "answer"]
     assert words(ax.texts) == [f"{kinds.count(kind) / len(kinds):.0%}" for kind in Kind]
 
@@ -255,20 +298,30 @@ def test_blurred_tokens_are_struck_out(width):
     ax = Figure((width, 4)).subplots()
     plots.blurred_thought(TOKENS, KINDS, DRAWS, THRESHOLDS, ax)
     assert words(ax.texts) == [token.replace("\n", "\u21b5") for token in TOKENS] * len(THRESHOLDS)
-    boxes = np.array([box.get_bbox().extents for box in ax.patches]).reshape(len(THRESHOLDS), len(TOKENS), 4)
+    boxes = np.array([box.get_bbox().extents for box in ax.patches]).reshape(
+        len(THRESHOLDS), len(TOKENS), 4
+    )
     order = boxes[..., :2][..., ::-1].reshape(-1, 2).tolist()
     assert order == sorted(order) and (np.unique(boxes[0, :, 1]).size == 1) == (width == 9)
     ends = boxes[:, :-1, 2][np.isclose(boxes[:, :-1, 1], boxes[:, 1:, 1])]
     assert (ends < boxes[:, 1:, 0][np.isclose(boxes[:, :-1, 1], boxes[:, 1:, 1])]).all()
-    colours = np.array([to_hex(box.get_facecolor()) for box in ax.patches]).reshape(len(THRESHOLDS), -1)
+    colours = np.array([to_hex(box.get_facecolor()) for box in ax.patches]).reshape(
+        len(THRESHOLDS), -1
+    )
     below = np.array([draw < threshold for threshold in THRESHOLDS for draw in DRAWS])
     colours = [to_hex(box.get_facecolor()) for box in ax.patches]
     kinds = [plots.KIND_COLORS[kind] for kind in KINDS] * len(THRESHOLDS)
     assert colours == np.where(below, "#ffffff", kinds).tolist()
     struck = [segment for lines in ax.collections for segment in lines.get_segments()]
     x0, y0, x1, y1 = boxes.reshape(-1, 4)[below].T
-    assert np.allclose(struck, np.stack([x0, (y0 + y1) / 2, x1, (y0 + y1) / 2], axis=1).reshape(-1, 2, 2))
-    assert words(ax.get_yticklabels()) == ["0\n0 of 7", f"0.3\n{(DRAWS < 0.3).sum()} of 7", "1\n7 of 7"]
+    assert np.allclose(
+        struck, np.stack([x0, (y0 + y1) / 2, x1, (y0 + y1) / 2], axis=1).reshape(-1, 2, 2)
+    )
+    assert words(ax.get_yticklabels()) == [
+        "0\n0 of 7",
+        f"0.3\n{(DRAWS < 0.3).sum()} of 7",
+        "1\n7 of 7",
+    ]
     assert 0 < (DRAWS < 0.3).sum() < 7
 
 
@@ -276,11 +329,18 @@ def test_curves_have_the_points_of_the_logs():
     """Of each run and key; where a log lacks one, the curve does without."""
     logs = [*LOGS, {"step": 12, "nll_think": 3.0}, {"step": 13, "loss": 1.0}]
     axes = plots.training_curves({"a": logs, "b": LOGS[:1]}, "how far")
-    keys = [["nll_think"], ["nll_answer", "nll_tag"], ["blurred_share"], ["expected_reward", "format_reward"]]
+    keys = [
+        ["nll_think"],
+        ["nll_answer", "nll_tag"],
+        ["blurred_share"],
+        ["expected_reward", "format_reward"],
+    ]
     for ax, names in zip(axes, keys, strict=True):
         drawn = [line.get_xydata().tolist() for line in ax.lines]
         runs = itertools.product((logs, LOGS[:1]), names)
-        assert drawn == [[[log["step"], log[key]] for log in run if key in log] for run, key in runs]
+        assert drawn == [
+            [[log["step"], log[key]] for log in run if key in log] for run, key in runs
+        ]
     assert words(axes[1].get_legend().texts) == ["a, answer", "a, tag", "b, answer", "b, tag"]
     assert axes[0].figure.get_suptitle() == "how far"
 
@@ -292,44 +352,68 @@ def test_bars_have_value_and_interval():
         assert [bar.get_height() for bar in ax.patches] == [one["value"] for one in found]
         segments = [lines.get_segments()[0][:, 1].tolist() for lines in ax.collections]
         assert np.allclose(segments, [[one["low"], one["high"]] for one in found])
-        assert words(ax.texts) == [f"{one['value']:.2f}" for one in found] and ax.get_title(loc="left") == metric
+        assert (
+            words(ax.texts) == [f"{one['value']:.2f}" for one in found]
+            and ax.get_title(loc="left") == metric
+        )
         assert words(ax.get_xticklabels()) == list(SUMMARIES)
 
 
 def test_ways_stand_end_to_end():
     """From 0 to 1, in the order of the legend."""
-    summaries = {"a": {"ways": {"x": 1, "z": 3}, "samples": 4}, "b": {"ways": {"y": 4}, "samples": 4}}
+    summaries = {
+        "a": {"ways": {"x": 1, "z": 3}, "samples": 4},
+        "b": {"ways": {"y": 4}, "samples": 4},
+    }
     ax = plots.ways(summaries)
     assert [(bar.get_x(), bar.get_width()) for bar in ax.patches] == [
         (0, 0.25), (0.25, 0), (0.25, 0.75),
         (0, 0), (0, 1), (1, 0),
     ]  # fmt: skip
-    assert words(ax.get_legend().texts) == ["x", "y", "z"] and words(ax.get_yticklabels()) == ["a", "b"]
+    assert words(ax.get_legend().texts) == ["x", "y", "z"] and words(ax.get_yticklabels()) == [
+        "a",
+        "b",
+    ]
     assert [text for text in words(ax.texts) if text] == ["25%", "75%", "100%"]
 
 
 def test_frontier_is_a_line_through_points_with_both_intervals():
     """One for each series, in the order of its points, each with its label."""
-    ax = plots.frontier({"dial": SUMMARIES, "other": {"": SUMMARIES["after"]}}, "unique thoughts", "accuracy")
-    at = [[s["metrics"][name] for name in ("unique thoughts", "accuracy")] for s in SUMMARIES.values()]
+    ax = plots.frontier(
+        {"dial": SUMMARIES, "other": {"": SUMMARIES["after"]}}, "unique thoughts", "accuracy"
+    )
+    at = [
+        [s["metrics"][name] for name in ("unique thoughts", "accuracy")] for s in SUMMARIES.values()
+    ]
     line = ax.containers[0].lines[0].get_xydata()
     assert np.allclose(line, [[m["value"] for m in pair] for pair in at])
     for axis, bars in enumerate(ax.containers[0].lines[2]):
         ends = [[pair[axis]["low"], pair[axis]["high"]] for pair in at]
         assert np.allclose([segment[:, axis] for segment in bars.get_segments()], ends)
-    assert words(ax.texts) == ["before", "after", " "] and words(ax.get_legend().texts) == ["dial", "other"]
+    assert words(ax.texts) == ["before", "after", " "] and words(ax.get_legend().texts) == [
+        "dial",
+        "other",
+    ]
 
 
 def test_intervals_have_a_row_for_each_model_and_a_tick_for_each_seed():
     """In the order given; where there are no seeds, no ticks."""
     seeds_of = {"accuracy": 2, "pass@1": 0}
-    for ax, (metric, seeds) in zip(plots.intervals(SEEDED, list(seeds_of)), seeds_of.items(), strict=True):
-        for row, (container, summary) in enumerate(zip(ax.containers, SEEDED.values(), strict=True)):
+    for ax, (metric, seeds) in zip(
+        plots.intervals(SEEDED, list(seeds_of)), seeds_of.items(), strict=True
+    ):
+        for row, (container, summary) in enumerate(
+            zip(ax.containers, SEEDED.values(), strict=True)
+        ):
             m = summary["metrics"][metric]
             assert container.lines[0].get_xydata().tolist() == [[m["value"], row]]
-            assert np.allclose(container.lines[2][0].get_segments()[0], [[m["low"], row], [m["high"], row]])
+            assert np.allclose(
+                container.lines[2][0].get_segments()[0], [[m["low"], row], [m["high"], row]]
+            )
         ticks = [
-            line.get_xydata().tolist() for line in ax.lines if line.get_marker() == "|" and line.get_markersize() == 9
+            line.get_xydata().tolist()
+            for line in ax.lines
+            if line.get_marker() == "|" and line.get_markersize() == 9
         ]
         assert ticks == [[[x, row] for x in (0.2, 0.4)[:seeds]] for row in range(len(SEEDED))]
 
@@ -340,12 +424,28 @@ def test_intervals_have_a_row_for_each_model_and_a_tick_for_each_seed():
 # table 1, severity 1.0; on linear RGB
 SIGHT = {
     "normal": np.eye(3),
-    "protanopia": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
-    "deuteranopia": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]],
-    "tritanopia": [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.303900]],
+    "protanopia": [
+        [0.152286, 1.052583, -0.204868],
+        [0.114503, 0.786281, 0.099216],
+        [-0.003882, -0.048116, 1.051998],
+    ],
+    "deuteranopia": [
+        [0.367322, 0.860646, -0.227968],
+        [0.280085, 0.672501, 0.047413],
+        [-0.011820, 0.042940, 0.968881],
+    ],
+    "tritanopia": [
+        [1.255528, -0.076749, -0.178779],
+        [-0.078411, 0.930809, 0.147602],
+        [0.004733, 0.691367, 0.303900],
+    ],
 }
 XYZ = np.array(
-    [[0.4124564, 0.3575761, 0.1804375], [0.2126729, 0.7151522, 0.0721750], [0.0193339, 0.1191920, 0.9503041]]
+    [
+        [0.4124564, 0.3575761, 0.1804375],
+        [0.2126729, 0.7151522, 0.0721750],
+        [0.0193339, 0.1191920, 0.9503041],
+    ]
 )
 
 
@@ -370,17 +470,25 @@ def contrast(ink, ground) -> float:
 
 def test_the_yardsticks():
     """Black on white; the lightness of white; red and green that a protanope confuses."""
-    assert contrast("black", "white") == pytest.approx(21) and contrast("#767676", "white") == pytest.approx(
-        4.54, abs=0.01
-    )
+    assert contrast("black", "white") == pytest.approx(21) and contrast(
+        "#767676", "white"
+    ) == pytest.approx(4.54, abs=0.01)
     assert lab(np.ones(3)) == pytest.approx([100, 0, 0], abs=1e-6)
     assert lab(linear("red")) == pytest.approx([53.24, 80.09, 67.20], abs=0.01)
-    olive, brown = (lab(np.array(SIGHT["deuteranopia"]) @ linear(colour)) for colour in ("#6b8e00", "#a37000"))
-    assert np.linalg.norm(olive - brown) < 20 < np.linalg.norm(lab(linear("#6b8e00")) - lab(linear("#a37000")))
+    olive, brown = (
+        lab(np.array(SIGHT["deuteranopia"]) @ linear(colour)) for colour in ("#6b8e00", "#a37000")
+    )
+    assert (
+        np.linalg.norm(olive - brown)
+        < 20
+        < np.linalg.norm(lab(linear("#6b8e00")) - lab(linear("#a37000")))
+    )
 
 
 @pytest.mark.parametrize("sight", SIGHT)
-@pytest.mark.parametrize("palette", [plots.COLORS, [*plots.KIND_COLORS.values(), "white"]], ids=["series", "kinds"])
+@pytest.mark.parametrize(
+    "palette", [plots.COLORS, [*plots.KIND_COLORS.values(), "white"]], ids=["series", "kinds"]
+)
 def test_colours_stay_apart_in_every_eye(palette, sight):
     """By 10 or more in CIELAB (2 is just noticeable): none is mistaken for another on the same card."""
     seen = {colour: lab(np.array(SIGHT[sight]) @ linear(colour)) for colour in palette}
@@ -408,8 +516,12 @@ def test_all_text_has_contrast(name, style):
     *given, style = style.split(", ")
     with plt.style.context(style):
         figure = save(PLOTS[name][1](**(given_axes(name, style) if given else {})))
-        texts = [text for text in figure.findobj(Text) if text.get_visible() and text.get_text().strip()]
-        texts = [text for text in texts if figure.bbox.contains(*middle(text))]  # ticks beyond the limits lie outside
+        texts = [
+            text for text in figure.findobj(Text) if text.get_visible() and text.get_text().strip()
+        ]
+        texts = [
+            text for text in texts if figure.bbox.contains(*middle(text))
+        ]  # ticks beyond the limits lie outside
         assert len(texts) > 5 and to_hex(figure.get_facecolor()) == "#ffffff"
         for text in texts:
             assert contrast(text.get_color(), ground(text, figure)) >= 4.5, text.get_text()
@@ -419,7 +531,9 @@ SERIES = {
     "training_curves": lambda: plots.training_curves({str(i): LOGS for i in range(6)}),
     "bars": lambda: plots.bars(SIX, ["accuracy"]),
     "ways": lambda: plots.ways({"a": {"ways": dict.fromkeys("abcdef", 1), "samples": 6}}),
-    "frontier": lambda: plots.frontier({str(i): SUMMARIES for i in range(6)}, "unique thoughts", "accuracy"),
+    "frontier": lambda: plots.frontier(
+        {str(i): SUMMARIES for i in range(6)}, "unique thoughts", "accuracy"
+    ),
 } | {name: PLOTS[name][1] for name in ("kind_shares", "blurred_thought")}
 
 
@@ -429,11 +543,21 @@ def test_series_differ_in_more_than_colour(name):
     for ax in flat(SERIES[name]()):
         colours = defaultdict(set)
         for patch in ax.patches:
-            look = (patch.get_hatch(), patch.get_linestyle(), patch.get_linewidth(), to_hex(patch.get_edgecolor()))
+            look = (
+                patch.get_hatch(),
+                patch.get_linestyle(),
+                patch.get_linewidth(),
+                to_hex(patch.get_edgecolor()),
+            )
             colours[look].add(to_hex(patch.get_facecolor()))
         assert all(len(found) == 1 for found in colours.values())
         lines = [
-            line for line in ax.lines if line.get_marker() not in "|_" and line.get_linestyle() + line.get_marker()
+            line
+            for line in ax.lines
+            if line.get_marker() not in "|_" and line.get_linestyle() + line.get_marker()
         ]
-        looks = [(line.get_linestyle(), line.get_marker(), line.get_markerfacecolor() == "white") for line in lines]
+        looks = [
+            (line.get_linestyle(), line.get_marker(), line.get_markerfacecolor() == "white")
+            for line in lines
+        ]
         assert len(set(looks)) == len(looks) and len(looks) + len(colours) > 1

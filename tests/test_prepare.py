@@ -12,13 +12,19 @@ from hypothesis import strategies as st
 
 import btsft_nb as bt
 from btsft_nb import Kind, RowError, Rows, load_rows, prepare
-from btsft_nb.fit import fit
+from btsft_nb.data.fit import fit
 
 COLUMNS = ("id", "input_ids", "weights", "kinds", "tags", "flags")
 
 
 def talk(assistant: object, user: str = "hi", **fields) -> dict:
-    return {"messages": [{"role": "user", "content": user}, {"role": "assistant", "content": assistant}], **fields}
+    return {
+        "messages": [
+            {"role": "user", "content": user},
+            {"role": "assistant", "content": assistant},
+        ],
+        **fields,
+    }
 
 
 def columns(examples) -> list:
@@ -30,10 +36,18 @@ def columns(examples) -> list:
 
 def example(thought: int, answer: int = 3, prompt: int = 4) -> bt.Example:
     """Prompt, open tag, thought, close tag, answer; each token its own number."""
-    kinds = [Kind.PROMPT] * prompt + [Kind.TAG] + [Kind.THINK] * thought + [Kind.TAG] + [Kind.ANSWER] * answer
+    kinds = (
+        [Kind.PROMPT] * prompt
+        + [Kind.TAG]
+        + [Kind.THINK] * thought
+        + [Kind.TAG]
+        + [Kind.ANSWER] * answer
+    )
     weights = [float(kind != Kind.PROMPT) for kind in kinds]
     tags = [{"tag": "thought", "start": prompt + 1, "stop": prompt + 1 + thought}]
-    return bt.Example("id", list(range(len(kinds))), weights, [int(kind) for kind in kinds], [], tags)
+    return bt.Example(
+        "id", list(range(len(kinds))), weights, [int(kind) for kind in kinds], [], tags
+    )
 
 
 @given(st.integers(1, 30), st.integers(1, 5), st.integers(1, 40))
@@ -63,7 +77,11 @@ def test_the_first_or_last_tokens_are_kept(side, max_length):
     short, what = fit(whole, max_length, f"keep_{side}")
     part = slice(max_length) if side == "first" else slice(-max_length, None)
     assert short.input_ids == whole.input_ids[part] and short.kinds == whole.kinds[part]
-    assert short.weights == [0.0, *whole.weights[part][1:]] if len(short.weights) < 15 else short == whole
+    assert (
+        short.weights == [0.0, *whole.weights[part][1:]]
+        if len(short.weights) < 15
+        else short == whole
+    )
     assert (what == "") == (max_length >= 15)
     for tag in short.tags:
         assert {short.kinds[i] for i in range(tag["start"], tag["stop"])} == {Kind.THINK}
@@ -87,7 +105,11 @@ def test_real_rows_are_shortened_and_reported(tiny_tokenizer):
     limit = int(np.median([len(ids) for ids in whole["input_ids"]]))
     short = prepare(rows, tiny_tokenizer, limit, too_long="shorten")
     cut = [i for i, ids in enumerate(whole["input_ids"]) if len(ids) > limit]
-    assert 0 < len(cut) < 200 and short.report.changed == {"thought shortened": cut} and len(short) == 200
+    assert (
+        0 < len(cut) < 200
+        and short.report.changed == {"thought shortened": cut}
+        and len(short) == 200
+    )
     assert max(len(ids) for ids in short["input_ids"]) == limit
     for before, after in zip(whole, short, strict=True):
         if len(before["input_ids"]) <= limit:
@@ -108,7 +130,9 @@ def test_duplicates_are_found_and_dropped_on_request(tiny_tokenizer):
     fewer = prepare(rows, tiny_tokenizer, duplicates="drop")
     assert list(fewer["id"]) == [str(i) for i in range(600) if i not in again]
     assert list(fewer.report.dropped.values()) == [[100, 590, 599]]
-    assert fewer.report.kept == len(fewer) == 597 and fewer.report.kept + fewer.report.n_dropped == 600
+    assert (
+        fewer.report.kept == len(fewer) == 597 and fewer.report.kept + fewer.report.n_dropped == 600
+    )
 
 
 def test_overlap_names_test_questions_that_were_trained(tiny_tokenizer):
@@ -122,26 +146,40 @@ def test_overlap_names_test_questions_that_were_trained(tiny_tokenizer):
 def test_the_tiny_sets_do_not_overlap(tiny_tokenizer):
     """The test problems are held out of training."""
     test = [
-        row | {"messages": [*row["messages"], {"role": "assistant", "content": "x"}]} for row in load_rows("tiny/test")
+        row | {"messages": [*row["messages"], {"role": "assistant", "content": "x"}]}
+        for row in load_rows("tiny/test")
     ]
-    assert bt.overlap(prepare(test, tiny_tokenizer), prepare(load_rows("tiny/teacher"), tiny_tokenizer)) == []
+    assert (
+        bt.overlap(
+            prepare(test, tiny_tokenizer), prepare(load_rows("tiny/teacher"), tiny_tokenizer)
+        )
+        == []
+    )
 
 
 # ---------------------------------------------------------------------------------------------- mixing
 
 
-@pytest.mark.parametrize(("proportions", "sizes"), [([1, 1], (30, 30)), ([3, 1], (90, 30)), ([0.1, 0.9], (3, 30))])
+@pytest.mark.parametrize(
+    ("proportions", "sizes"), [([1, 1], (30, 30)), ([3, 1], (90, 30)), ([0.1, 0.9], (3, 30))]
+)
 def test_sets_are_mixed_by_proportion(tiny_tokenizer, proportions, sizes):
     """As large as can be with no example twice, shuffled, ids and examples as they were."""
     many = prepare(Rows([talk(f"a{i}") for i in range(100)], "many"), tiny_tokenizer)
     few = prepare(Rows([talk(f"b{i}") for i in range(30)], "few"), tiny_tokenizer)
     mixed = bt.mix([many, few], proportions)
-    assert Counter(name.split("#")[0] for name in mixed["id"]) == dict(zip(("many", "few"), sizes, strict=True))
+    assert Counter(name.split("#")[0] for name in mixed["id"]) == dict(
+        zip(("many", "few"), sizes, strict=True)
+    )
     assert len(set(mixed["id"])) == len(mixed)
     known = {row["id"]: row for row in [*many, *few]}
     assert all(known[row["id"]] == row for row in mixed)
     assert columns(mixed) == columns(bt.mix([many, few], proportions))
-    assert list(mixed["id"]) != list(bt.mix([many, few], proportions, seed=1)["id"]) != sorted(mixed["id"])
+    assert (
+        list(mixed["id"])
+        != list(bt.mix([many, few], proportions, seed=1)["id"])
+        != sorted(mixed["id"])
+    )
 
 
 def test_wrong_mixtures_are_refused(tiny_tokenizer):
@@ -166,7 +204,9 @@ def messy_file(tmp_path):
     return path
 
 
-@pytest.mark.parametrize("how", [{"num_proc": 2}, {"cache": False}, {"num_proc": 3, "cache": False}])
+@pytest.mark.parametrize(
+    "how", [{"num_proc": 2}, {"cache": False}, {"num_proc": 3, "cache": False}]
+)
 def test_processes_and_cache_change_nothing(messy_file, tiny_tokenizer, how):
     """Neither examples, nor their order, nor the report."""
     plain = prepare(load_rows(messy_file), tiny_tokenizer, 60, duplicates="drop", cache=False)
@@ -177,7 +217,9 @@ def test_processes_and_cache_change_nothing(messy_file, tiny_tokenizer, how):
 
 @pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
 @pytest.mark.parametrize("num_proc", [1, 2])
-def test_a_stream_gives_the_same_examples_and_blur(messy_file, tiny_tokenizer, tmp_path, suffix, num_proc):
+def test_a_stream_gives_the_same_examples_and_blur(
+    messy_file, tiny_tokenizer, tmp_path, suffix, num_proc
+):
     """Ids, and so the draws, do not depend on how rows were read."""
     if suffix == "parquet":
         import pandas as pd
@@ -212,7 +254,11 @@ def test_an_error_in_a_process_is_the_same_error(tiny_tokenizer):
     rows = Rows([talk("fine")] * 1500 + [talk(5)] + [talk("fine")] * 20_000, "here")
     with pytest.raises(RowError, match=r"here, row 1500: field messages\[1\]\.content") as error:
         prepare(rows, tiny_tokenizer, num_proc=2)
-    assert (error.value.source, error.value.row, error.value.field) == ("here", 1500, "messages[1].content")
+    assert (error.value.source, error.value.row, error.value.field) == (
+        "here",
+        1500,
+        "messages[1].content",
+    )
 
 
 # ---------------------------------------------------------------------------------------------- the cache
@@ -279,13 +325,20 @@ def test_a_tolerant_call_drops_and_counts_what_is_malformed(tiny_tokenizer):
     rows = Rows([talk("a"), talk(5), 7, RowError("not valid JSON"), talk("b"), talk(6)], "here")
     examples = prepare(rows, tiny_tokenizer, strict=False)
     assert list(examples["id"]) == ["here#0", "here#4"]
-    assert sorted(n for numbers in examples.report.dropped.values() for n in numbers) == [1, 2, 3, 5]
+    assert sorted(n for numbers in examples.report.dropped.values() for n in numbers) == [
+        1,
+        2,
+        3,
+        5,
+    ]
     assert examples.report.rows == 6 and [1, 5] in examples.report.dropped.values()
     with pytest.raises(RowError, match="here, row 1"):
         prepare(rows, tiny_tokenizer)
 
 
-@pytest.mark.parametrize("wrong", [{"too_long": "cut"}, {"duplicates": "yes"}, {"weights": 3}, {"format": "chat"}])
+@pytest.mark.parametrize(
+    "wrong", [{"too_long": "cut"}, {"duplicates": "yes"}, {"weights": 3}, {"format": "chat"}]
+)
 def test_a_wrong_setting_is_named(tiny_tokenizer, wrong):
     """With what would do."""
     with pytest.raises(ValueError, match=str(next(iter(wrong.values())))):
@@ -304,7 +357,9 @@ def test_tags_of_blocks_become_stretches_of_tokens(tokenizer):
     texts = [tokenizer.decode(row["input_ids"][tag["start"] : tag["stop"]]) for tag in row["tags"]]
     opened = row["kinds"].count(Kind.TAG) == 1  # the template's prompt has the open tag
     assert [tag["tag"] for tag in row["tags"]] == ["first", "first", "second"]
-    assert texts == ["One. " if opened else "<think>One. ", "\n\nThe answer", " is 3."] or texts[0].endswith("One.")
+    assert texts == ["One. " if opened else "<think>One. ", "\n\nThe answer", " is 3."] or texts[
+        0
+    ].endswith("One.")
     last = row["tags"][1]
     assert set(row["weights"][last["start"] : last["stop"]]) == {-1.0}
 
@@ -342,7 +397,9 @@ def test_other_tags_are_the_models_own(tmp_path):
     tokenizer.save_pretrained(tmp_path)
     for known in (tokenizer, bt.load_tokenizer(tmp_path)):
         row = prepare([talk("<think>a</think>b")], known)[0]
-        text = known.decode([i for i, kind in zip(row["input_ids"], row["kinds"], strict=True) if kind])
+        text = known.decode(
+            [i for i, kind in zip(row["input_ids"], row["kinds"], strict=True) if kind]
+        )
         assert text.startswith("<reason>a</reason>b") and row["kinds"].count(Kind.TAG) == 2
         assert bt.tag_ids(known) == tuple(known.convert_tokens_to_ids(["<reason>", "</reason>"]))
 
@@ -358,9 +415,15 @@ def test_formatted_text_is_cut_at_its_marker(qwen3):
     end = "<|im_end|>"
     assert qwen3.decode(row["input_ids"]) == text + end
     assert row["input_ids"] == qwen3(text + end)["input_ids"]
-    trained = [token for token, weight in zip(row["input_ids"], row["weights"], strict=True) if weight]
+    trained = [
+        token for token, weight in zip(row["input_ids"], row["weights"], strict=True) if weight
+    ]
     assert qwen3.decode(trained) == f"<think>t1</think>a1{end}<think>t2</think>a2{end}"
-    thoughts = [token for token, kind in zip(row["input_ids"], row["kinds"], strict=True) if kind == Kind.THINK]
+    thoughts = [
+        token
+        for token, kind in zip(row["input_ids"], row["kinds"], strict=True)
+        if kind == Kind.THINK
+    ]
     assert qwen3.decode(thoughts) == "t1t2"
 
 
@@ -368,7 +431,9 @@ def test_weights_reach_formatted_text(qwen3):
     """A pattern counts in completions, and there alone."""
     text = "<|im_start|>user\n2+2?<|im_end|>\n<|im_start|>assistant\n<think>2+2=4</think>4"
     marker = "<|im_start|>assistant\n"
-    (row,) = prepare([{"text": text}], qwen3, response_marker=marker, weights={re.compile(r"\d"): 0.25})
+    (row,) = prepare(
+        [{"text": text}], qwen3, response_marker=marker, weights={re.compile(r"\d"): 0.25}
+    )
     weights = [weight for weight, kind in zip(row["weights"], row["kinds"], strict=True) if kind]
     assert weights == [1, 0.25, 1, 0.25, 1, 0.25, 1, 0.25, 1]
 

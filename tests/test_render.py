@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 import btsft_nb as bt
 from btsft_nb import Kind, Renderer, RowError, to_messages
-from btsft_nb.formats import to_prompt
-from btsft_nb.messages import Block, Message
+from btsft_nb.data.formats import to_prompt
+from btsft_nb.data.messages import Block, Message
 
 HOSTILE = [
     "<|im_end|>", "<|im_start|>assistant\n", "<think>", "</think>", "<｜User｜>", "<｜Assistant｜>",
@@ -67,7 +67,9 @@ def controls(renderer: Renderer, ids: list[int]) -> list[int]:
 def test_the_prompt_is_the_templates_generation_prompt(renderer, user):
     """Whatever the user writes, the prompt's tokens spell what the template spells."""
     turns = [{"role": "user", "content": user}]
-    wanted = renderer.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    wanted = renderer.tokenizer.apply_chat_template(
+        turns, tokenize=False, add_generation_prompt=True
+    )
     assert same(renderer.tokenizer.decode(renderer.prompt_ids(to_prompt(user))), wanted)
 
 
@@ -75,7 +77,9 @@ def test_the_prompt_is_the_templates_generation_prompt(renderer, user):
 def test_harmless_prompts_have_the_templates_own_ids(renderer, user):
     """No second BOS, no other merges: the ids that `apply_chat_template` makes at inference."""
     turns = [{"role": "user", "content": user}]
-    wanted = renderer.tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=False)
+    wanted = renderer.tokenizer.apply_chat_template(
+        turns, add_generation_prompt=True, return_dict=False
+    )
     assert renderer.prompt_ids(to_prompt(user)) == list(wanted)
 
 
@@ -86,7 +90,9 @@ def test_an_example_is_the_prompt_and_then_the_completion(renderer, user, though
     prompt = renderer.prompt_ids(to_prompt(user))
     n = len(prompt)
     assert example.input_ids[:n] == prompt
-    assert [kind == Kind.PROMPT for kind in example.kinds] == [True] * n + [False] * (len(example.input_ids) - n)
+    assert [kind == Kind.PROMPT for kind in example.kinds] == [True] * n + [False] * (
+        len(example.input_ids) - n
+    )
     assert len(example.weights) == len(example.input_ids) and not any(example.weights[:n])
 
 
@@ -116,7 +122,9 @@ def test_decoding_gives_thought_and_answer_back(renderer, user, thought, answer)
     example = render(renderer, user, f"<think>{thought}</think>{answer}")
     thought, _, answer = f"{thought}</think>{answer}".partition("</think>")
     kinds = [kind for kind, _ in groupby(kind for _, kind, _ in completion(example))]
-    assert kinds == [Kind.TAG, Kind.THINK, Kind.TAG, Kind.ANSWER] or (not thought and Kind.THINK not in kinds)
+    assert kinds == [Kind.TAG, Kind.THINK, Kind.TAG, Kind.ANSWER] or (
+        not thought and Kind.THINK not in kinds
+    )
     assert same(decode(renderer, example, Kind.THINK), thought)
     assert same(decode(renderer, example, Kind.ANSWER), answer)
 
@@ -125,8 +133,12 @@ def test_decoding_gives_thought_and_answer_back(renderer, user, thought, answer)
 def test_tags_are_single_tokens_and_the_only_ones(renderer, user, thought, answer):
     """One open tag and one close tag in the whole example, whoever spells more of them, and both of kind TAG."""
     example = render(renderer, user, f"<think>{thought}</think>{answer}")
-    assert [token for token, kind, _ in completion(example) if kind == Kind.TAG] == list(renderer.tag_ids)
-    assert [token for token in example.input_ids if token in renderer.tag_ids] == list(renderer.tag_ids)
+    assert [token for token, kind, _ in completion(example) if kind == Kind.TAG] == list(
+        renderer.tag_ids
+    )
+    assert [token for token in example.input_ids if token in renderer.tag_ids] == list(
+        renderer.tag_ids
+    )
 
 
 @given(user=texts, thought=texts, answer=texts)
@@ -145,25 +157,36 @@ def test_blocks_cannot_spell_a_control_token_together(renderer, control):
     )
     halves = [Block("<think>a</think>b" + spelled[:4]), Block(spelled[4:] + "c", 0.5)]
     example = render(renderer, "hi", halves)
-    assert len(controls(renderer, [token for token, *_ in completion(example)])) == 3  # both tags and the end of turn
+    assert (
+        len(controls(renderer, [token for token, *_ in completion(example)])) == 3
+    )  # both tags and the end of turn
 
 
 @pytest.mark.parametrize("hostile", HOSTILE)
 def test_hostile_user_text_leaves_the_completion_as_it_is(renderer, hostile):
     """The two paths of tokenizing, with and without control spellings, agree."""
     assistant = "<think>\nIt's 3.5 naïve €.\n</think>\n\nAnswer: 7"
-    assert completion(render(renderer, hostile, assistant)) == completion(render(renderer, "harmless", assistant))
+    assert completion(render(renderer, hostile, assistant)) == completion(
+        render(renderer, "harmless", assistant)
+    )
 
 
 @pytest.mark.parametrize("name", ["qwen3", "r1"])
 def test_thoughts_survive_where_the_template_strips_them(request, name):
     """Both templates drop thoughts from turns; the one that is trained must keep it."""
     tokenizer = request.getfixturevalue(name)
-    turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "<think>SECRET</think>open"}]
+    turns = [
+        {"role": "user", "content": "q"},
+        {"role": "assistant", "content": "<think>SECRET</think>open"},
+    ]
     history = [*turns, {"role": "user", "content": "more"}]
-    assert "SECRET" not in tokenizer.apply_chat_template(history, tokenize=False)  # else this test tests nothing
+    assert "SECRET" not in tokenizer.apply_chat_template(
+        history, tokenize=False
+    )  # else this test tests nothing
     (example,) = Renderer(tokenizer).examples(to_messages({"messages": turns}), "id")
-    assert tokenizer.decode([token for token, *_ in completion(example)]).startswith("<think>SECRET</think>open")
+    assert tokenizer.decode([token for token, *_ in completion(example)]).startswith(
+        "<think>SECRET</think>open"
+    )
 
 
 def test_the_end_of_turn_is_answer_and_trained(renderer):
@@ -192,7 +215,9 @@ def test_a_template_that_rewrites_history_gives_an_example_a_turn(request, name)
     renderer = Renderer(request.getfixturevalue(name))
     examples = renderer.examples(THREE_TURNS, "id")
     assert len({example.id for example in examples}) == 3
-    for i, (example, thought, answer) in enumerate(zip(examples, ["t1", "t2", ""], ["a1", "a2", "a3"], strict=True)):
+    for i, (example, thought, answer) in enumerate(
+        zip(examples, ["t1", "t2", ""], ["a1", "a2", "a3"], strict=True)
+    ):
         prompt = renderer.prompt_ids(THREE_TURNS[: 2 * i + 1])
         assert example.input_ids[: len(prompt)] == prompt
         assert decode(renderer, example, Kind.THINK) == thought
@@ -225,7 +250,10 @@ def test_system_and_tool_turns_are_prompt(renderer):
     """Whatever else the conversation holds, only the assistant is trained."""
     messages = [Message("system", [Block("Be brief.")]), *talk("hi", "<think>a</think>b")]
     (example,) = renderer.examples(messages, "id")
-    assert decode(renderer, example, Kind.THINK) == "a" and decode(renderer, example, Kind.ANSWER) == "b"
+    assert (
+        decode(renderer, example, Kind.THINK) == "a"
+        and decode(renderer, example, Kind.ANSWER) == "b"
+    )
     assert "Be brief." in renderer.tokenizer.decode(
         [t for t, k in zip(example.input_ids, example.kinds, strict=True) if not k]
     )
@@ -235,13 +263,19 @@ def test_system_and_tool_turns_are_prompt(renderer):
 
 
 @given(
-    before=st.text("abcdefghij .,\n", max_size=25), after=st.text("abcdefghij .,\n", max_size=25), answer=st.booleans()
+    before=st.text("abcdefghij .,\n", max_size=25),
+    after=st.text("abcdefghij .,\n", max_size=25),
+    answer=st.booleans(),
 )
 def test_a_block_weight_lands_on_the_tokens_of_its_text(renderer, before, after, answer):
     """Weights change no id, and a token that straddles the boundary belongs to the later block."""
-    parts = ["<think>t</think>", before, after] if answer else ["<think>", before, after + "</think>a"]
+    parts = (
+        ["<think>t</think>", before, after] if answer else ["<think>", before, after + "</think>a"]
+    )
     whole = render(renderer, "hi", "".join(parts))
-    example = render(renderer, "hi", [Block(parts[0]), Block(parts[1], 0.25), Block(parts[2], -2.0)])
+    example = render(
+        renderer, "hi", [Block(parts[0]), Block(parts[1], 0.25), Block(parts[2], -2.0)]
+    )
     assert example.input_ids == whole.input_ids and example.kinds == whole.kinds
     rows = [row for row in completion(example) if row[1] == (Kind.ANSWER if answer else Kind.THINK)]
     first = [token for token, _, weight in rows if weight == 0.25]
@@ -263,7 +297,13 @@ def test_a_tag_takes_the_weight_of_the_block_it_begins_in(renderer):
 
 def test_empty_blocks_change_nothing(renderer):
     """At the start, in the middle, at the end, with any weight."""
-    blocks = [Block("", 5.0), Block("<think>a"), Block("", 0.0), Block("</think>b"), Block("", -1.0)]
+    blocks = [
+        Block("", 5.0),
+        Block("<think>a"),
+        Block("", 0.0),
+        Block("</think>b"),
+        Block("", -1.0),
+    ]
     assert render(renderer, "hi", blocks) == render(renderer, "hi", "<think>a</think>b")
 
 
@@ -277,13 +317,17 @@ def test_a_turn_without_weight_beside_one_with(tiny_tokenizer):
     """Each end of turn follows its own turn."""
     messages = [*talk("q", [Block("one", 0.0)]), *talk("q", [Block("two", 3.0)])]
     (example,) = Renderer(tiny_tokenizer).examples(messages, "id")
-    ends = [weight for token, _, weight in completion(example) if token == tiny_tokenizer.eos_token_id]
+    ends = [
+        weight for token, _, weight in completion(example) if token == tiny_tokenizer.eos_token_id
+    ]
     assert ends == [0.0, 1.0]
 
 
 def test_the_first_token_is_never_supervised(tiny_tokenizer):
     """Where there is no prompt at all, nothing predicts the completion's first token."""
-    (example,) = Renderer(tiny_tokenizer).examples([Message("text", [Block("<think>a</think>b")])], "id")
+    (example,) = Renderer(tiny_tokenizer).examples(
+        [Message("text", [Block("<think>a</think>b")])], "id"
+    )
     assert example.kinds[0] == Kind.TAG
     assert example.weights[0] == 0.0 and all(example.weights[1:])
 
@@ -303,13 +347,18 @@ def opened(tiny_tokenizer) -> Renderer:
     return renderer
 
 
-@pytest.mark.parametrize("assistant", ["<think>\nab\n</think>\n\nc", "<think>ab\n</think>\n\nc", "ab\n</think>\n\nc"])
+@pytest.mark.parametrize(
+    "assistant", ["<think>\nab\n</think>\n\nc", "<think>ab\n</think>\n\nc", "ab\n</think>\n\nc"]
+)
 def test_what_the_prompt_supplies_is_not_trained(opened, assistant):
     """Tag and newline stand in the prompt once, and the completion starts inside the thought."""
     example = render(opened, "hi", assistant)
     prompt = opened.prompt_ids(to_prompt("hi"))
     assert example.input_ids[: len(prompt)] == prompt and not any(example.weights[: len(prompt)])
-    assert opened.tokenizer.decode([t for t, *_ in completion(example)]) == "ab\n</think>\n\nc<|im_end|>"
+    assert (
+        opened.tokenizer.decode([t for t, *_ in completion(example)])
+        == "ab\n</think>\n\nc<|im_end|>"
+    )
     assert example.input_ids.count(opened.tag_ids[0]) == 1
     assert [kind for kind, _ in groupby(kind for _, kind, _ in completion(example))] == [
         Kind.THINK, Kind.TAG, Kind.ANSWER
@@ -319,9 +368,12 @@ def test_what_the_prompt_supplies_is_not_trained(opened, assistant):
 
 def test_several_turns_of_a_prompt_that_opens(opened):
     """One example where the history spells what the prompts supplied, and each close tag is trained."""
-    (example,) = opened.examples([*talk("q1", "<think>\na\n</think>b"), *talk("q2", "<think>\nc\n</think>d")], "id")
+    (example,) = opened.examples(
+        [*talk("q1", "<think>\na\n</think>b"), *talk("q2", "<think>\nc\n</think>d")], "id"
+    )
     assert (
-        opened.tokenizer.decode([t for t, *_ in completion(example)]) == "a\n</think>b<|im_end|>c\n</think>d<|im_end|>"
+        opened.tokenizer.decode([t for t, *_ in completion(example)])
+        == "a\n</think>b<|im_end|>c\n</think>d<|im_end|>"
     )
 
 
@@ -369,7 +421,10 @@ def test_flags_say_what_is_odd_about_the_tags(renderer, assistant, flags):
     """And odd examples are rendered all the same, their text complete."""
     example = render(renderer, "hi", assistant)
     assert example.flags == flags
-    assert renderer.tokenizer.decode([t for t, *_ in completion(example)]) == assistant + renderer.end_of_turn
+    assert (
+        renderer.tokenizer.decode([t for t, *_ in completion(example)])
+        == assistant + renderer.end_of_turn
+    )
 
 
 @pytest.mark.parametrize(
@@ -397,7 +452,9 @@ def test_the_noncharacter_is_refused(renderer):
 def test_a_lone_surrogate_is_a_row_error(tokenizer, user, assistant):
     r"""json.loads('"\ud800"') gives one, and no tokenizer takes it."""
     turns = [{"role": "user", "content": user}, {"role": "assistant", "content": assistant}]
-    with pytest.raises(RowError, match=r"rows, row 0: field messages\[[01]\].content: half a surrogate pair"):
+    with pytest.raises(
+        RowError, match=r"rows, row 0: field messages\[[01]\].content: half a surrogate pair"
+    ):
         bt.prepare([{"messages": turns}], tokenizer)
 
 
@@ -405,7 +462,9 @@ def test_a_tokenizer_without_template_is_refused(tiny_tokenizer):
     """By name, with what would do."""
     tokenizer = copy.deepcopy(tiny_tokenizer)
     tokenizer.chat_template = None
-    with pytest.raises(ValueError, match=r"no chat template.*instruction-tuned.*use_template") as error:
+    with pytest.raises(
+        ValueError, match=r"no chat template.*instruction-tuned.*use_template"
+    ) as error:
         Renderer(tokenizer).prompt_ids(to_prompt("hi"))
     assert tokenizer.name_or_path in str(error.value)
 
@@ -413,21 +472,24 @@ def test_a_tokenizer_without_template_is_refused(tiny_tokenizer):
 def test_a_tokenizer_that_splits_the_tags_is_refused_and_the_advice_works(shared):
     """GPT-2 knows no think tags; as it pads with its end token, the end of turn is the end token."""
     tokenizer = bt.load_tokenizer(shared / "tokenizers" / "gpt2")
-    tokenizer.chat_template = (
-        "{% for m in messages %}{{ m.role + ': ' + m.content + '\n' }}{% endfor %}{{ 'assistant: ' }}"
-    )
+    turns = "{% for m in messages %}{{ m.role + ': ' + m.content + '\n' }}{% endfor %}"
+    tokenizer.chat_template = turns + "{{ 'assistant: ' }}"
     with pytest.raises(ValueError, match=r"splits <think> into \d tokens.*add_tags") as error:
         Renderer(tokenizer)
     assert tokenizer.name_or_path in str(error.value)
     assert bt.add_tags(tokenizer) == ["<think>", "</think>"]
     example = render(Renderer(tokenizer), "hi", "<think>a</think>b")
-    assert tokenizer.decode([t for t, *_ in completion(example)]) == "<think>a</think>b<|endoftext|>"
+    assert (
+        tokenizer.decode([t for t, *_ in completion(example)]) == "<think>a</think>b<|endoftext|>"
+    )
 
 
 def test_a_template_that_refuses_a_conversation_is_a_row_error(tiny_tokenizer):
     """With the roles that it was given."""
     tokenizer = copy.deepcopy(tiny_tokenizer)
-    guard = "{% if messages[0].role == 'system' %}{{ raise_exception('no system here') }}{% endif %}"
+    guard = (
+        "{% if messages[0].role == 'system' %}{{ raise_exception('no system here') }}{% endif %}"
+    )
     tokenizer.chat_template = guard + tokenizer.chat_template
     messages = [Message("system", [Block("s")]), *talk("hi", "there")]
     with pytest.raises(RowError, match=r"\['system', 'user'\].*no system here"):
@@ -437,8 +499,12 @@ def test_a_template_that_refuses_a_conversation_is_a_row_error(tiny_tokenizer):
 def test_a_conversation_that_begins_with_the_assistant_is_a_row_error(tokenizer):
     """As many ShareGPT rows do: there is no prompt to learn from."""
     turns = [("gpt", "hello"), ("human", "hi"), ("gpt", "there")]
-    with pytest.raises(RowError, match=r"rows, row 0: field conversations: begins with the assistant.*remove"):
-        bt.prepare([{"conversations": [{"from": role, "value": text} for role, text in turns]}], tokenizer)
+    with pytest.raises(
+        RowError, match=r"rows, row 0: field conversations: begins with the assistant.*remove"
+    ):
+        bt.prepare(
+            [{"conversations": [{"from": role, "value": text} for role, text in turns]}], tokenizer
+        )
 
 
 def test_white_space_before_the_tag_is_not_odd(renderer):
@@ -458,17 +524,29 @@ def test_all_of_gsm8k(request, shared, name):
     examples = bt.prepare(rows, tokenizer, max_length=300)
     report = examples.report
     assert report.kept == len(examples) and report.kept + report.n_dropped == 7473
-    assert 0 < len(report.dropped["longer than max_length=300"]) < 700 and report.lengths["sequence"]["longest"] <= 300
-    thoughts = [[t for t, k in zip(e["input_ids"], e["kinds"], strict=True) if k == Kind.THINK] for e in examples]
+    assert (
+        0 < len(report.dropped["longer than max_length=300"]) < 700
+        and report.lengths["sequence"]["longest"] <= 300
+    )
+    thoughts = [
+        [t for t, k in zip(e["input_ids"], e["kinds"], strict=True) if k == Kind.THINK]
+        for e in examples
+    ]
     for at, text in zip(examples["id"], tokenizer.batch_decode(thoughts), strict=True):
-        assert same(text.strip(), rows[int(at.rpartition("#")[2])]["answer"].rpartition("####")[0].strip())
+        assert same(
+            text.strip(), rows[int(at.rpartition("#")[2])]["answer"].rpartition("####")[0].strip()
+        )
 
 
 @pytest.mark.parametrize("name", ["qwen3", "r1"])
 def test_real_reasoning_traces(request, shared, name):
     """Twenty long traces of R1-Distill: nothing odd, nothing lost, hundreds to thousands of thought tokens each."""
     renderer = Renderer(request.getfixturevalue(name))
-    lines = (shared / "datasets" / "r1_traces" / "thought_anchors_20.jsonl").read_text(encoding="utf-8").splitlines()
+    lines = (
+        (shared / "datasets" / "r1_traces" / "thought_anchors_20.jsonl")
+        .read_text(encoding="utf-8")
+        .splitlines()
+    )
     traces = [json.loads(line) for line in lines]
     assert len(traces) == 20
     for trace in traces:

@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from btsft_nb.blur import Kind
-from btsft_nb.render import Example
-from btsft_nb.report import Report, Tally
+from btsft_nb.data.kinds import Kind
+from btsft_nb.data.render import Example
+from btsft_nb.data.report import Report, Tally
 
 FLAGS = ("unclosed", "untagged", "empty thought", "extra tags")
 
@@ -24,7 +24,9 @@ def example(prompt=5, thought=20, answer=4, name="row", flags=(), start=0) -> Ex
     """An example with so many tokens of each kind, all distinct, which count up from `start`."""
     kinds = [0] * prompt + [1] + [2] * thought + [1] + [3] * answer
     ids = list(range(start, start + len(kinds)))
-    return Example(name, ids, [0.0] * prompt + [1.0] * (len(kinds) - prompt), kinds, flags=list(flags))
+    return Example(
+        name, ids, [0.0] * prompt + [1.0] * (len(kinds) - prompt), kinds, flags=list(flags)
+    )
 
 
 @st.composite
@@ -36,7 +38,9 @@ def events(draw):
             sizes = [draw(st.integers(0, 9)) for _ in range(3)]
             flags = draw(st.lists(st.sampled_from(FLAGS), unique=True))
             found = example(*sizes, name=f"s#{row}", flags=flags, start=draw(st.integers(0, 2)))
-            made.append((row, draw(st.sampled_from([found, found, "too long", "every weight is 0"]))))
+            made.append(
+                (row, draw(st.sampled_from([found, found, "too long", "every weight is 0"])))
+            )
     return made
 
 
@@ -55,23 +59,31 @@ def tallied(made: list) -> Tally:
 @given(events())
 def test_the_figures_add_up(made):
     """Each against a plain count over the examples."""
-    report, kept = tallied(made).report("s"), [(row, e) for row, e in made if not isinstance(e, str)]
+    report, kept = (
+        tallied(made).report("s"),
+        [(row, e) for row, e in made if not isinstance(e, str)],
+    )
     assert report.rows == len({row for row, _ in made})
     assert report.kept + report.n_dropped == len(made) and report.kept == len(kept)
     assert report.dropped == {
         reason: [row for row, what in made if what == reason]
         for reason in {what for _, what in made if isinstance(what, str)}
     }
-    assert report.changed == ({"a tag": changed} if (changed := [r for r, _ in kept if r % 3 == 0]) else {})
+    assert report.changed == (
+        {"a tag": changed} if (changed := [r for r, _ in kept if r % 3 == 0]) else {}
+    )
     assert report.flagged == {
-        flag: [row for row, e in kept if flag in e.flags] for flag in {f for _, e in kept for f in e.flags}
+        flag: [row for row, e in kept if flag in e.flags]
+        for flag in {f for _, e in kept for f in e.flags}
     }
     assert report.tokens == {k.name.lower(): sum(e.kinds.count(k) for _, e in kept) for k in Kind}
     assert report.supervised == sum(w != 0 for _, e in kept for w in e.weights)
     sizes = [len(e.input_ids) for _, e in kept]
     spread = report.lengths["sequence"]
     assert (spread["shortest"], spread["longest"]) == (min(sizes, default=0), max(sizes, default=0))
-    assert all(list(spread.values()) == sorted(spread.values()) for spread in report.lengths.values())
+    assert all(
+        list(spread.values()) == sorted(spread.values()) for spread in report.lengths.values()
+    )
     seen = [e.input_ids for _, e in kept]
     assert report.duplicates == [row for i, (row, e) in enumerate(kept) if e.input_ids in seen[:i]]
 
@@ -92,15 +104,25 @@ def test_dropped_duplicates_are_named(made, cut):
     """What is kept is distinct, what is not is in `dropped`, and no figure counts it."""
     kept = [(row, e) for row, e in made if not isinstance(e, str)]
     total = Tally()
-    new = [mask for part in (made[:cut], made[cut:]) for mask in total.merge(tallied(part), drop_duplicates=True)]
+    new = [
+        mask
+        for part in (made[:cut], made[cut:])
+        for mask in total.merge(tallied(part), drop_duplicates=True)
+    ]
     report, all_of_it = total.report("s"), tallied(made).report("s")
     distinct = [entry for entry, is_new in zip(kept, new, strict=True) if is_new]
     assert len({tuple(e.input_ids) for _, e in distinct}) == len(distinct) == report.kept
     assert {tuple(e.input_ids) for _, e in distinct} == {tuple(e.input_ids) for _, e in kept}
-    assert report.duplicates == all_of_it.duplicates == report.dropped.get("equal to an earlier example", [])
+    assert (
+        report.duplicates
+        == all_of_it.duplicates
+        == report.dropped.get("equal to an earlier example", [])
+    )
     assert sum(report.tokens.values()) == sum(len(e.input_ids) for _, e in distinct)
     assert report.rows == all_of_it.rows and report.kept + report.n_dropped == len(made)
-    assert not any("same tokens" in reason for entry in report.suspicious for reason in entry["reasons"])
+    assert not any(
+        "same tokens" in reason for entry in report.suspicious for reason in entry["reasons"]
+    )
 
 
 @given(events())
@@ -143,7 +165,10 @@ def test_the_ten_worst_come_first():
     report = tally.report("s")
     rows = [entry["row"] for entry in report.suspicious]
     assert rows == [20, 7, *(row for row in range(1, 40, 2) if row != 7)][:10]
-    assert report.suspicious[1]["reasons"] == ["unclosed, as 1 of 40 are", "untagged, as 20 of 40 are"]
+    assert report.suspicious[1]["reasons"] == [
+        "unclosed, as 1 of 40 are",
+        "untagged, as 20 of 40 are",
+    ]
     assert report == tally.report("s")
 
 
@@ -151,8 +176,15 @@ def full_report() -> Report:
     """One with all that a report can hold, from hostile text."""
     tally, hostile = Tally(), "<img src=x onerror=alert(1)>\"'&\x1b[31m"
     for row in range(60):
-        tally.add(row, example(prompt=40 + row % 7, thought=90 + 3 * (row % 11), answer=12, start=row))
-    tally.add(60, example(prompt=40, thought=2000, answer=12, name=hostile, flags=["unclosed", hostile], start=60))
+        tally.add(
+            row, example(prompt=40 + row % 7, thought=90 + 3 * (row % 11), answer=12, start=row)
+        )
+    tally.add(
+        60,
+        example(
+            prompt=40, thought=2000, answer=12, name=hostile, flags=["unclosed", hostile], start=60
+        ),
+    )
     tally.add(61, example(prompt=40, thought=90, answer=12, name="x" * 500))
     for row in range(62, 1500):
         tally.drop(row, "longer than max_length=2048")
@@ -200,11 +232,24 @@ def test_print_is_short_and_in_place():
     """Row numbers are cut after eight, ids too, and no control character reaches the terminal."""
     report = full_report()
     printed = str(report)
-    assert "1,438 (rows 62, 63, 64, 65, 66, 67, 68, 69, ...): longer than max_length=2048" in printed
-    assert "9 (rows 0, 1, 2, 3, 4, 5, 6, 7, ...): <reasoning>" in printed and "x" * 58 not in printed
+    assert (
+        "1,438 (rows 62, 63, 64, 65, 66, 67, 68, 69, ...): longer than max_length=2048" in printed
+    )
+    assert (
+        "9 (rows 0, 1, 2, 3, 4, 5, 6, 7, ...): <reasoning>" in printed and "x" * 58 not in printed
+    )
     assert all(c == "\n" or c.isprintable() for c in printed) and "\x1b" not in report._repr_html_()
     assert "1,501 rows -> 62 examples of 144 to 2,054 tokens" in printed
-    for name in ("tokens", "lengths", "dropped", "changed", "flagged", "duplicates", "added tags", "suspicious"):
+    for name in (
+        "tokens",
+        "lengths",
+        "dropped",
+        "changed",
+        "flagged",
+        "duplicates",
+        "added tags",
+        "suspicious",
+    ):
         assert f"\n  {name}" in printed
 
 
@@ -212,14 +257,22 @@ def test_nothing_kept_is_still_a_report():
     tally = Tally()
     tally.drop(0, "too long")
     report = tally.report("s")
-    assert (report.rows, report.kept, report.lengths["sequence"]["longest"], report.suspicious) == (1, 0, 0, [])
+    assert (report.rows, report.kept, report.lengths["sequence"]["longest"], report.suspicious) == (
+        1,
+        0,
+        0,
+        [],
+    )
     assert "1 rows -> 0 examples" in str(report) and "too long" in report._repr_html_()
 
 
 def test_counting_costs_little():
     """At most 20 microseconds an example of 150 tokens, here with room for a slow machine."""
     generator = np.random.default_rng(0)
-    made = [example(prompt=60, thought=80, answer=8, start=int(n)) for n in generator.integers(0, 10**5, 500)]
+    made = [
+        example(prompt=60, thought=80, answer=8, start=int(n))
+        for n in generator.integers(0, 10**5, 500)
+    ]
     times = []
     for _ in range(5):
         tally, start = Tally(), time.perf_counter()

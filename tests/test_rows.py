@@ -16,7 +16,10 @@ from datasets import Dataset, DatasetDict, load_dataset
 
 from btsft_nb import RowError, Rows, RowStream, load_rows
 
-ROWS = [{"id": "a", "question": "2+2?", "answer": "two and two #### 4"}, {"question": "é €?", "answer": "4"}]
+ROWS = [
+    {"id": "a", "question": "2+2?", "answer": "two and two #### 4"},
+    {"question": "é €?", "answer": "4"},
+]
 
 
 @pytest.mark.parametrize("suffix", ["json", "jsonl", "parquet"])
@@ -35,7 +38,11 @@ def test_files_give_their_rows(tmp_path, monkeypatch, suffix, as_text):
     assert [{k: v for k, v in row.items() if v is not None} for row in loaded] == ROWS
     assert loaded.source == str(path)
     stream = load_rows(path, stream=True)
-    assert isinstance(stream, RowStream) and stream.source == str(path) and not hasattr(stream, "__len__")
+    assert (
+        isinstance(stream, RowStream)
+        and stream.source == str(path)
+        and not hasattr(stream, "__len__")
+    )
     assert list(stream) == list(stream) == loaded
 
 
@@ -43,11 +50,16 @@ def test_files_give_their_rows(tmp_path, monkeypatch, suffix, as_text):
 def test_a_data_set_saved_to_disk_gives_its_rows(tmp_path, splits):
     """Of the split asked for, where it has several; its digest is that of its rows."""
     one = Dataset.from_list(ROWS)
-    (DatasetDict(train=one, test=one.select([0])) if splits else one).save_to_disk(tmp_path / "saved")
+    (DatasetDict(train=one, test=one.select([0])) if splits else one).save_to_disk(
+        tmp_path / "saved"
+    )
     loaded = load_rows(tmp_path / "saved")
     assert [{k: v for k, v in row.items() if v is not None} for row in loaded] == ROWS
     stream = load_rows(tmp_path / "saved", stream=True)
-    assert list(stream) == list(loaded) and stream.digest() == load_rows(tmp_path / "saved", stream=True).digest()
+    assert (
+        list(stream) == list(loaded)
+        and stream.digest() == load_rows(tmp_path / "saved", stream=True).digest()
+    )
     if splits:
         assert len(load_rows(tmp_path / "saved", "test")) == 1
         with pytest.raises(ValueError, match="no split 'dev'; there are train, test"):
@@ -60,7 +72,9 @@ def test_a_missing_file_is_named(tmp_path):
         load_rows(tmp_path / "nowhere.jsonl")
 
 
-@pytest.mark.parametrize(("suffix", "text"), [("jsonl", ""), ("jsonl", "\n \n"), ("json", ""), ("json", "[]")])
+@pytest.mark.parametrize(
+    ("suffix", "text"), [("jsonl", ""), ("jsonl", "\n \n"), ("json", ""), ("json", "[]")]
+)
 def test_an_empty_file_is_named(tmp_path, suffix, text):
     """There is nothing to train on."""
     path = tmp_path / f"empty.{suffix}"
@@ -79,7 +93,9 @@ def test_a_wrong_suffix_says_which_would_do(tmp_path, name):
 
 def test_an_unknown_tiny_set_lists_the_known_ones():
     """Never a look-up on the Hub."""
-    with pytest.raises(ValueError, match=r"'tiny/techer'.*tiny/pretrain, tiny/teacher, tiny/messy, tiny/test"):
+    with pytest.raises(
+        ValueError, match=r"'tiny/techer'.*tiny/pretrain, tiny/teacher, tiny/messy, tiny/test"
+    ):
         load_rows("tiny/techer")
 
 
@@ -89,7 +105,10 @@ BROKEN = {
     "a number": (b"5", "a JSON object wanted, got int"),
     "null": (b"null", "a JSON object wanted, got NoneType"),
     "two values": (b"{} {}", "not valid JSON: Extra data, at column 4"),
-    "Latin-1": ('{"question": "café"}'.encode("latin1"), "not UTF-8 text: .* at byte 18; save the file as UTF-8"),
+    "Latin-1": (
+        '{"question": "café"}'.encode("latin1"),
+        "not UTF-8 text: .* at byte 18; save the file as UTF-8",
+    ),
     "half a pair as bytes": (b'{"a": "\xed\xa0\x80"}', "not UTF-8 text"),
     "deep": (b'{"a": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", ".*nested too deeply"),
     "a large number": (b'{"a": ' + b"9" * 5000 + b"}", ".*4300 digits"),
@@ -104,12 +123,17 @@ def test_a_broken_line_is_named_or_stands_in_its_place(tmp_path, line, words):
     good = json.dumps(ROWS[0]).encode()
     path.write_bytes(b"\n".join([good, b"", line, good, line]))
     for stream in (False, True):
-        with pytest.raises(RowError, match=f"{re.escape(str(path))}, row 1: line 3: {words}") as error:
+        with pytest.raises(
+            RowError, match=f"{re.escape(str(path))}, row 1: line 3: {words}"
+        ) as error:
             list(load_rows(path, stream=stream))
         assert (error.value.source, error.value.row) == (str(path), 1)
         rows = list(load_rows(path, strict=False, stream=stream))
         assert rows[0] == rows[2] == ROWS[0] and len(rows) == 4
-        assert [(row.row, row.source) for row in (rows[1], rows[3])] == [(1, str(path)), (3, str(path))]
+        assert [(row.row, row.source) for row in (rows[1], rows[3])] == [
+            (1, str(path)),
+            (3, str(path)),
+        ]
         assert str(rows[1]) == str(error.value) == str(pickle.loads(pickle.dumps(rows[1])))
 
 
@@ -121,7 +145,9 @@ def test_utf_16_is_named_with_its_remedy(tmp_path, encoding, suffix, strict):
     path = tmp_path / f"rows.{suffix}"
     bom = {"utf-16-le": codecs.BOM_UTF16_LE, "utf-16-be": codecs.BOM_UTF16_BE}[encoding]
     path.write_bytes(bom + '{"question": "a"}\n{"question": "b"}'.encode(encoding))
-    with pytest.raises(RowError, match=re.escape(str(path)) + ".*UTF-16 text.*save the file as UTF-8"):
+    with pytest.raises(
+        RowError, match=re.escape(str(path)) + ".*UTF-16 text.*save the file as UTF-8"
+    ):
         load_rows(path, strict=strict)
 
 
@@ -167,9 +193,14 @@ def test_an_object_of_lists_has_splits(tmp_path):
     """Any case; the source says which, so that ids of two splits differ."""
     path = tmp_path / "rows.json"
     path.write_text(json.dumps({"Train": ROWS, "TEST": ROWS[:1], "about": "x"}))
-    assert load_rows(path) == ROWS and load_rows(path, "test") == list(load_rows(path, "Test", stream=True)) == ROWS[:1]
+    assert (
+        load_rows(path) == ROWS
+        and load_rows(path, "test") == list(load_rows(path, "Test", stream=True)) == ROWS[:1]
+    )
     assert load_rows(path, "test").source == f"{path} [TEST]"
-    with pytest.raises(ValueError, match=re.escape("'dev' wanted, in any case; the lists there: ['Train', 'TEST']")):
+    with pytest.raises(
+        ValueError, match=re.escape("'dev' wanted, in any case; the lists there: ['Train', 'TEST']")
+    ):
         load_rows(path, "dev")
     path.write_text(json.dumps({"train": ROWS, "Train": ROWS}))
     with pytest.raises(ValueError, match="one list called 'train' wanted"):
@@ -184,7 +215,9 @@ def test_a_broken_parquet_file_is_named(tmp_path, strict):
     whole = path.read_bytes()
     for content in (b"no parquet", b"", whole[:-20], whole[:4] + b"\xff" * 400 + whole[404:]):
         path.write_bytes(content)
-        with pytest.raises(RowError, match=re.escape(f"{path}: not a parquet file that can be read")):
+        with pytest.raises(
+            RowError, match=re.escape(f"{path}: not a parquet file that can be read")
+        ):
             load_rows(path, strict=strict)
 
 
@@ -212,7 +245,11 @@ def test_a_stream_of_lines_reads_no_further_than_it_is_asked(tmp_path):
 def test_generated_sets_can_be_streamed():
     """Again and again, as the same rows."""
     stream, rows = load_rows("tiny/test", stream=True), load_rows("tiny/test")
-    assert list(stream) == list(stream) == rows and stream.source == "tiny/test" and stream.digest() == rows.digest()
+    assert (
+        list(stream) == list(stream) == rows
+        and stream.source == "tiny/test"
+        and stream.digest() == rows.digest()
+    )
 
 
 def test_a_missing_file_is_named_before_it_is_streamed(tmp_path):
@@ -228,8 +265,16 @@ def test_a_digest_tells_rows_and_sources_apart():
     turned = [dict(reversed(row.items())) for row in ROWS]
     key = Rows(ROWS, "here").digest()
     assert key == Rows(turned, "here").digest() and len(key) == 128
-    others = [Rows(ROWS, "there"), Rows(ROWS[::-1], "here"), Rows(ROWS[:1], "here"), Rows([*ROWS, {}], "here")]
-    others += [Rows([{**ROWS[0], "id": "b"}, ROWS[1]], "here"), Rows([ROWS[0], {**ROWS[1], "answer": 4}], "here")]
+    others = [
+        Rows(ROWS, "there"),
+        Rows(ROWS[::-1], "here"),
+        Rows(ROWS[:1], "here"),
+        Rows([*ROWS, {}], "here"),
+    ]
+    others += [
+        Rows([{**ROWS[0], "id": "b"}, ROWS[1]], "here"),
+        Rows([ROWS[0], {**ROWS[1], "answer": 4}], "here"),
+    ]
     keys = {key, *(rows.digest() for rows in others)}
     assert len(keys) == 7 and None not in keys
 
@@ -242,7 +287,13 @@ def test_a_digest_that_cannot_be_known_is_none():
     for value in (object(), {1, 2}, deep, 10**5000, {1: 2, "a": 3}):
         assert Rows([{"a": value}], "here").digest() is None
     dates = [datetime.date(2026, 1, day) for day in (1, 2)]
-    assert len({Rows([{"a": value}], "here").digest() for value in (*dates, b"a", b"b", "\ud800")} - {None}) == 5
+    assert (
+        len(
+            {Rows([{"a": value}], "here").digest() for value in (*dates, b"a", b"b", "\ud800")}
+            - {None}
+        )
+        == 5
+    )
 
 
 @pytest.mark.parametrize("suffix", ["json", "jsonl", "parquet"])
@@ -250,7 +301,9 @@ def test_the_digest_of_a_stream_is_that_of_its_file(tmp_path, suffix):
     """It changes with the content and the name, and with nothing else."""
     paths = [tmp_path / f"{name}.{suffix}" for name in "ab"]
     for path in paths:
-        Dataset.from_list(ROWS).to_parquet(path) if suffix == "parquet" else path.write_text(json.dumps(ROWS))
+        Dataset.from_list(ROWS).to_parquet(path) if suffix == "parquet" else path.write_text(
+            json.dumps(ROWS)
+        )
     first, second = (load_rows(path, stream=True).digest() for path in paths)
     assert first == load_rows(paths[0], stream=True).digest() != second
     if suffix == "parquet":
@@ -275,13 +328,17 @@ def test_rows_that_could_not_be_read_count_in_the_digest(tmp_path):
 def test_a_data_set_on_the_hub_by_its_id(tmp_path):
     """Offline, from the cache that an earlier download leaves."""
     (tmp_path / "rows").mkdir()
-    (tmp_path / "rows" / "train.jsonl").write_text('{"question": "3+4?", "answer": "3+4=7. #### 7"}\n')
+    (tmp_path / "rows" / "train.jsonl").write_text(
+        '{"question": "3+4?", "answer": "3+4=7. #### 7"}\n'
+    )
     cache = tmp_path / "cache"
     load_dataset(str(tmp_path / "rows"), cache_dir=str(cache))
     (cache / "rows").rename(cache / "someone___rows")
     code = "import btsft_nb as bt; rows = bt.load_rows('someone/rows'); print(rows.source, dict(rows[0]))"
     environment = os.environ | {"HF_DATASETS_CACHE": str(cache), "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
+    )
     wanted = "someone/rows [train] {'question': '3+4?', 'answer': '3+4=7. #### 7'}"
     assert wanted in done.stdout, done.stderr[-1000:]
 

@@ -40,15 +40,33 @@ def test_a_finished_run_reads_back_as_it_was(watched):
     run = bt.Run(folder)
     assert run.config == json.loads(trainer.args.to_json_string()) and run.settings == {}
     assert run.report == trainer.train_dataset.report
-    logs = [{name: value for name, value in log.items() if value == value} for log in run.history.to_dict("records")]
+    logs = [
+        {name: value for name, value in log.items() if value == value}
+        for log in run.history.to_dict("records")
+    ]
     assert logs == trainer.state.log_history  # a log that lacks a value has NaN for it
-    assert run.records("samples") and {record["step"] for record in run.records("samples")} == {0, 3, 6}
-    assert [path.name for path in run.checkpoints] == ["checkpoint-2", "checkpoint-4", "checkpoint-6"]
+    assert run.records("samples") and {record["step"] for record in run.records("samples")} == {
+        0,
+        3,
+        6,
+    }
+    assert [path.name for path in run.checkpoints] == [
+        "checkpoint-2",
+        "checkpoint-4",
+        "checkpoint-6",
+    ]
     assert (run.step, run.max_steps, run.finished) == (6, 6, True)
     assert {"grad_norm", "learning_rate", "loss", "step"} <= set(run.history)
     last = trainer.state.log_history[-2]
-    assert run.summary["nll_think"] == last["nll_think"] and run.summary["blurred_share"] == last["blurred_share"]
-    assert (run.summary["base_model"], run.summary["data"], run.summary["threshold"]) == ("tiny", "tiny/teacher", 0.5)
+    assert (
+        run.summary["nll_think"] == last["nll_think"]
+        and run.summary["blurred_share"] == last["blurred_share"]
+    )
+    assert (run.summary["base_model"], run.summary["data"], run.summary["threshold"]) == (
+        "tiny",
+        "tiny/teacher",
+        0.5,
+    )
     with pytest.raises(FileNotFoundError, match=r"no choices.jsonl; there are history, samples"):
         run.records("choices")
 
@@ -57,8 +75,12 @@ def test_the_model_loads_from_its_run(watched):
     folder, trainer, _ = watched
     model, tokenizer = bt.Run(folder).load()
     assert tokenizer.get_vocab() == trainer.processing_class.get_vocab()
-    wanted = {name: value.tolist() for name, value in trainer.model.named_parameters() if "lora" in name}
-    assert {name: value.tolist() for name, value in model.named_parameters() if "lora" in name} == wanted
+    wanted = {
+        name: value.tolist() for name, value in trainer.model.named_parameters() if "lora" in name
+    }
+    assert {
+        name: value.tolist() for name, value in model.named_parameters() if "lora" in name
+    } == wanted
 
 
 def test_a_run_is_read_while_it_trains(watched):
@@ -73,7 +95,11 @@ def test_a_run_is_read_while_it_trains(watched):
 def test_the_environment_says_what_it_ran_on_and_not_who(watched):
     folder = watched[0]
     found = bt.Run(folder).environment
-    assert found["versions"]["torch"] == torch.__version__ and found["processes"] == 1 and found["examples"] == 16
+    assert (
+        found["versions"]["torch"] == torch.__version__
+        and found["processes"] == 1
+        and found["examples"] == 16
+    )
     text = (folder / "environment.json").read_text()
     assert socket.gethostname() not in text and os.getcwd() not in text and str(folder) not in text
     for name in ("PATH", "PWD", "HOME"):
@@ -103,10 +129,19 @@ def test_an_interrupted_run_says_at_which_step_and_has_no_log_twice(tmp_path):
     assert "Not complete: 3 of 6 steps" in (tmp_path / "README.md").read_text()
     with (tmp_path / "history.jsonl").open("a") as file:
         file.write('{"loss": 9, "step": 4}\n{"lo')  # as a killed run leaves it
-    make_trainer(tmp_path).train(resume_from_checkpoint=str(tmp_path))  # the folder names its last checkpoint
-    steps = [entry["step"] for entry in bt.Run(tmp_path).history.to_dict("records") if entry["loss"] == entry["loss"]]
+    make_trainer(tmp_path).train(
+        resume_from_checkpoint=str(tmp_path)
+    )  # the folder names its last checkpoint
+    steps = [
+        entry["step"]
+        for entry in bt.Run(tmp_path).history.to_dict("records")
+        if entry["loss"] == entry["loss"]
+    ]
     assert steps == [1, 2, 3, 4, 5, 6] and 9 not in set(bt.Run(tmp_path).history["loss"])
-    assert bt.Run(tmp_path).finished and "Complete: 6 of 6 steps" in (tmp_path / "README.md").read_text()
+    assert (
+        bt.Run(tmp_path).finished
+        and "Complete: 6 of 6 steps" in (tmp_path / "README.md").read_text()
+    )
 
 
 def test_nothing_in_a_run_becomes_html(tmp_path):
@@ -125,7 +160,13 @@ def test_settings_of_the_command_line_and_of_none(tmp_path):
     (tmp_path / "settings.yaml").write_text("model: tiny\nlearning_rate: 0.001\n")
     run = bt.Run(tmp_path)
     assert run.settings == {"model": "tiny", "learning_rate": 0.001}
-    assert (run.step, run.max_steps, run.finished, run.report, len(run.history)) == (0, None, False, None, 0)
+    assert (run.step, run.max_steps, run.finished, run.report, len(run.history)) == (
+        0,
+        None,
+        False,
+        None,
+        0,
+    )
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path):

@@ -8,7 +8,7 @@ import types
 import pytest
 
 import btsft_nb as bt
-from btsft_nb.secrets import NAMES
+from btsft_nb.models.keys import NAMES
 
 SECRETS = {name: f"planted_{i}_0123456789abcdef" for i, name in enumerate(NAMES)}
 
@@ -39,7 +39,9 @@ def test_no_file_and_no_secret_are_no_error(tmp_path):
 
 def test_an_open_quote_is_named_without_its_value(tmp_path):
     (tmp_path / ".env").write_text("A=1\nHF_TOKEN='hf_abc\n")
-    with pytest.raises(ValueError, match=r"\.env, line 2: HF_TOKEN has a quote that does not end") as caught:
+    with pytest.raises(
+        ValueError, match=r"\.env, line 2: HF_TOKEN has a quote that does not end"
+    ) as caught:
         bt.load_secrets(tmp_path / ".env")
     assert "hf_abc" not in str(caught.value) and caught.value.__suppress_context__
 
@@ -61,13 +63,19 @@ def test_colab_is_asked_for_what_is_still_missing(tmp_path, monkeypatch):
             raise Closed
         return "from colab"
 
-    asked, userdata = [], types.SimpleNamespace(get=get, SecretNotFoundError=Absent, NotebookAccessError=Closed)
+    asked, userdata = (
+        [],
+        types.SimpleNamespace(get=get, SecretNotFoundError=Absent, NotebookAccessError=Closed),
+    )
     monkeypatch.setitem(sys.modules, "google.colab", types.SimpleNamespace(userdata=userdata))
     (tmp_path / ".env").write_text("HF_TOKEN=file\n")
     assert bt.load_secrets(tmp_path / ".env") == ["HF_TOKEN"] and os.environ["HF_TOKEN"] == "file"
     assert asked == ["WANDB_API_KEY", "TRACKIO_WRITE_TOKEN"]
     monkeypatch.delenv("HF_TOKEN")
-    assert bt.load_secrets(tmp_path / "none") == ["HF_TOKEN"] and os.environ["HF_TOKEN"] == "from colab"
+    assert (
+        bt.load_secrets(tmp_path / "none") == ["HF_TOKEN"]
+        and os.environ["HF_TOKEN"] == "from colab"
+    )
 
 
 TRAIN = """
@@ -114,12 +122,20 @@ def test_a_whole_training_writes_no_secret(tmp_path):
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:].decode()
     (tmp_path / ".env").unlink()
-    written = {path.relative_to(tmp_path): path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    written = {
+        path.relative_to(tmp_path): path.read_bytes()
+        for path in tmp_path.rglob("*")
+        if path.is_file()
+    }
     assert {path.parts[0] for path in written} == {"run", "wandb"}
     texts = written | {"stdout": done.stdout, "stderr": done.stderr}
     for secret in SECRETS.values():
         assert [name for name, text in texts.items() if secret.encode() in text] == []
-    ours = [text for path, text in written.items() if path.parts[0] == "run" and "runs" not in path.parts]
+    ours = [
+        text
+        for path, text in written.items()
+        if path.parts[0] == "run" and "runs" not in path.parts
+    ]
     assert not any(secret in text for text in ours for secret in (b"hf_onthe", b"verysecret"))
     environment = written[next(path for path in written if str(path) == "run/environment.json")]
     assert b"x.yaml" in environment and str(tmp_path).encode() not in environment
@@ -127,4 +143,6 @@ def test_a_whole_training_writes_no_secret(tmp_path):
     (log,) = [text for path, text in written.items() if path.suffix == ".wandb"]
     # a log in blocks, as LevelDB's: a record that goes beyond its block is cut by the next one's header of seven bytes
     log = b"".join(log[start + 7 : start + 32768] for start in range(0, len(log), 32768))
-    assert [word for word in (b"group-7", b"tag-7", b"job-7", b"expected_reward") if word not in log] == []
+    assert [
+        word for word in (b"group-7", b"tag-7", b"job-7", b"expected_reward") if word not in log
+    ] == []

@@ -8,8 +8,10 @@ import pytest
 import yaml
 
 import btsft_nb as bt
-from btsft_nb.config import BTSFTConfig, DataConfig, EvaluationConfig, ModelConfig
-from btsft_nb.settings import describe
+from btsft_nb.cli.settings import describe
+from btsft_nb.cli.settings_groups import DataConfig, EvaluationConfig
+from btsft_nb.models.config import ModelConfig
+from btsft_nb.training.config import BTSFTConfig
 
 REFERENCE = """\
 # Model configuration
@@ -46,15 +48,24 @@ def written(tmp_path):
 
 def test_a_key_belongs_to_one_dataclass():
     """Else a flat file could not say which is meant."""
-    names = Counter(f.name for cls in (ModelConfig, DataConfig, BTSFTConfig, EvaluationConfig) for f in fields(cls))
+    names = Counter(
+        f.name
+        for cls in (ModelConfig, DataConfig, BTSFTConfig, EvaluationConfig)
+        for f in fields(cls)
+    )
     assert max(names.values()) == 1
 
 
 def test_the_command_overrules_the_file_and_the_file_the_defaults(written):
-    settings = bt.read_settings(written("threshold: 0.3\nbeta: 1\nmodel: tiny\ndata: tiny/teacher\n"), beta=0.25)
+    settings = bt.read_settings(
+        written("threshold: 0.3\nbeta: 1\nmodel: tiny\ndata: tiny/teacher\n"), beta=0.25
+    )
     config = settings.training
     assert (config.threshold, config.beta, config.anchor) == (0.3, 0.25, 1.0)
-    assert settings.origins["threshold"].endswith("run.yaml") and settings.origins["beta"] == "argument"
+    assert (
+        settings.origins["threshold"].endswith("run.yaml")
+        and settings.origins["beta"] == "argument"
+    )
     assert settings.model.model == "tiny" and settings.data.data == "tiny/teacher"
 
 
@@ -81,15 +92,27 @@ def test_what_is_written_reads_back_to_the_same(written):
         "max_memory": {"0": "14GiB"},
         "device_map": "auto",
     }
-    given |= {"lora_targets": ["q_proj", "v_proj"], "report_to": ["tensorboard"], "output_dir": "runs/a: b # c"}
+    given |= {
+        "lora_targets": ["q_proj", "v_proj"],
+        "report_to": ["tensorboard"],
+        "output_dir": "runs/a: b # c",
+    }
     settings = bt.read_settings(model="tiny", data="tiny/teacher", **given)
     again = bt.read_settings(written(settings.to_yaml()))
     for group in ("model", "data", "evaluation"):
         assert getattr(again, group) == getattr(settings, group)
     assert again.training.to_dict() == settings.training.to_dict()
     lines = {line.partition(":")[0]: line for line in settings.to_yaml().splitlines()}
-    assert lines["threshold"] == "threshold: 0.35  # argument" and lines["beta"] == "beta: 0.5  # default"
-    names = {f.name for cls in (ModelConfig, DataConfig, BTSFTConfig, EvaluationConfig) for f in fields(cls) if f.init}
+    assert (
+        lines["threshold"] == "threshold: 0.35  # argument"
+        and lines["beta"] == "beta: 0.5  # default"
+    )
+    names = {
+        f.name
+        for cls in (ModelConfig, DataConfig, BTSFTConfig, EvaluationConfig)
+        for f in fields(cls)
+        if f.init
+    }
     assert set(yaml.safe_load(settings.to_yaml())) == names - {"hub_token"}
 
 
@@ -161,13 +184,22 @@ def test_a_model_setting_out_of_its_range_is_named(given, words):
 
 
 def test_the_folder_of_a_run_is_named_after_model_and_data():
-    assert bt.read_settings(model="meta/Llama-3", data="sets/r1.jsonl").training.output_dir == "runs/Llama-3-r1"
+    assert (
+        bt.read_settings(model="meta/Llama-3", data="sets/r1.jsonl").training.output_dir
+        == "runs/Llama-3-r1"
+    )
 
 
 def test_no_is_a_word_where_a_strategy_is_meant(written):
     """YAML reads it as false."""
-    settings = bt.read_settings(written("save_strategy: no\neval_strategy: no\nsave_only_model: no\n"))
-    assert settings.values == {"save_strategy": "no", "eval_strategy": "no", "save_only_model": False}
+    settings = bt.read_settings(
+        written("save_strategy: no\neval_strategy: no\nsave_only_model: no\n")
+    )
+    assert settings.values == {
+        "save_strategy": "no",
+        "eval_strategy": "no",
+        "save_only_model": False,
+    }
 
 
 def test_a_settings_file_of_a_run_keeps_the_origins(written):

@@ -14,7 +14,7 @@ from datasets import Dataset, load_dataset
 from test_settings import REFERENCE
 
 import btsft_nb as bt
-from btsft_nb.stages import prepare_data
+from btsft_nb.cli.stages import prepare_data
 
 
 def make_hub_cache(folder, name: str, files) -> None:
@@ -37,7 +37,11 @@ def test_the_configuration_of_the_reference_runs_as_it_is(tmp_path):
     Dataset.from_list(rows).save_to_disk(tmp_path / "path" / "to" / "dataset")
     (tmp_path / "config").mkdir()
     (tmp_path / "config" / "default.yaml").write_text(REFERENCE)
-    env = os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1"}
+    env = os.environ | {
+        "PYTHONPATH": str(ROOT),
+        "HF_HUB_CACHE": str(tmp_path / "hub"),
+        "HF_HUB_OFFLINE": "1",
+    }
     command = [sys.executable, "-m", "btsft_nb", "--config", "config/default.yaml"]
     shutil.rmtree(tmp_path / "gpt2")
     done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
@@ -47,7 +51,11 @@ def test_the_configuration_of_the_reference_runs_as_it_is(tmp_path):
     written = (run / "settings.yaml").read_text()
     assert "beta: 0.05  # config/default.yaml, as bf_beta" in written
     config = json.loads((run / "training_config.json").read_text())
-    assert (config["threshold"], config["learning_rate"], config["gradient_accumulation_steps"]) == (0.3, 5e-5, 12)
+    assert (
+        config["threshold"],
+        config["learning_rate"],
+        config["gradient_accumulation_steps"],
+    ) == (0.3, 5e-5, 12)
 
 
 @pytest.mark.parametrize(("count", "kept"), [(None, 30), (7, 7)])
@@ -56,7 +64,9 @@ def test_data_is_what_the_settings_say(tmp_path, tiny_tokenizer, count, kept):
     files = {"train": rows[:30], "held out": rows[30:40]}
     (tmp_path / "rows.json").write_text(json.dumps(files))
     data = str(tmp_path / "rows.json")
-    settings = bt.read_settings(data=data, eval_data=data, eval_split="held out", examples=count, output_dir=tmp_path)
+    settings = bt.read_settings(
+        data=data, eval_data=data, eval_split="held out", examples=count, output_dir=tmp_path
+    )
     examples, held_out = prepare_data(settings, tiny_tokenizer)
     assert (len(examples), len(held_out)) == (kept, 10)
     assert examples[0]["input_ids"] == bt.prepare(rows[:1], tiny_tokenizer)[0]["input_ids"]
@@ -72,10 +82,18 @@ def test_data_is_what_the_settings_say(tmp_path, tiny_tokenizer, count, kept):
 )
 def test_rows_of_any_layout_by_settings(tmp_path, tiny_tokenizer, rows, given, said):
     (tmp_path / "rows.json").write_text(json.dumps(rows))
-    (tmp_path / "run.yaml").write_text(yaml.safe_dump(given | {"data": str(tmp_path / "rows.json")}))
-    examples, _ = prepare_data(bt.read_settings(tmp_path / "run.yaml", output_dir=tmp_path), tiny_tokenizer)
+    (tmp_path / "run.yaml").write_text(
+        yaml.safe_dump(given | {"data": str(tmp_path / "rows.json")})
+    )
+    examples, _ = prepare_data(
+        bt.read_settings(tmp_path / "run.yaml", output_dir=tmp_path), tiny_tokenizer
+    )
     trained = [
-        token for token, weight in zip(*(examples[0][key] for key in ("input_ids", "weights")), strict=True) if weight
+        token
+        for token, weight in zip(
+            *(examples[0][key] for key in ("input_ids", "weights")), strict=True
+        )
+        if weight
     ]
     assert tiny_tokenizer.decode(trained[:-1]) == said
 
@@ -84,9 +102,13 @@ def test_a_configuration_of_a_data_set_on_the_hub(tmp_path):
     """Offline, from the cache that an earlier download leaves; rows to train on, to evaluate and to ask."""
     (tmp_path / "rows").mkdir()
     for name, question in (("main", "3+4?"), ("other", "2+5?")):
-        (tmp_path / "rows" / f"{name}.jsonl").write_text(json.dumps({"question": question, "answer": "7"}) + "\n")
+        (tmp_path / "rows" / f"{name}.jsonl").write_text(
+            json.dumps({"question": question, "answer": "7"}) + "\n"
+        )
     configs = [{"config_name": n, "data_files": f"{n}.jsonl"} for n in ("main", "other")]
-    (tmp_path / "rows" / "README.md").write_text(f"---\n{yaml.safe_dump({'configs': configs})}---\n")
+    (tmp_path / "rows" / "README.md").write_text(
+        f"---\n{yaml.safe_dump({'configs': configs})}---\n"
+    )
     cache = tmp_path / "cache"
     for name in ("main", "other"):
         load_dataset(str(tmp_path / "rows"), name, cache_dir=str(cache))
@@ -113,11 +135,20 @@ print(bt.finetune(settings).state.global_step, bt.Run(sys.argv[1]).records("samp
 @pytest.mark.parametrize("seed", [0, 3])
 def test_the_seed_reaches_the_start_of_the_adapters(tmp_path, seed):
     """Else runs with several seeds would share it."""
-    given = dict(model="tiny", data="tiny/teacher", examples=4, max_steps=1, learning_rate=0.0, disable_tqdm=True)
+    given = dict(
+        model="tiny",
+        data="tiny/teacher",
+        examples=4,
+        max_steps=1,
+        learning_rate=0.0,
+        disable_tqdm=True,
+    )
     trained = bt.finetune(bt.read_settings(output_dir=tmp_path, seed=seed, **given)).model
     wanted, _ = bt.load_model("tiny", qlora=True, seed=seed)
     names = [name for name, _ in wanted.named_parameters() if "lora_A" in name]
-    assert names and all(torch.equal(trained.get_parameter(n), wanted.get_parameter(n)) for n in names)
+    assert names and all(
+        torch.equal(trained.get_parameter(n), wanted.get_parameter(n)) for n in names
+    )
 
 
 def test_without_a_template_chatml_is_taken_and_said(tmp_path, capsys):
@@ -131,13 +162,27 @@ def test_without_a_template_chatml_is_taken_and_said(tmp_path, capsys):
 
 @pytest.mark.parametrize(
     ("given", "steps"),
-    [({}, 3 * 5), ({"num_train_epochs": 1.5}, 8), ({"max_steps": 4}, 4), ({"gradient_accumulation_steps": 2}, 3 * 3)],
+    [
+        ({}, 3 * 5),
+        ({"num_train_epochs": 1.5}, 8),
+        ({"max_steps": 4}, 4),
+        ({"gradient_accumulation_steps": 2}, 3 * 3),
+    ],
     ids=["epochs", "part", "steps", "accumulated"],
 )
 def test_a_plan_has_the_steps_of_the_run(tmp_path, given, steps):
     """As many as Trainer makes of 18 examples in batches of 4."""
-    given = dict(model="tiny", data="tiny/teacher", examples=18, per_device_train_batch_size=4) | given
-    given |= dict(method="lora", anchor=0, threshold=0, learning_rate=0.0, save_strategy="no", disable_tqdm=True)
+    given = (
+        dict(model="tiny", data="tiny/teacher", examples=18, per_device_train_batch_size=4) | given
+    )
+    given |= dict(
+        method="lora",
+        anchor=0,
+        threshold=0,
+        learning_rate=0.0,
+        save_strategy="no",
+        disable_tqdm=True,
+    )
     settings = bt.read_settings(output_dir=tmp_path, **given)
     assert bt.plan(settings).loc["steps", "this run"].startswith(f"{steps},")
     assert bt.finetune(settings).state.global_step == steps
@@ -145,22 +190,38 @@ def test_a_plan_has_the_steps_of_the_run(tmp_path, given, steps):
 
 def test_what_cannot_be_estimated_is_said_and_trains(tmp_path, capsys):
     """The estimate does not know every optimiser of transformers."""
-    given = dict(model="tiny", data="tiny/teacher", examples=4, max_steps=1, optim="rmsprop", disable_tqdm=True)
+    given = dict(
+        model="tiny",
+        data="tiny/teacher",
+        examples=4,
+        max_steps=1,
+        optim="rmsprop",
+        disable_tqdm=True,
+    )
     trainer = bt.finetune(bt.read_settings(output_dir=tmp_path, **given), show_plan=True)
     told = capsys.readouterr().out
-    assert trainer.state.global_step == 1 and ("no estimate: optim='rmsprop'" in told or "GFLOP" in told)
+    assert trainer.state.global_step == 1 and (
+        "no estimate: optim='rmsprop'" in told or "GFLOP" in told
+    )
     assert (tmp_path / "settings.yaml").is_file()
 
 
 def test_a_run_folder_is_trained_on(tmp_path):
     """Its adapter goes on changing, on the base that it was trained on."""
     given = dict(
-        data="tiny/teacher", examples=8, max_steps=2, save_strategy="no", learning_rate=1e-2, disable_tqdm=True
+        data="tiny/teacher",
+        examples=8,
+        max_steps=2,
+        save_strategy="no",
+        learning_rate=1e-2,
+        disable_tqdm=True,
     )
     bt.finetune(bt.read_settings(model="tiny", output_dir=tmp_path / "one", **given))
     settings = bt.read_settings(model=tmp_path / "one", output_dir=tmp_path / "two", **given)
     assert "GFLOP" in bt.plan(settings).loc["computation", "this run"]
     bt.finetune(settings)
-    one, two = (dict(bt.load_model(tmp_path / name)[0].named_parameters()) for name in ("one", "two"))
+    one, two = (
+        dict(bt.load_model(tmp_path / name)[0].named_parameters()) for name in ("one", "two")
+    )
     assert any((one[name] != two[name]).any() for name in one if "lora_B" in name)
     assert bt.Run(tmp_path / "two").base["base_model"] == "tiny"

@@ -1,100 +1,87 @@
-"""The shape of the package: which module imports which, and how long files and functions are."""
+"""The shape of the package: which room knows which, how large and dense it is, and how it is imported."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-import btsft_nb
+import btsft_nb as bt
 
-ROOT = Path(btsft_nb.__file__).parent
+ROOT = Path(bt.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
-NAMES = [str(path.relative_to(ROOT).with_suffix("")) for path in FILES]
-LEAVES = [
-    name
-    for name in (
-        *("formats", "messages", "blur", "losses", "head", "head_matrix", "metrics", "plots", "points"),
-        *("inspector", "inspector_data", "inspector_html"),
-        *("answers", "diversity", "intervals", "likelihood", "text_scores"),
-    )
-    if name in NAMES
-]
-MAY_IMPORT_TRAINER = {"__init__", "__main__", "playground", "stages", "tiny/__main__"}
+NAMES = [str(path.relative_to(ROOT)) for path in FILES]
+sys.path.append(str(ROOT.parent / "tools"))
+import measure  # noqa: E402
+
+# A room may import itself, and these. What stands beside the rooms (align.py, dials.py, __init__.py) may import all.
+MAY_IMPORT = {
+    "tiny": set(),
+    "data": {"tiny"},
+    "models": {"tiny", "data"},
+    "objective": {"data"},
+    "training": {"data", "models", "objective"},
+    "views": {"data", "objective"},
+    "evaluation": {"data", "models", "objective", "training", "views"},
+    "cli": {"tiny", "data", "models", "objective", "training", "views", "evaluation"},
+}
+FOR_ALL = {"files", "checks"}  # these import nothing of the package
 
 
 def imported(path: Path) -> set[str]:
-    """The modules of the package that a file imports, anywhere in it: `blur`, `tiny/problems`, `__init__`."""
-    package = path.relative_to(ROOT).parent.parts  # () or ("tiny",)
-    found = set()
+    """The rooms, or modules beside them, that a file imports anywhere in it; "" is the package itself."""
+    package = path.relative_to(ROOT).parent.parts
+    names = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            names = [tuple(alias.name.split(".")) for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            base = (ROOT.name, *package[: len(package) - node.level + 1]) if node.level else ()
-            base += tuple((node.module or "").split(".")) if node.module else ()
-            names = [(*base, alias.name) for alias in node.names]
-        else:
-            continue
-        for parts in (parts[1:] for parts in names if parts[0] == ROOT.name):
-            candidates = ["/".join(parts[:end]) for end in range(len(parts), 0, -1)]
-            known = [c for c in candidates if c in NAMES or f"{c}/__init__" in NAMES]
-            found.add(known[0] if known else "__init__")
-    return found
-
-
-def functions(path: Path) -> list[tuple[str, int]]:
-    """Name and number of lines of each function of a file, decorators and docstring left out."""
-    found = []
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
-            first = node.body[0]
-            documented = isinstance(first, ast.Expr) and isinstance(getattr(first, "value", None), ast.Constant)
-            docstring = first.end_lineno - first.lineno + 1 if documented else 0
-            found.append((node.name, node.end_lineno - node.lineno + 1 - docstring))
-    return found
+            names |= {
+                alias.name.removeprefix("btsft_nb.")
+                for alias in node.names
+                if "btsft_nb" in alias.name
+            }
+        elif isinstance(node, ast.ImportFrom) and node.level:
+            base = [*package[: len(package) - node.level + 1], *filter(None, [node.module])]
+            names |= {".".join(base)} if base else {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module.split(".")[0] == "btsft_nb":
+            names.add(node.module.removeprefix("btsft_nb").removeprefix("."))
+    return {name.split(".")[0] for name in names}
 
 
 def test_the_parser_sees_imports():
-    """Else the tests below would pass on anything."""
-    assert {"blur", "config", "forward", "losses"} <= imported(ROOT / "trainer.py")
-    assert {"trainer", "data", "tiny", "plots"} <= imported(ROOT / "__init__.py")
-    assert "tiny/problems" in imported(ROOT / "tiny" / "__init__.py")
-    assert {"messages", "models", "__init__"} <= imported(ROOT / "tiny" / "__main__.py")
-
-
-@pytest.mark.parametrize("name", LEAVES)
-def test_leaves_import_only_the_kinds(name):
-    """What they work on are values; `blur` has Kind and the draws. Some are in several files each."""
-    other_half = {"head": {"head_matrix"}, "formats": {"messages"}}
-    other_half["metrics"] = {"answers", "diversity", "intervals", "likelihood", "text_scores"}
-    other_half |= {"likelihood": {"blur", "inspector_data", "intervals"}, "text_scores": {"intervals"}}
-    other_half["inspector"] = {"blur", "inspector_data", "inspector_html"}
-    assert imported(ROOT / f"{name}.py") <= other_half.get(name, {"blur"})
+    """Else the test below would pass on anything."""
+    assert {"data", "objective", "training"} <= imported(ROOT / "training" / "trainer.py")
+    assert {"data", "evaluation"} <= imported(ROOT / "align.py")
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_only_the_entrances_import_the_trainer(name):
-    """Data goes one way. A whole package import would bring it in by the back door."""
-    if name not in MAY_IMPORT_TRAINER:
-        assert not imported(ROOT / f"{name}.py") & {"trainer", "__init__", "__main__"}
+def test_data_goes_one_way(name):
+    room = Path(name).parts[0]
+    if name.removesuffix(".py") in FOR_ALL:
+        assert not imported(ROOT / name)
+    elif room in MAY_IMPORT:
+        assert imported(ROOT / name) <= {room, *MAY_IMPORT[room], *FOR_ALL}
 
 
-def test_no_import_goes_in_a_circle():
-    """Take away modules that import nothing that is left, until none is left."""
-    left = {name: imported(ROOT / f"{name}.py") for name in NAMES}
-    left = {
-        name: {f"{m}/__init__" if f"{m}/__init__" in NAMES else m for m in ms} - {name} for name, ms in left.items()
-    }
-    while ready := [name for name, modules in left.items() if not modules & set(left)]:
-        left = {name: modules for name, modules in left.items() if name not in ready}
-    assert not left
+def test_no_module_has_the_name_of_a_public_function():
+    """Else one of them could not be reached by its name."""
+    functions = {name for name in bt.__all__ if callable(getattr(bt, name))}
+    assert not functions & {path.stem for path in FILES}
 
 
-@pytest.mark.parametrize("path", FILES, ids=NAMES)
-def test_files_and_functions_are_short(path):
-    """A file under 300 lines, a function under 40 without its docstring."""
-    assert len(path.read_text(encoding="utf-8").splitlines()) < 300
-    assert [(name, lines) for name, lines in functions(path) if lines >= 40] == []
+def test_under_all_ceilings():
+    assert measure.over(measure.measure()) == []
+
+
+def test_the_measure_counts_what_it_says(tmp_path):
+    file = tmp_path / "data" / "a.py"
+    file.parent.mkdir()
+    file.write_text(
+        '"""Doc."""\n\n\ndef f():\n    """Doc."""\n    a, b = 1, 2  # why\n    return a\n'
+    )
+    found = measure.read(file)
+    assert (found.characters, len(found.code), found.comments) == (28, 3, 1)
+    assert (found.tuple_assignments, found.functions) == (1, {"f": 3})
 
 
 @pytest.mark.parametrize("path", FILES, ids=NAMES)
@@ -107,6 +94,12 @@ def test_every_module_and_public_function_says_what_it_is(path):
             assert ast.get_docstring(node), node.name
 
 
-def test_the_package_is_small():
-    """Under 9,050 lines of Python."""
-    assert sum(len(path.read_text(encoding="utf-8").splitlines()) for path in FILES) < 9050
+def test_importing_the_package_imports_neither_torch_nor_matplotlib():
+    code = "import sys, btsft_nb; print({'torch', 'matplotlib', 'transformers', 'datasets'} & set(sys.modules))"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "set()"
+
+
+def test_a_name_that_is_not_there_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="no attribute 'TokenInspecter'"):
+        bt.TokenInspecter  # noqa: B018
+    assert set(bt.__all__) <= set(dir(bt))

@@ -19,17 +19,25 @@ from tokenizers import AddedToken
 
 import btsft_nb as bt
 from btsft_nb import Kind, Renderer, RowError, to_messages
-from btsft_nb.formats import to_prompt
-from btsft_nb.messages import Block, Message, UnsuitableRow
-from btsft_nb.templates import TEMPLATES, use_template
+from btsft_nb.data.formats import to_prompt
+from btsft_nb.data.messages import Block, Message, UnsuitableRow
+from btsft_nb.data.templates import TEMPLATES, use_template
 
 OPEN, CLOSE = "<think>", "</think>"
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 TRL = importlib.util.find_spec("trl")
-FILES = {re.sub(r"(\.tokenizer_config)?\.\w+$", "", path.name): path for path in (SHARED / "chat_templates").glob("*")}
+FILES = {
+    re.sub(r"(\.tokenizer_config)?\.\w+$", "", path.name): path
+    for path in (SHARED / "chat_templates").glob("*")
+}
 if TRL:
-    FILES |= {f"trl/{path.stem}": path for path in Path(TRL.origin).with_name("chat_templates").glob("*.jinja")}
-BASE = {f"{model}, {name}": (model, name) for model in ("gpt2", "opt", "smollm") for name in TEMPLATES}
+    FILES |= {
+        f"trl/{path.stem}": path
+        for path in Path(TRL.origin).with_name("chat_templates").glob("*.jinja")
+    }
+BASE = {
+    f"{model}, {name}": (model, name) for model in ("gpt2", "opt", "smollm") for name in TEMPLATES
+}
 OWN = ("deepseek-r1-distill-qwen", "minimind", "phi-3-mini", "qwen3")
 
 VISION = "the text of a turn is not in what the template makes of it"
@@ -148,7 +156,9 @@ def as_read(renderer: Renderer, text: str) -> str:
     tokenizer = renderer.tokenizer
     added = tokenizer.added_tokens_decoder.values()
     if any(token.rstrip for token in added):
-        text = re.sub(f"({'|'.join(re.escape(token.content) for token in added)})\\s+", r"\1", text).replace("▁", " ")
+        text = re.sub(
+            f"({'|'.join(re.escape(token.content) for token in added)})\\s+", r"\1", text
+        ).replace("▁", " ")
     return tokenizer.decode(tokenizer.encode(text)) if "smollm" in tokenizer.name_or_path else text
 
 
@@ -178,7 +188,9 @@ def test_the_prompt_is_the_templates_generation_prompt(templated, user):
 def test_harmless_prompts_have_the_templates_own_ids(templated, user):
     """No second BOS, no other merges."""
     turns = [{"role": "user", "content": user}]
-    wanted = templated.tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=False)
+    wanted = templated.tokenizer.apply_chat_template(
+        turns, add_generation_prompt=True, return_dict=False
+    )
     assert templated.prompt_ids(to_prompt(user)) == list(wanted)
 
 
@@ -199,11 +211,17 @@ def test_completions(templated, user, thought, answer):
     thought, before = kept(templated, thought), lead(templated)
     kinds = [kind for kind, _ in groupby(kind for _, kind, _ in completion(example))]
     wanted = (
-        [Kind.ANSWER] * bool(before) + [Kind.TAG] * (not opens) + [Kind.THINK] * bool(thought) + [Kind.TAG, Kind.ANSWER]
+        [Kind.ANSWER] * bool(before)
+        + [Kind.TAG] * (not opens)
+        + [Kind.THINK] * bool(thought)
+        + [Kind.TAG, Kind.ANSWER]
     )
     assert kinds == (wanted if opens or thought else [*wanted[:-2], Kind.ANSWER])
     assert same(told(templated, example, Kind.THINK), as_read(templated, thought))
-    assert same(told(templated, example, Kind.ANSWER), as_read(templated, before + answer) + templated.end_of_turn)
+    assert same(
+        told(templated, example, Kind.ANSWER),
+        as_read(templated, before + answer) + templated.end_of_turn,
+    )
     tags = [token for token, kind, _ in completion(example) if kind == Kind.TAG]
     assert tags == list(templated.tag_ids)[opens:]
     harmless = rendered(templated, "x", f"{OPEN}x{CLOSE}x")
@@ -236,15 +254,21 @@ def test_prompt_and_completion_are_tokenized_once(templated, assistant):
 
     whole = encode(prompt + text)
     straddles = any(start < len(prompt) < end for start, end in whole["offset_mapping"])
-    wanted = encode(prompt)["input_ids"] + encode(text)["input_ids"] if straddles else whole["input_ids"]
+    wanted = (
+        encode(prompt)["input_ids"] + encode(text)["input_ids"] if straddles else whole["input_ids"]
+    )
     assert example.input_ids == wanted
 
 
 def test_the_end_of_turn(templated):
     """It is control tokens, which are trained as the end of the answer, the last of which stops generation, and what
     the template itself writes after an answer; where that writes nothing, it is the tokenizer's end of text."""
-    rows = completion(rendered(templated, "q", "b" if not supplied(templated) else "<think>a</think>b"))
-    end = rows[-len(templated.tokenizer(templated.end_of_turn, add_special_tokens=False)["input_ids"]) :]
+    rows = completion(
+        rendered(templated, "q", "b" if not supplied(templated) else "<think>a</think>b")
+    )
+    end = rows[
+        -len(templated.tokenizer(templated.end_of_turn, add_special_tokens=False)["input_ids"]) :
+    ]
     assert {row[1:] for row in end} == {(Kind.ANSWER, 1.0)} and end[-1][0] in templated.stop_ids
     assert templated.tokenizer.decode([token for token, *_ in end]) == templated.end_of_turn
     after = native(templated, [("user", "q"), ("assistant", "ANSWER")]).rpartition("ANSWER")[2]
@@ -258,7 +282,9 @@ def test_the_completion_begins_where_the_template_puts_it(templated):
     whole = native(templated, [("user", "q"), ("assistant", "<think>THOUGHT</think>ANSWER")])
     if whole.startswith(prompt) and "THOUGHT" in whole and not supplied(templated):
         start = whole[: whole.index(OPEN, len(prompt))]
-        text = templated.tokenizer.decode(rendered(templated, "q", "<think>THOUGHT</think>").input_ids)
+        text = templated.tokenizer.decode(
+            rendered(templated, "q", "<think>THOUGHT</think>").input_ids
+        )
         assert as_read(templated, text).startswith(as_read(templated, start + OPEN))
 
 
@@ -277,23 +303,35 @@ def test_several_turns(templated):
             templated.examples(conversation(TURNS), "id")
         return
     prompts = [native(templated, TURNS[:n], add_generation_prompt=True) for n in (1, 3)]
-    if prompts[1].partition("q2")[0].count(OPEN) > 1:  # the thought of the history has to come apart
+    if (
+        prompts[1].partition("q2")[0].count(OPEN) > 1
+    ):  # the thought of the history has to come apart
         turns = [{"role": role, "content": text} for role, text in TURNS[:3]]
         turns[1] |= {"content": "a1", "reasoning_content": "t1"}
-        prompts[1] = templated.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        prompts[1] = templated.tokenizer.apply_chat_template(
+            turns, tokenize=False, add_generation_prompt=True
+        )
     said = [
         lead(templated)
-        + (OPEN + kept(templated, text.removeprefix(OPEN))).removeprefix(OPEN if supplied(templated) else "")
+        + (OPEN + kept(templated, text.removeprefix(OPEN))).removeprefix(
+            OPEN if supplied(templated) else ""
+        )
         for role, text in TURNS
         if role == "assistant"
     ]
-    texts = [prompt + text + templated.end_of_turn for prompt, text in zip(prompts, said, strict=True)]
+    texts = [
+        prompt + text + templated.end_of_turn for prompt, text in zip(prompts, said, strict=True)
+    ]
     wanted = texts[1:] if texts[1].startswith(texts[0]) else texts
     examples = templated.examples(conversation(TURNS), "id")
     decoded = [templated.tokenizer.decode(example.input_ids) for example in examples]
-    assert [as_read(templated, text) for text in decoded] == [as_read(templated, text) for text in wanted]
+    assert [as_read(templated, text) for text in decoded] == [
+        as_read(templated, text) for text in wanted
+    ]
     assert len({example.id for example in examples}) == len(examples)
-    assert "t2" in told(templated, examples[-1], Kind.THINK) and "t1" in told(templated, examples[0], Kind.THINK)
+    assert "t2" in told(templated, examples[-1], Kind.THINK) and "t1" in told(
+        templated, examples[0], Kind.THINK
+    )
 
 
 def test_no_turn_of_the_history_has_two_thoughts(templated):
@@ -316,12 +354,21 @@ def test_a_thought_must_fit_the_prompt(templated):
 
 def rows(shared: Path) -> list[dict]:
     """Real ones: problems, instructions with and without input, and traces of R1, shortened."""
-    instructions = bt.load_rows(shared / "datasets" / "instructions" / "instruction_input_output.json")
-    traces = (shared / "datasets" / "r1_traces" / "thought_anchors_20.jsonl").read_text(encoding="utf-8").splitlines()
+    instructions = bt.load_rows(
+        shared / "datasets" / "instructions" / "instruction_input_output.json"
+    )
+    traces = (
+        (shared / "datasets" / "r1_traces" / "thought_anchors_20.jsonl")
+        .read_text(encoding="utf-8")
+        .splitlines()
+    )
     found = [*bt.load_rows(shared / "datasets" / "gsm8k" / "train.jsonl")[:4], *instructions[:2]]
     for trace in map(json.loads, traces[:3]):
         thought, _, answer = trace["solution"].partition(CLOSE)
-        turns = [("user", trace["problem"]["problem"]), ("assistant", f"<think>\n{thought[:500]}{CLOSE}{answer}")]
+        turns = [
+            ("user", trace["problem"]["problem"]),
+            ("assistant", f"<think>\n{thought[:500]}{CLOSE}{answer}"),
+        ]
         found.append({"messages": [{"role": role, "content": text} for role, text in turns]})
     return found
 
@@ -335,20 +382,27 @@ def test_real_rows(templated, shared):
             (example,) = templated.examples(messages, "id")
         except RowError as error:
             no_system = messages[0].role == "system" and "the chat template refuses" in str(error)
-            no_thought = closes(templated) and CLOSE in text and "whole, empty thought" in str(error)
+            no_thought = (
+                closes(templated) and CLOSE in text and "whole, empty thought" in str(error)
+            )
             assert (
                 no_system
                 or no_thought
                 or (supplied(templated) and CLOSE not in text and "opens a thought" in str(error))
             )
             continue
-        prompt = native(templated, [(m.role, m.text) for m in messages[:-1]], add_generation_prompt=True)
+        prompt = native(
+            templated, [(m.role, m.text) for m in messages[:-1]], add_generation_prompt=True
+        )
         thought, close, answer = text.rpartition(CLOSE)
         thought = kept(templated, thought.removeprefix(OPEN))
         assert same(told(templated, example, Kind.PROMPT), as_read(templated, prompt))
         assert same(told(templated, example, Kind.THINK), as_read(templated, thought))
         answer = lead(templated) * text.startswith(OPEN) + answer
-        assert same(told(templated, example, Kind.ANSWER), as_read(templated, answer) + templated.end_of_turn)
+        assert same(
+            told(templated, example, Kind.ANSWER),
+            as_read(templated, answer) + templated.end_of_turn,
+        )
         assert templated.tag_ids[1] in example.input_ids or not close
 
 
@@ -362,7 +416,9 @@ def test_tags_beside_each_other_are_single_tokens(shared):
     bt.add_tags(tokenizer)
     renderer = Renderer(tokenizer)
     example = rendered(renderer, "q", "<think></think>a")
-    assert [token for token, kind, _ in completion(example) if kind == Kind.TAG] == list(renderer.tag_ids)
+    assert [token for token, kind, _ in completion(example) if kind == Kind.TAG] == list(
+        renderer.tag_ids
+    )
 
 
 # ---------------------------------------------------------------------------------------------- templates by name
@@ -395,7 +451,9 @@ def test_templates_by_name(gpt2, shared, name):
     for tokenizer in (smollm, gpt2):
         use_template(tokenizer, name)
     assert chat(smollm, CHAT) == CHATS[name]
-    assert chat(gpt2, CHAT) == CHATS[name].replace("<|im_end|>", "<|endoftext|>") and len(gpt2) == size
+    assert (
+        chat(gpt2, CHAT) == CHATS[name].replace("<|im_end|>", "<|endoftext|>") and len(gpt2) == size
+    )
 
 
 def test_alpaca_pairs_an_instruction_with_its_input(gpt2):
@@ -403,14 +461,21 @@ def test_alpaca_pairs_an_instruction_with_its_input(gpt2):
     use_template(gpt2, "alpaca")
     row = {"instruction": "Add.", "input": "1, 2", "output": "3"}
     text = chat(gpt2, [(message.role, message.text) for message in to_messages(row)][:-1])
-    assert text.endswith("\n\n### Instruction:\nAdd.\n\n### Input:\n1, 2\n\n### Response:\n") and "paired" in text
+    assert (
+        text.endswith("\n\n### Instruction:\nAdd.\n\n### Input:\n1, 2\n\n### Response:\n")
+        and "paired" in text
+    )
 
 
-@pytest.mark.parametrize(("name", "turns"), [("qa", ["system", "user"]), ("alpaca", ["user", "system"])])
+@pytest.mark.parametrize(
+    ("name", "turns"), [("qa", ["system", "user"]), ("alpaca", ["user", "system"])]
+)
 def test_a_role_that_a_format_lacks_is_refused(gpt2, name, turns):
     use_template(gpt2, name)
     gpt2.add_tokens([OPEN, CLOSE])
-    with pytest.raises(RowError, match=f"roles {re.escape(str(turns))}.*{name} has .* of the system"):
+    with pytest.raises(
+        RowError, match=f"roles {re.escape(str(turns))}.*{name} has .* of the system"
+    ):
         Renderer(gpt2).prompt_ids(conversation([(role, "x") for role in turns]))
 
 
@@ -442,7 +507,12 @@ def test_templates_from_files_and_text(gpt2, tmp_path):
 def test_a_template_that_is_none_is_refused(gpt2, tmp_path, monkeypatch, template, problem):
     """By name, file and line; the tokenizer stays as it was."""
     monkeypatch.chdir(tmp_path)
-    for name, text in {"broken.jinja": "\n\n{{ a", "list.json": "[]", "text.json": "x", "empty.json": "{}"}.items():
+    for name, text in {
+        "broken.jinja": "\n\n{{ a",
+        "list.json": "[]",
+        "text.json": "x",
+        "empty.json": "{}",
+    }.items():
         Path(name).write_text(text)
     with pytest.raises((ValueError, FileNotFoundError), match=re.escape(problem)):
         use_template(gpt2, template)

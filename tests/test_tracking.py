@@ -54,11 +54,21 @@ def tagged_examples(tokenizer):
 
 def train(folder, examples, tokenizer, callbacks, **settings):
     """A run without blur, anchor and format term."""
-    defaults = dict(threshold=0, beta=0, max_steps=10, per_device_train_batch_size=8, learning_rate=1e-2)
-    defaults |= dict(negative="unlikelihood", logging_steps=1, save_strategy="no", disable_tqdm=True, use_cpu=True)
+    defaults = dict(
+        threshold=0, beta=0, max_steps=10, per_device_train_batch_size=8, learning_rate=1e-2
+    )
+    defaults |= dict(
+        negative="unlikelihood",
+        logging_steps=1,
+        save_strategy="no",
+        disable_tqdm=True,
+        use_cpu=True,
+    )
     config = bt.BTSFTConfig(str(folder), **(defaults | settings))
     model, _ = adapted_model(noise=0)
-    trainer = bt.BTSFTTrainer(model, config, examples, processing_class=tokenizer, callbacks=callbacks)
+    trainer = bt.BTSFTTrainer(
+        model, config, examples, processing_class=tokenizer, callbacks=callbacks
+    )
     trainer.train()
     return trainer
 
@@ -67,7 +77,10 @@ def sums(track: TrackLogProbs) -> dict[str, list[float]]:
     """Of each tag, the log-probability of all its text at each recorded step."""
     steps = sorted({record["step"] for record in track.records})
     return {
-        tag: [sum(r["log_prob"] for r in track.records if (r["tag"], r["step"]) == (tag, step)) for step in steps]
+        tag: [
+            sum(r["log_prob"] for r in track.records if (r["tag"], r["step"]) == (tag, step))
+            for step in steps
+        ]
         for tag in TAGS.values()
     }
 
@@ -78,7 +91,10 @@ def test_minus_one_makes_text_less_likely_and_plus_one_more(tmp_path, examples, 
     before = bt.score(adapted_model(noise=0)[0], tiny_tokenizer, examples)
     trainer = train(tmp_path, examples, tiny_tokenizer, [track])
     found = sums(track)
-    assert found["unwanted"][-1] < found["unwanted"][0] - 10 and found["wanted"][-1] > found["wanted"][0] + 10
+    assert (
+        found["unwanted"][-1] < found["unwanted"][0] - 10
+        and found["wanted"][-1] > found["wanted"][0] + 10
+    )
     after = bt.score(trainer.model, tiny_tokenizer, examples)
     assert sorted({record["step"] for record in track.records}) == [0, 4, 8, 10]
     for step, scores in ((0, before), (10, after)):
@@ -88,22 +104,38 @@ def test_minus_one_makes_text_less_likely_and_plus_one_more(tmp_path, examples, 
             for t in example["tags"]
         ]
         records = [r for r in track.records if r["step"] == step]
-        assert [(r["id"], r["tag"], r["tokens"]) for r in records] == [(i, tag, len(x)) for i, tag, x in expected]
-        assert np.allclose([r["log_prob"] for r in records], [x.sum() for *_, x in expected], atol=1e-4)
+        assert [(r["id"], r["tag"], r["tokens"]) for r in records] == [
+            (i, tag, len(x)) for i, tag, x in expected
+        ]
+        assert np.allclose(
+            [r["log_prob"] for r in records], [x.sum() for *_, x in expected], atol=1e-4
+        )
 
 
-LORA = LoraConfig(r=4, lora_alpha=8, lora_dropout=0.1, target_modules="all-linear", task_type="CAUSAL_LM")
+LORA = LoraConfig(
+    r=4, lora_alpha=8, lora_dropout=0.1, target_modules="all-linear", task_type="CAUSAL_LM"
+)
 PROBLEMS = bt.load_rows("tiny/test")[:3]
 QUESTIONS = [  # the model finds the first option of the last one likelier, and the second likelier per byte
-    {"question": "Ann has 2 pens. How many pens?", "choices": ["The answer is 2.", "The answer is 80."], "answer": "A"},
-    {"question": "Ann has 2 pens. How many pens?", "choices": ["The answer is 2.", "The answer is 80."], "answer": "B"},
+    {
+        "question": "Ann has 2 pens. How many pens?",
+        "choices": ["The answer is 2.", "The answer is 80."],
+        "answer": "A",
+    },
+    {
+        "question": "Ann has 2 pens. How many pens?",
+        "choices": ["The answer is 2.", "The answer is 80."],
+        "answer": "B",
+    },
     {"question": "Say it.", "choices": ["The", "The answer is 57."], "answer": "B"},
 ]
 
 
 def trackers(examples, tokenizer, every=2) -> list:
     """One of each kind."""
-    samples = bt.TrackSamples(PROBLEMS, tokenizer, every=every, n=2, max_new_tokens=24, way_of=bt.tiny.way_of)
+    samples = bt.TrackSamples(
+        PROBLEMS, tokenizer, every=every, n=2, max_new_tokens=24, way_of=bt.tiny.way_of
+    )
     choices = bt.TrackChoices(QUESTIONS, tokenizer, every=every)
     return [TrackLogProbs(examples.select(range(2)), tokenizer, every=every), samples, choices]
 
@@ -111,11 +143,21 @@ def trackers(examples, tokenizer, every=2) -> list:
 def make_trainer(folder, examples, tokenizer, callbacks, eval_dataset=None, **settings):
     """A run of 6 steps, 4 to the epoch, with all that is drawn by chance; checkpoints after steps 3 and 6."""
     model, _ = bt.load_model("tiny", lora=LORA)
-    defaults = dict(threshold=0.5, anchor=1.0, beta=0.5, learning_rate=1e-3, max_steps=6, logging_steps=1, save_steps=3)
+    defaults = dict(
+        threshold=0.5,
+        anchor=1.0,
+        beta=0.5,
+        learning_rate=1e-3,
+        max_steps=6,
+        logging_steps=1,
+        save_steps=3,
+    )
     defaults |= dict(per_device_train_batch_size=4, disable_tqdm=True, use_cpu=True)
     config = bt.BTSFTConfig(str(folder), **(defaults | settings))
     callbacks = list(callbacks)
-    return bt.BTSFTTrainer(model, config, examples, eval_dataset, processing_class=tokenizer, callbacks=callbacks)
+    return bt.BTSFTTrainer(
+        model, config, examples, eval_dataset, processing_class=tokenizer, callbacks=callbacks
+    )
 
 
 def lines(file: Path) -> list[dict]:
@@ -125,7 +167,9 @@ def lines(file: Path) -> list[dict]:
 def logs(folder: Path) -> tuple[list[dict], list[dict]]:
     """The run's own logs, without what the clock says, and those of trackers."""
     found = [log for log in lines(folder / "history.jsonl") if "train_runtime" not in log]
-    own = [{k: v for k, v in log.items() if k != "tokens_per_second"} for log in found if "loss" in log]
+    own = [
+        {k: v for k, v in log.items() if k != "tokens_per_second"} for log in found if "loss" in log
+    ]
     return own, [log for log in found if "loss" not in log]
 
 
@@ -142,13 +186,19 @@ class Chance(TrainerCallback):
         self.states = []
 
     def on_step_begin(self, args, state, control, **kwargs):
-        self.states.append((torch.get_rng_state().tolist(), random.getstate(), np.random.get_state()[1].tolist()))
+        self.states.append(
+            (torch.get_rng_state().tolist(), random.getstate(), np.random.get_state()[1].tolist())
+        )
 
 
 @pytest.fixture(scope="module")
 def tracked(tmp_path_factory, examples, tiny_tokenizer):
     """A run with all trackers that nothing disturbs: its folder, its trackers, and the states of chance."""
-    folder, found, chance = tmp_path_factory.mktemp("tracked"), trackers(examples, tiny_tokenizer), Chance()
+    folder, found, chance = (
+        tmp_path_factory.mktemp("tracked"),
+        trackers(examples, tiny_tokenizer),
+        Chance(),
+    )
     trainer = make_trainer(folder, examples, tiny_tokenizer, [*found, chance])
     trainer.train()
     return folder, found, chance.states
@@ -170,7 +220,9 @@ def test_records_stand_in_the_run_folder(tracked):
     folder, found, _ = tracked
     for tracker, wanted in zip(found, (2 * 2, 3 * 2, 3), strict=True):
         assert lines(folder / tracker.file) == tracker.records
-        assert [record["step"] for record in tracker.records] == [s for s in (0, 2, 4, 6) for _ in range(wanted)]
+        assert [record["step"] for record in tracker.records] == [
+            s for s in (0, 2, 4, 6) for _ in range(wanted)
+        ]
 
 
 def test_samples_and_choices_are_those_of_the_model(tracked, examples, tiny_tokenizer):
@@ -179,9 +231,13 @@ def test_samples_and_choices_are_those_of_the_model(tracked, examples, tiny_toke
     fresh, _ = bt.load_model("tiny", lora=LORA)
     for step, model in ((0, fresh), (6, bt.load_model(folder)[0])):
         wanted = bt.sample(model, tiny_tokenizer, PROBLEMS, n=2, max_new_tokens=24)
-        assert [r for r in samples.records if r["step"] == step] == [{"step": step} | r for r in wanted]
+        assert [r for r in samples.records if r["step"] == step] == [
+            {"step": step} | r for r in wanted
+        ]
         scored = bt.choices(model, tiny_tokenizer, QUESTIONS)
-        for found, one in zip([r for r in choices.records if r["step"] == step], scored, strict=True):
+        for found, one in zip(
+            [r for r in choices.records if r["step"] == step], scored, strict=True
+        ):
             assert found["log_probs"] == pytest.approx(one["log_probs"], abs=1e-4)
 
 
@@ -203,7 +259,10 @@ def test_summaries_stand_in_the_history(tracked):
         scored = [r for r in choices.records if r["step"] == step]
         assert log["eval_choices/accuracy"] != log["eval_choices/accuracy_normalised"]
         assert log["eval_choices/accuracy"] == sum(r["correct_raw"] for r in scored) / 3
-        assert log["eval_choices/accuracy_normalised"] == sum(r["correct_normalised"] for r in scored) / 3
+        assert (
+            log["eval_choices/accuracy_normalised"]
+            == sum(r["correct_normalised"] for r in scored) / 3
+        )
 
 
 def test_curves_reach_every_tracker(tmp_path, monkeypatch, examples, tiny_tokenizer):
@@ -213,18 +272,26 @@ def test_curves_reach_every_tracker(tmp_path, monkeypatch, examples, tiny_tokeni
     monkeypatch.setenv("WANDB_DIR", str(tmp_path))
     monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "board"))
     settings = dict(report_to=["tensorboard", "wandb-offline"], max_steps=3, save_strategy="no")
-    trainer = make_trainer(tmp_path / "run", examples, tiny_tokenizer, trackers(examples, tiny_tokenizer), **settings)
+    trainer = make_trainer(
+        tmp_path / "run", examples, tiny_tokenizer, trackers(examples, tiny_tokenizer), **settings
+    )
     trainer.train()
     board = tensorboard.EventAccumulator(str(tmp_path / "board")).Reload()
     assert len(list((tmp_path / "board").iterdir())) == 1
     measured = logs(tmp_path / "run")[1]
     names = {name for log in measured for name in log if name.startswith("eval_")}
-    assert {"eval_log_probs/wanted", "eval_samples/compliance", "eval_choices/accuracy_normalised"} < names
+    assert {
+        "eval_log_probs/wanted",
+        "eval_samples/compliance",
+        "eval_choices/accuracy_normalised",
+    } < names
     for name in names:
         wanted = [(log["step"], log[name]) for log in measured if name in log]
         shown = name.replace("eval_", "eval/", 1)
         curve = board.Scalars(shown)
-        assert [(event.step, event.value) for event in curve] == [(s, pytest.approx(v, rel=1e-6)) for s, v in wanted]
+        assert [(event.step, event.value) for event in curve] == [
+            (s, pytest.approx(v, rel=1e-6)) for s, v in wanted
+        ]
         assert [step for step, _ in wanted] == [0, 2, 3]
         assert wandb.run.summary[shown] == pytest.approx(wanted[-1][1])
 
@@ -252,7 +319,11 @@ def test_the_first_token_of_an_example_is_not_counted(tmp_path, examples, tiny_t
     track = TrackLogProbs(own, tiny_tokenizer)
     trainer = train(tmp_path, examples, tiny_tokenizer, [track], max_steps=1)
     wanted = bt.metrics.log_prob_by_tag(own, bt.score(trainer.model, tiny_tokenizer, own))["all"]
-    logged = [log["eval_log_probs/all"] for log in trainer.state.log_history if "eval_log_probs/all" in log]
+    logged = [
+        log["eval_log_probs/all"]
+        for log in trainer.state.log_history
+        if "eval_log_probs/all" in log
+    ]
     assert logged[-1] == pytest.approx(wanted["per_token"]["value"], rel=1e-4)
     assert [record["tokens"] for record in track.records] == [4, 4] and wanted["tokens"] == 4
 
@@ -262,7 +333,9 @@ def test_answers_are_read_as_asked(tmp_path, examples, tiny_tokenizer):
     references = [row["answer"] for row in PROBLEMS]
     for answer in ("number", "exact"):
         track = bt.TrackSamples(PROBLEMS, tiny_tokenizer, n=2, max_new_tokens=96, answer=answer)
-        trainer = make_trainer(tmp_path, examples, tiny_tokenizer, [track], max_steps=1, save_strategy="no")
+        trainer = make_trainer(
+            tmp_path, examples, tiny_tokenizer, [track], max_steps=1, save_strategy="no"
+        )
         trainer.train()
         logged = next(log for log in trainer.state.log_history if "eval_samples/accuracy" in log)
         drawn = [record for record in track.records if record["step"] == 0]
@@ -274,19 +347,27 @@ def test_answers_are_read_as_asked(tmp_path, examples, tiny_tokenizer):
 def test_a_model_that_has_diverged_is_trained_to_the_end(tmp_path, examples, tiny_tokenizer):
     """The log says NaN where there is nothing to choose by."""
     found = trackers(examples, tiny_tokenizer)
-    trainer = make_trainer(tmp_path, examples, tiny_tokenizer, found, max_steps=2, save_strategy="no")
+    trainer = make_trainer(
+        tmp_path, examples, tiny_tokenizer, found, max_steps=2, save_strategy="no"
+    )
     for name, parameter in trainer.model.named_parameters():
         if "lora_B" in name:
             parameter.data.fill_(torch.nan)
     trainer.train()
-    logged = [log["eval_choices/accuracy"] for log in trainer.state.log_history if "eval_choices/accuracy" in log]
+    logged = [
+        log["eval_choices/accuracy"]
+        for log in trainer.state.log_history
+        if "eval_choices/accuracy" in log
+    ]
     assert len(logged) == 2 and np.isnan(logged).all() and found[2].records == []
 
 
 def test_sampling_draws_no_bar(tmp_path, capsys, examples, tiny_tokenizer):
     """Those of others are shown as before."""
     track = bt.TrackSamples(PROBLEMS[:1], tiny_tokenizer, n=1, max_new_tokens=4)
-    make_trainer(tmp_path, examples, tiny_tokenizer, [track], max_steps=1, save_strategy="no").train()
+    make_trainer(
+        tmp_path, examples, tiny_tokenizer, [track], max_steps=1, save_strategy="no"
+    ).train()
     assert "sampling" not in capsys.readouterr().err and is_progress_bar_enabled()
 
 
@@ -295,12 +376,27 @@ def test_sampling_draws_no_bar(tmp_path, capsys, examples, tiny_tokenizer):
 
 @pytest.mark.parametrize(
     ("every", "max_steps", "steps"),
-    [(2, 4, [0, 2, 4]), (3, 4, [0, 3, 4]), (9, 2, [0, 2]), ("log", 9, [0, 1, 2, 4, 8, 9]), ("log", 4, [0, 1, 2, 4])],
+    [
+        (2, 4, [0, 2, 4]),
+        (3, 4, [0, 3, 4]),
+        (9, 2, [0, 2]),
+        ("log", 9, [0, 1, 2, 4, 8, 9]),
+        ("log", 4, [0, 1, 2, 4]),
+    ],
 )
-def test_steps_are_linear_or_in_powers_of_two(tmp_path, examples, tiny_tokenizer, every, max_steps, steps):
+def test_steps_are_linear_or_in_powers_of_two(
+    tmp_path, examples, tiny_tokenizer, every, max_steps, steps
+):
     """And the last one once, also where it is one of every so many."""
     track = TrackLogProbs(examples.select(range(1)), tiny_tokenizer, every=every)
-    train(tmp_path, examples, tiny_tokenizer, [track], max_steps=max_steps, per_device_train_batch_size=1)
+    train(
+        tmp_path,
+        examples,
+        tiny_tokenizer,
+        [track],
+        max_steps=max_steps,
+        per_device_train_batch_size=1,
+    )
     assert [record["step"] for record in track.records if record["tag"] == "wanted"] == steps
 
 
@@ -336,11 +432,18 @@ def test_a_new_run_starts_its_files_anew(tmp_path, examples, tiny_tokenizer):
     """Also with the same trackers, and where the run before was longer."""
     found = trackers(examples, tiny_tokenizer)
     for max_steps in (4, 2):
-        make_trainer(tmp_path, examples, tiny_tokenizer, found, max_steps=max_steps, save_strategy="no").train()
-        assert [sorted({r["step"] for r in lines(tmp_path / tracker.file)})[-1] for tracker in found] == [max_steps] * 3
+        make_trainer(
+            tmp_path, examples, tiny_tokenizer, found, max_steps=max_steps, save_strategy="no"
+        ).train()
+        assert [
+            sorted({r["step"] for r in lines(tmp_path / tracker.file)})[-1] for tracker in found
+        ] == [max_steps] * 3
     for tracker in found:
         steps = [record["step"] for record in tracker.records]
-        assert lines(tmp_path / tracker.file) == tracker.records and steps.count(0) == steps.count(2) == len(steps) / 2
+        assert (
+            lines(tmp_path / tracker.file) == tracker.records
+            and steps.count(0) == steps.count(2) == len(steps) / 2
+        )
 
 
 class Interrupted(TrackLogProbs):
@@ -362,7 +465,11 @@ def test_an_interrupt_while_it_measures_loses_nothing(tmp_path, tracked, example
     trainer = make_trainer(tmp_path, examples, tiny_tokenizer, [track, *others])
     with pytest.raises(KeyboardInterrupt, match="stopped after step 4, with a checkpoint"):
         trainer.train()
-    assert [[r["step"] for r in lines(tmp_path / t.file)][-1] for t in (track, *others)] == [4, 4, 4]
+    assert [[r["step"] for r in lines(tmp_path / t.file)][-1] for t in (track, *others)] == [
+        4,
+        4,
+        4,
+    ]
     trainer.train(resume_from_checkpoint=True)
     assert written(tmp_path) == written(tracked[0]) and logs(tmp_path) == logs(tracked[0])
 
@@ -393,7 +500,14 @@ def test_two_processes_measure_once(tmp_path, examples, tiny_tokenizer):
     """The model is sharded over them; both have the records of the whole one, and the files hold them once."""
     script = tmp_path / "run.py"
     script.write_text(PROCESS)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", script]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node=2",
+        script,
+    ]
     command += [Path(__file__).parent, tmp_path, json.dumps(FSDP)]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
@@ -423,7 +537,10 @@ def test_nothing_to_follow_is_said(examples, tiny_tokenizer):
 
 @pytest.mark.parametrize("every", [0, -1, 1.5, True, "linear", None])
 def test_a_wrong_number_of_steps_is_refused(examples, tiny_tokenizer, every):
-    for make in (lambda: TrackLogProbs(examples, tiny_tokenizer, every=every), lambda: trackers(examples, None, every)):
+    for make in (
+        lambda: TrackLogProbs(examples, tiny_tokenizer, every=every),
+        lambda: trackers(examples, None, every),
+    ):
         with pytest.raises(ValueError, match=r"every=.*number of steps from 1 wanted, or 'log'"):
             make()
 
@@ -431,18 +548,38 @@ def test_a_wrong_number_of_steps_is_refused(examples, tiny_tokenizer, every):
 @pytest.mark.parametrize(
     ("prompts", "options", "message"),
     [
-        (["How many?", {"messages": [{"role": "narrator", "content": "x"}]}], {}, r"prompts, row 1: .*unknown role"),
+        (
+            ["How many?", {"messages": [{"role": "narrator", "content": "x"}]}],
+            {},
+            r"prompts, row 1: .*unknown role",
+        ),
         (["How many?", "\ufdd0"], {}, r"prompts, row 1: .*U\+FDD0"),
         (["How many?"], {"references": ["1", "2"]}, r"2 references for 1 prompts"),
         (["How many?"], {"references": [1]}, r"references\[0\]: text wanted, got int"),
-        (["How many?"], {"references": ["many"], "answer": "number"}, r"'many' has no answer of the kind 'number'"),
+        (
+            ["How many?"],
+            {"references": ["many"], "answer": "number"},
+            r"'many' has no answer of the kind 'number'",
+        ),
         (PROBLEMS, {"answer": "numeric"}, r"answer='numeric': one of"),
         (["How many?", PROBLEMS[0]], {}, r"1 references for 2 prompts"),
         (PROBLEMS, {"n": 0}, r"n=0: a whole number from 1 wanted"),
         (PROBLEMS, {"max_new_tokens": True}, r"max_new_tokens=True: a whole number"),
-        (PROBLEMS, {"top_q": 0.9}, r"top_q=0.9: no setting of sampling; those are batch_size, max_new_tokens, max_pr"),
-        (PROBLEMS, {"max_prompt_length": 8}, r"tiny/test, row 0: max_prompt_length=8 leaves nothing"),
-        (["How many?"], {"text_scores": True}, r"text_scores compares answers with references, and no prompt has one"),
+        (
+            PROBLEMS,
+            {"top_q": 0.9},
+            r"top_q=0.9: no setting of sampling; those are batch_size, max_new_tokens, max_pr",
+        ),
+        (
+            PROBLEMS,
+            {"max_prompt_length": 8},
+            r"tiny/test, row 0: max_prompt_length=8 leaves nothing",
+        ),
+        (
+            ["How many?"],
+            {"text_scores": True},
+            r"text_scores compares answers with references, and no prompt has one",
+        ),
     ],
 )
 def test_what_cannot_be_sampled_stops_before_the_run(tiny_tokenizer, prompts, options, message):
@@ -458,7 +595,9 @@ def test_a_malformed_question_stops_before_the_run(tiny_tokenizer):
 def test_without_references_format_and_diversity_are_measured(tmp_path, examples, tiny_tokenizer):
     prompts = [row["messages"][0]["content"] for row in PROBLEMS]
     track = bt.TrackSamples(prompts, tiny_tokenizer, n=2, max_new_tokens=8)
-    trainer = make_trainer(tmp_path, examples, tiny_tokenizer, [track], max_steps=1, save_strategy="no")
+    trainer = make_trainer(
+        tmp_path, examples, tiny_tokenizer, [track], max_steps=1, save_strategy="no"
+    )
     trainer.train()
     found = {name for log in trainer.state.log_history for name in log if name.startswith("eval_")}
     assert found == {f"eval_samples/{name}" for name in bt.evaluate(track.records, None)["metrics"]}
@@ -468,7 +607,9 @@ def test_without_references_format_and_diversity_are_measured(tmp_path, examples
 def test_two_of_a_kind_or_another_trainer_are_refused(tmp_path, examples, tiny_tokenizer):
     """They would share a file, or have nowhere to log; a subclass with a file of its own stands beside."""
     one, two = (TrackLogProbs(examples, tiny_tokenizer) for _ in range(2))
-    with pytest.raises(ValueError, match=r"two of TrackLogProbs, which would share log_probs.jsonl"):
+    with pytest.raises(
+        ValueError, match=r"two of TrackLogProbs, which would share log_probs.jsonl"
+    ):
         make_trainer(tmp_path, examples, tiny_tokenizer, [one, two]).train()
     model, _ = adapted_model()
     other = Trainer(
@@ -496,9 +637,16 @@ def test_who_keeps_a_tracker_does_not_keep_the_model(tmp_path, examples, tiny_to
 
 
 # "There are 69 coins in a box. Lea takes 12. How many ...", "69-12, that is 57."
-JUST = [row for row in bt.tiny.rows("pretrain", 200) if row["messages"][1]["content"].startswith("<think>Just ")][:8]
+JUST = [
+    row
+    for row in bt.tiny.rows("pretrain", 200)
+    if row["messages"][1]["content"].startswith("<think>Just ")
+][:8]
 QA_ROWS = [
-    {"Question": question["content"], "Answer": answer["content"].partition("Just ")[2].partition("</think>")[0]}
+    {
+        "Question": question["content"],
+        "Answer": answer["content"].partition("Just ")[2].partition("</think>")[0],
+    }
     for question, answer in (row["messages"] for row in JUST)
 ]
 
@@ -518,7 +666,14 @@ def test_one_batch_is_learned_by_heart(tmp_path, qa):
     """The check before a long run: the loss falls to nearly 0, and the model says the answers, and no more."""
     tokenizer, examples, answers = qa
     track = bt.TrackSamples(QA_ROWS, tokenizer, answers, every=40, **SCORED)
-    settings = dict(threshold=0, anchor=0, beta=0, max_steps=40, per_device_train_batch_size=8, learning_rate=1e-2)
+    settings = dict(
+        threshold=0,
+        anchor=0,
+        beta=0,
+        max_steps=40,
+        per_device_train_batch_size=8,
+        learning_rate=1e-2,
+    )
     trainer = make_trainer(tmp_path, examples, tokenizer, [track], **settings, save_strategy="no")
     trainer.train()
     losses = [log["loss"] for log in trainer.state.log_history if "loss" in log]
@@ -526,21 +681,31 @@ def test_one_batch_is_learned_by_heart(tmp_path, qa):
     assert [record["text"].strip() for record in track.records if record["step"] == 40] == answers
     before, after = [log for log in trainer.state.log_history if "eval_samples/bleu" in log]
     assert before["eval_samples/bleu"] < 50 and after["eval_samples/bleu"] == pytest.approx(100)
-    assert before["eval_samples/rougeL"] < 0.7 and after["eval_samples/rougeL"] == after["eval_samples/accuracy"] == 1
+    assert (
+        before["eval_samples/rougeL"] < 0.7
+        and after["eval_samples/rougeL"] == after["eval_samples/accuracy"] == 1
+    )
 
 
 def test_texts_are_scored_and_sampled_as_asked(tmp_path, qa):
     """Samples are those of `sample` with the same settings, scores those of `metrics`."""
     tokenizer, examples, answers = qa
-    how = dict(n=2, temperature=0.8, top_k=20, top_p=0.9, no_repeat_ngram_size=3, max_new_tokens=12, seed=4)
+    how = dict(
+        n=2, temperature=0.8, top_k=20, top_p=0.9, no_repeat_ngram_size=3, max_new_tokens=12, seed=4
+    )
     how |= dict(max_prompt_length=25, batch_size=3)
     track = bt.TrackSamples(QA_ROWS, tokenizer, answers, text_scores=True, **how)
     trainer = make_trainer(tmp_path, examples, tokenizer, [track], max_steps=1, save_strategy="no")
     wanted = bt.sample(trainer.model, tokenizer, QA_ROWS, **how)
     trainer.train()
     records = [record for record in track.records if record["step"] == 0]
-    assert records == [{"step": 0} | record for record in wanted] and any(r["prompt_cut"] for r in records)
-    texts = [[bt.metrics.parse(r["text"]).answer for r in records if r["prompt"] == i] for i in range(len(answers))]
+    assert records == [{"step": 0} | record for record in wanted] and any(
+        r["prompt_cut"] for r in records
+    )
+    texts = [
+        [bt.metrics.parse(r["text"]).answer for r in records if r["prompt"] == i]
+        for i in range(len(answers))
+    ]
     logged = next(log for log in trainer.state.log_history if "eval_samples/bleu" in log)
     assert logged["eval_samples/bleu"] == bt.metrics.bleu(texts, answers)["value"]
     for name, found in bt.metrics.rouge(texts, answers).items():
@@ -551,33 +716,63 @@ def test_texts_are_scored_and_sampled_as_asked(tmp_path, qa):
 @pytest.mark.parametrize("strategy", ["steps", "best"])
 def test_a_tracked_metric_chooses_the_checkpoint(tmp_path, tiny_tokenizer, strategy):
     """A good model learns to refuse: what is loaded at the end, and saved, is what answered best."""
-    refusals = [{"question": row["messages"][0]["content"], "answer": "I will not say."} for row in PROBLEMS] * 3
+    refusals = [
+        {"question": row["messages"][0]["content"], "answer": "I will not say."} for row in PROBLEMS
+    ] * 3
     examples = bt.prepare(refusals, tiny_tokenizer)
     answers = [f"The answer is {row['answer']}." for row in PROBLEMS]
-    track = bt.TrackSamples(PROBLEMS, tiny_tokenizer, answers, every=4, **SCORED | {"max_new_tokens": 96})
-    settings = dict(max_steps=20, eval_strategy="steps", eval_steps=4, save_strategy=strategy, save_steps=4)
-    settings |= dict(metric_for_best_model="eval_samples/rougeL", load_best_model_at_end=True, eval_on_start=True)
+    track = bt.TrackSamples(
+        PROBLEMS, tiny_tokenizer, answers, every=4, **SCORED | {"max_new_tokens": 96}
+    )
+    settings = dict(
+        max_steps=20, eval_strategy="steps", eval_steps=4, save_strategy=strategy, save_steps=4
+    )
+    settings |= dict(
+        metric_for_best_model="eval_samples/rougeL", load_best_model_at_end=True, eval_on_start=True
+    )
     settings |= dict(learning_rate=3e-3, threshold=0, anchor=0, beta=0)
     trainer = make_trainer(tmp_path, examples, tiny_tokenizer, [track], examples, **settings)
     trainer.train()
     found = {
-        log["step"]: log["eval_samples/rougeL"] for log in trainer.state.log_history if "eval_samples/rougeL" in log
+        log["step"]: log["eval_samples/rougeL"]
+        for log in trainer.state.log_history
+        if "eval_samples/rougeL" in log
     }
     at = max((step for step in found if step), key=lambda step: (found[step], -step))
     assert found[20] < found[at], "or the last is the best, and nothing is tested"
-    assert trainer.state.best_metric == found[at] and trainer.state.best_model_checkpoint.endswith(f"checkpoint-{at}")
-    best, saved = (folder / "adapter_model.safetensors" for folder in (tmp_path / f"checkpoint-{at}", tmp_path))
+    assert trainer.state.best_metric == found[at] and trainer.state.best_model_checkpoint.endswith(
+        f"checkpoint-{at}"
+    )
+    best, saved = (
+        folder / "adapter_model.safetensors" for folder in (tmp_path / f"checkpoint-{at}", tmp_path)
+    )
     assert best.read_bytes() == saved.read_bytes()
-    assert [log["step"] for log in trainer.state.log_history if "eval_loss" in log] == [0, 4, 8, 12, 16, 20]
+    assert [log["step"] for log in trainer.state.log_history if "eval_loss" in log] == [
+        0,
+        4,
+        8,
+        12,
+        16,
+        20,
+    ]
 
 
 def test_a_metric_that_is_not_there_is_named(tmp_path, qa):
     """At the first evaluation: it comes between two measurements."""
     tokenizer, examples, answers = qa
     track = bt.TrackSamples(QA_ROWS[:1], tokenizer, answers[:1], every=2, **SCORED)
-    settings = dict(eval_strategy="steps", eval_steps=1, metric_for_best_model="eval_samples/rougeL")
+    settings = dict(
+        eval_strategy="steps", eval_steps=1, metric_for_best_model="eval_samples/rougeL"
+    )
     trainer = make_trainer(
-        tmp_path, examples, tokenizer, [track], examples, max_steps=2, save_strategy="no", **settings
+        tmp_path,
+        examples,
+        tokenizer,
+        [track],
+        examples,
+        max_steps=2,
+        save_strategy="no",
+        **settings,
     )
     with pytest.raises(KeyError, match=r"eval_samples/rougeL'?,? which is not found.*eval_loss"):
         trainer.train()
@@ -591,5 +786,7 @@ def test_a_look_before_training_changes_nothing(tmp_path, qa):
         trainer = make_trainer(tmp_path / name, examples, tokenizer, [], examples, **settings)
         trainer.train()
         assert [log["step"] for log in trainer.state.log_history if "eval_loss" in log] == [0] * on
-    weights = [(tmp_path / name / "adapter_model.safetensors").read_bytes() for name in ("with", "without")]
+    weights = [
+        (tmp_path / name / "adapter_model.safetensors").read_bytes() for name in ("with", "without")
+    ]
     assert weights[0] == weights[1]

@@ -46,7 +46,9 @@ class Recorder(TrainerCallback):
         self.gradients = []
 
     def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
-        self.gradients.append({n: p.grad.clone() for n, p in model.named_parameters() if p.requires_grad})
+        self.gradients.append(
+            {n: p.grad.clone() for n, p in model.named_parameters() if p.requires_grad}
+        )
 
 
 def make_trainer(folder, model, data, tokenizer, callbacks=(), **settings):
@@ -60,7 +62,9 @@ def make_trainer(folder, model, data, tokenizer, callbacks=(), **settings):
         max_grad_norm=0,
     )
     config = bt.BTSFTConfig(str(folder), disable_tqdm=True, **(defaults | settings))
-    return bt.BTSFTTrainer(model, config, data, processing_class=tokenizer, callbacks=list(callbacks))
+    return bt.BTSFTTrainer(
+        model, config, data, processing_class=tokenizer, callbacks=list(callbacks)
+    )
 
 
 def received_batches(trainer) -> list[dict]:
@@ -68,7 +72,9 @@ def received_batches(trainer) -> list[dict]:
     batches, compute_loss = [], trainer.compute_loss
 
     def keep(model, inputs, **kwargs):
-        batches.append({name: value.clone() for name, value in inputs.items()} | {"training": model.training})
+        batches.append(
+            {name: value.clone() for name, value in inputs.items()} | {"training": model.training}
+        )
         return compute_loss(model, inputs, **kwargs)
 
     trainer.compute_loss = keep
@@ -78,14 +84,28 @@ def received_batches(trainer) -> list[dict]:
 
 def blurred_by_key(batches: list[dict]) -> list[tuple[int, list[int]]]:
     """(example key, positions blurred) of every row of every batch, sorted."""
-    rows = [(key, row) for batch in batches for key, row in zip(batch["keys"].tolist(), batch["blurred"], strict=True)]
+    rows = [
+        (key, row)
+        for batch in batches
+        for key, row in zip(batch["keys"].tolist(), batch["blurred"], strict=True)
+    ]
     return sorted((key, row.nonzero().flatten().tolist()) for key, row in rows)
 
 
 @pytest.mark.parametrize("resample", ["epoch", "never"])
-def test_the_batch_that_the_model_receives_carries_the_blur(tmp_path, examples, tiny_tokenizer, resample):
+def test_the_batch_that_the_model_receives_carries_the_blur(
+    tmp_path, examples, tiny_tokenizer, resample
+):
     """Trap 1: in every epoch exactly the tokens whose draw is below the threshold are blurred, and no label is lost."""
-    settings = dict(threshold=0.5, beta=0, resample=resample, keep_first=2, max_steps=-1, num_train_epochs=2, seed=7)
+    settings = dict(
+        threshold=0.5,
+        beta=0,
+        resample=resample,
+        keep_first=2,
+        max_steps=-1,
+        num_train_epochs=2,
+        seed=7,
+    )
     trainer = make_trainer(tmp_path, adapted_model(), examples, tiny_tokenizer, **settings)
     batches = received_batches(trainer)
     assert len(batches) == 4
@@ -107,25 +127,42 @@ def test_the_blur_does_not_depend_on_batching_or_workers(tmp_path, examples, tin
         [
             dict(per_device_train_batch_size=16),
             dict(per_device_train_batch_size=4, gradient_accumulation_steps=2),
-            dict(per_device_train_batch_size=8, dataloader_num_workers=2, dataloader_persistent_workers=True),
+            dict(
+                per_device_train_batch_size=8,
+                dataloader_num_workers=2,
+                dataloader_persistent_workers=True,
+            ),
         ]
     ):
         settings = dict(threshold=0.4, beta=0, max_steps=-1, num_train_epochs=2) | settings
-        trainer = make_trainer(tmp_path / str(i), adapted_model(), examples, tiny_tokenizer, **settings)
+        trainer = make_trainer(
+            tmp_path / str(i), adapted_model(), examples, tiny_tokenizer, **settings
+        )
         found.append(blurred_by_key(received_batches(trainer)))
     assert found[0] == found[1] == found[2]
 
 
 def test_evaluation_is_never_blurred(tmp_path, examples, tiny_tokenizer):
     config = bt.BTSFTConfig(
-        str(tmp_path), threshold=1.0, anchor=0, beta=0, per_device_eval_batch_size=16, disable_tqdm=True
+        str(tmp_path),
+        threshold=1.0,
+        anchor=0,
+        beta=0,
+        per_device_eval_batch_size=16,
+        disable_tqdm=True,
     )
-    trainer = bt.BTSFTTrainer(adapted_model(), config, examples, eval_dataset=examples, processing_class=tiny_tokenizer)
+    trainer = bt.BTSFTTrainer(
+        adapted_model(), config, examples, eval_dataset=examples, processing_class=tiny_tokenizer
+    )
     loss = trainer.evaluate()["eval_loss"]
     scores = bt.score(trainer.model, tiny_tokenizer, examples)
     weights = [torch.tensor(example["weights"]) for example in examples]
-    total = -sum((w * torch.from_numpy(s["log_probs"])).sum() for w, s in zip(weights, scores, strict=True))
-    assert loss == pytest.approx(total.item() / sum((w != 0).sum().item() for w in weights), rel=1e-4)
+    total = -sum(
+        (w * torch.from_numpy(s["log_probs"])).sum() for w, s in zip(weights, scores, strict=True)
+    )
+    assert loss == pytest.approx(
+        total.item() / sum((w != 0).sum().item() for w in weights), rel=1e-4
+    )
 
 
 @pytest.mark.parametrize("batch_size", [4, 2, 1])
@@ -136,7 +173,9 @@ def test_accumulation_changes_nothing(tmp_path, messy, tiny_tokenizer, batch_siz
         recorder = Recorder()
         settings = dict(per_device_train_batch_size=size, gradient_accumulation_steps=8 // size)
         settings |= dict(threshold=0.5, anchor=1.0, beta=0.5)
-        trainer = make_trainer(tmp_path / str(size), adapted_model(), messy, tiny_tokenizer, [recorder], **settings)
+        trainer = make_trainer(
+            tmp_path / str(size), adapted_model(), messy, tiny_tokenizer, [recorder], **settings
+        )
         trainer.train()
         seen.append((trainer.state.log_history[0]["loss"], recorder.gradients[0]))
     (loss, gradient), (other_loss, other_gradient) = seen
@@ -151,7 +190,9 @@ def test_a_batch_with_nothing_supervised_gives_a_zero_gradient(tmp_path, example
     """Trap 4: zero, connected to every trainable parameter, and not NaN."""
     silent = examples.map(lambda example: {"weights": [0.0] * len(example["weights"])})
     recorder = Recorder()
-    make_trainer(tmp_path, adapted_model(), silent, tiny_tokenizer, [recorder], threshold=0.5, beta=0).train()
+    make_trainer(
+        tmp_path, adapted_model(), silent, tiny_tokenizer, [recorder], threshold=0.5, beta=0
+    ).train()
     assert recorder.gradients[0]
     assert all((gradient == 0).all() for gradient in recorder.gradients[0].values())
 
@@ -169,7 +210,9 @@ def test_the_dials_reach_the_gradient(tmp_path, messy, tiny_tokenizer):
         ]
     ):
         recorder = Recorder()
-        make_trainer(tmp_path / str(i), model, messy, tiny_tokenizer, [recorder], learning_rate=0, **dials).train()
+        make_trainer(
+            tmp_path / str(i), model, messy, tiny_tokenizer, [recorder], learning_rate=0, **dials
+        ).train()
         gradients.append(torch.cat([g.flatten() for g in recorder.gradients[0].values()]))
     plain, blurred, anchored, rewarded = gradients
     for one, other in ((plain, blurred), (blurred, anchored), (plain, rewarded)):
@@ -181,7 +224,10 @@ def test_weights_move_tokens(tmp_path, tiny_tokenizer):
     text = "Ann has a box of shells."
 
     def change(weight: float) -> float:
-        blocks = [{"type": "text", "text": text, "weight": weight}, {"type": "text", "text": " Yes."}]
+        blocks = [
+            {"type": "text", "text": text, "weight": weight},
+            {"type": "text", "text": " Yes."},
+        ]
         turns = [{"role": "user", "content": "What?"}, {"role": "assistant", "content": blocks}]
         data = bt.prepare([{"messages": turns}], tiny_tokenizer)
         chosen = [kind == bt.Kind.ANSWER for kind in data[0]["kinds"]].index(True)
@@ -203,10 +249,21 @@ def test_the_end_of_turn_is_learnt_where_it_is_also_the_padding(tmp_path, tiny_t
     tokenizer.pad_token = tokenizer.eos_token
     answers = ["<think>yes.</think>ok", "<think>yes.</think>ok ok ok ok"]
     rows = [
-        {"messages": [{"role": "user", "content": f"{i}"}, {"role": "assistant", "content": answers[i % 2]}]}
+        {
+            "messages": [
+                {"role": "user", "content": f"{i}"},
+                {"role": "assistant", "content": answers[i % 2]},
+            ]
+        }
         for i in range(8)
     ]
-    sizes = dict(hidden_size=64, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, head_dim=32)
+    sizes = dict(
+        hidden_size=64,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        head_dim=32,
+    )
     torch.manual_seed(0)
     model = Qwen3ForCausalLM(Qwen3Config(vocab_size=len(tokenizer), num_key_value_heads=2, **sizes))
     data = bt.prepare(rows, tokenizer)
@@ -226,7 +283,9 @@ def test_training_after_sampling_learns_as_before(tmp_path, examples, tiny_token
             bt.sample(model, tiny_tokenizer, ["How many?"], n=2, max_new_tokens=4)
         recorder = Recorder()
         settings = dict(threshold=0.5, anchor=1.0)
-        make_trainer(tmp_path / str(sampled_first), model, examples, tiny_tokenizer, [recorder], **settings).train()
+        make_trainer(
+            tmp_path / str(sampled_first), model, examples, tiny_tokenizer, [recorder], **settings
+        ).train()
         gradients.append(torch.cat([g.flatten() for g in recorder.gradients[0].values()]))
     assert gradients[0].norm() > 0
     assert torch.equal(*gradients)
@@ -244,7 +303,12 @@ def test_a_run_reloads_bit_for_bit(tmp_path, examples, tiny_tokenizer):
         with model.disable_adapter():
             assert not torch.equal(again(ids).logits, model(ids).logits)
     assert tokenizer.get_vocab() == tiny_tokenizer.get_vocab()
-    assert json.loads((tmp_path / "run" / "adapter_config.json").read_text())["base_model_name_or_path"] == "tiny"
+    assert (
+        json.loads((tmp_path / "run" / "adapter_config.json").read_text())[
+            "base_model_name_or_path"
+        ]
+        == "tiny"
+    )
     config = json.loads((tmp_path / "run" / "training_config.json").read_text())
     assert (config["threshold"], config["anchor"]) == (0.5, 1.0)
     assert json.loads((tmp_path / "run" / "data_report.json").read_text())["kept"] == 16
@@ -252,7 +316,14 @@ def test_a_run_reloads_bit_for_bit(tmp_path, examples, tiny_tokenizer):
 
 def test_logs_add_up(tmp_path, messy, tiny_tokenizer):
     """Each log has the loss in three parts that sum to it, nll by kind, the blurred share and both rewards."""
-    settings = dict(threshold=0.5, anchor=1.0, beta=0.5, max_steps=4, logging_steps=2, gradient_accumulation_steps=2)
+    settings = dict(
+        threshold=0.5,
+        anchor=1.0,
+        beta=0.5,
+        max_steps=4,
+        logging_steps=2,
+        gradient_accumulation_steps=2,
+    )
     settings |= dict(per_device_train_batch_size=4)
     trainer = make_trainer(tmp_path, adapted_model(), messy, tiny_tokenizer, **settings)
     trainer.train()
@@ -268,14 +339,20 @@ def test_logs_add_up(tmp_path, messy, tiny_tokenizer):
         assert all(entry[part] > 0 for part in PARTS)
         assert {"nll_tag", "nll_think", "nll_answer", "grad_norm", "learning_rate"} <= set(entry)
         assert 0.3 < entry["blurred_share"] < 0.7
-        assert 0 < entry["expected_reward"] < 1 and entry["format_reward"] in [i / 16 for i in range(17)]
+        assert 0 < entry["expected_reward"] < 1 and entry["format_reward"] in [
+            i / 16 for i in range(17)
+        ]
 
 
 @pytest.mark.parametrize("anew", [False, True])
 def test_an_interrupt_leaves_a_checkpoint_to_go_on_from(tmp_path, examples, tiny_tokenizer, anew):
     """Interrupted in step 3 and resumed, by the same trainer or a new one, a run ends bit-equal to one left alone."""
-    lora = LoraConfig(r=4, lora_alpha=8, lora_dropout=0.1, target_modules="all-linear", task_type="CAUSAL_LM")
-    settings = dict(threshold=0.5, anchor=1.0, max_steps=5, learning_rate=1e-3, per_device_train_batch_size=2)
+    lora = LoraConfig(
+        r=4, lora_alpha=8, lora_dropout=0.1, target_modules="all-linear", task_type="CAUSAL_LM"
+    )
+    settings = dict(
+        threshold=0.5, anchor=1.0, max_steps=5, learning_rate=1e-3, per_device_train_batch_size=2
+    )
     settings["gradient_accumulation_steps"] = 2
 
     class Interrupt(TrainerCallback):
@@ -291,7 +368,9 @@ def test_an_interrupt_leaves_a_checkpoint_to_go_on_from(tmp_path, examples, tiny
     alone, _ = bt.load_model("tiny", lora=lora)
     make_trainer(tmp_path / "alone", alone, examples, tiny_tokenizer, **settings).train()
     resumed, _ = bt.load_model("tiny", lora=lora)
-    trainer = make_trainer(tmp_path / "stopped", resumed, examples, tiny_tokenizer, [Interrupt()], **settings)
+    trainer = make_trainer(
+        tmp_path / "stopped", resumed, examples, tiny_tokenizer, [Interrupt()], **settings
+    )
     before = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt, match="after step 3"):
         trainer.train()
@@ -302,9 +381,13 @@ def test_an_interrupt_leaves_a_checkpoint_to_go_on_from(tmp_path, examples, tiny
         trainer = make_trainer(tmp_path / "stopped", resumed, examples, tiny_tokenizer, **settings)
     trainer.train(resume_from_checkpoint=True)
     for entry in trainer.state.log_history:
-        assert "loss" not in entry or sum(entry[part] for part in PARTS) == pytest.approx(entry["loss"], rel=1e-4)
+        assert "loss" not in entry or sum(entry[part] for part in PARTS) == pytest.approx(
+            entry["loss"], rel=1e-4
+        )
     wanted = dict(alone.named_parameters())
-    assert all(torch.equal(parameter, wanted[name]) for name, parameter in resumed.named_parameters())
+    assert all(
+        torch.equal(parameter, wanted[name]) for name, parameter in resumed.named_parameters()
+    )
 
 
 def test_the_anchor_needs_adapters(tmp_path, examples, tiny_tokenizer):
@@ -326,7 +409,9 @@ def test_full_fine_tuning_and_gradient_checkpointing(tmp_path, examples, tiny_to
         model, _ = bt.load_model("tiny")
         recorder = Recorder()
         settings = dict(gradient_checkpointing=checkpointing, threshold=0.5)
-        make_trainer(tmp_path / str(checkpointing), model, examples, tiny_tokenizer, [recorder], **settings).train()
+        make_trainer(
+            tmp_path / str(checkpointing), model, examples, tiny_tokenizer, [recorder], **settings
+        ).train()
         gradients.append(recorder.gradients[0])
     for name, gradient in gradients[0].items():
         torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-4, atol=1e-6)
@@ -334,14 +419,20 @@ def test_full_fine_tuning_and_gradient_checkpointing(tmp_path, examples, tiny_to
     assert all(math.isfinite(parameter.sum()) for parameter in again.parameters())
 
 
-@pytest.mark.parametrize(("tracker", "pattern"), [("tensorboard", "**/events.out.*"), ("wandb-offline", "**/*.wandb")])
-def test_trackers_write_without_asking(tmp_path, monkeypatch, examples, tiny_tokenizer, tracker, pattern):
+@pytest.mark.parametrize(
+    ("tracker", "pattern"), [("tensorboard", "**/events.out.*"), ("wandb-offline", "**/*.wandb")]
+)
+def test_trackers_write_without_asking(
+    tmp_path, monkeypatch, examples, tiny_tokenizer, tracker, pattern
+):
     """Trap 16: TensorBoard and offline wandb by name; nothing is asked for, and no key is stored."""
     monkeypatch.setenv("WANDB_DIR", str(tmp_path))
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("HF_TOKEN", "hf_plantedsecret")
     monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path))
-    make_trainer(tmp_path / "run", adapted_model(), examples, tiny_tokenizer, report_to=tracker).train()
+    make_trainer(
+        tmp_path / "run", adapted_model(), examples, tiny_tokenizer, report_to=tracker
+    ).train()
     folder = tmp_path
     if tracker == "wandb-offline":  # a run that an earlier test of this process began goes on
         folder = Path(pytest.importorskip("wandb").run.dir).parent
@@ -398,7 +489,10 @@ assert not outside, outside
 def test_trackio_keeps_a_run_on_this_machine(tmp_path):
     """By name: what was logged is read back from its local store, and nothing outside was asked for."""
     pytest.importorskip("trackio")
-    environment = os.environ | {"TRACKIO_DIR": str(tmp_path / "store"), "PYTHONPATH": str(Path(__file__).parent)}
+    environment = os.environ | {
+        "TRACKIO_DIR": str(tmp_path / "store"),
+        "PYTHONPATH": str(Path(__file__).parent),
+    }
     environment["PYTHONPATH"] += os.pathsep + str(Path(bt.__file__).parents[1])
     command = [sys.executable, "-c", TRACKIO, str(tmp_path / "run")]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
@@ -414,7 +508,9 @@ def test_a_model_without_trainable_parameters_is_refused(tmp_path, examples, tin
 
 
 def test_curves_outside_a_notebook_draw_nothing(tmp_path, examples, tiny_tokenizer):
-    make_trainer(tmp_path, adapted_model(), examples, tiny_tokenizer, [bt.LiveCurves("run")], max_steps=2).train()
+    make_trainer(
+        tmp_path, adapted_model(), examples, tiny_tokenizer, [bt.LiveCurves("run")], max_steps=2
+    ).train()
 
 
 def test_each_training_has_a_wandb_run_of_its_own(tmp_path, monkeypatch, examples, tiny_tokenizer):
@@ -427,12 +523,22 @@ def test_each_training_has_a_wandb_run_of_its_own(tmp_path, monkeypatch, example
     monkeypatch.delenv("WANDB_MODE", raising=False)
     seen = []
     for name in ("one", "two", "two"):
-        settings = dict(report_to="wandb-offline", run_group=name, run_tags=[name], job_type="test", project="mine")
+        settings = dict(
+            report_to="wandb-offline",
+            run_group=name,
+            run_tags=[name],
+            job_type="test",
+            project="mine",
+        )
         make_trainer(tmp_path / name, adapted_model(), examples, tiny_tokenizer, **settings).train()
-        seen.append((wandb.run.id, wandb.run.group, wandb.run.tags, wandb.run.job_type, wandb.run.project))
+        seen.append(
+            (wandb.run.id, wandb.run.group, wandb.run.tags, wandb.run.job_type, wandb.run.project)
+        )
     assert wandb.run.offline and "WANDB_MODE" not in os.environ
     wandb.finish()
-    assert [found[1:] for found in seen] == [(name, (name,), "test", "mine") for name in ("one", "two", "two")]
+    assert [found[1:] for found in seen] == [
+        (name, (name,), "test", "mine") for name in ("one", "two", "two")
+    ]
     assert seen[0][0] != seen[1][0] == seen[2][0]
 
 

@@ -20,7 +20,14 @@ def messy(tiny_tokenizer):
 
 def trained(folder, data, tokenizer, *, model=None, ref_model=None, eval_dataset=None, **settings):
     """One trainer after its run, with the gradients of the last step as trainer.recorder.gradients."""
-    defaults = dict(threshold=0.5, anchor=1.0, beta=0.5, per_device_train_batch_size=8, max_steps=1, logging_steps=1)
+    defaults = dict(
+        threshold=0.5,
+        anchor=1.0,
+        beta=0.5,
+        per_device_train_batch_size=8,
+        max_steps=1,
+        logging_steps=1,
+    )
     defaults |= dict(save_strategy="no", max_grad_norm=0, disable_tqdm=True, use_cpu=True)
     model = adapted_model()[0] if model is None else model
     config, recorder = bt.BTSFTConfig(str(folder), **(defaults | settings)), Recorder()
@@ -66,8 +73,12 @@ def test_full_fine_tuning_anchors_to_an_explicit_reference(tmp_path, messy, tiny
     moved = copy.deepcopy(base)
     with torch.no_grad():
         for parameter in moved.parameters():
-            parameter += 0.03 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0))
-    entry = trained(tmp_path, messy, tiny_tokenizer, model=moved, ref_model=base).state.log_history[0]
+            parameter += 0.03 * torch.randn(
+                parameter.shape, generator=torch.Generator().manual_seed(0)
+            )
+    entry = trained(tmp_path, messy, tiny_tokenizer, model=moved, ref_model=base).state.log_history[
+        0
+    ]
     assert entry["loss_anchor"] > 1e-3
 
 
@@ -75,10 +86,16 @@ def test_full_fine_tuning_anchors_to_an_explicit_reference(tmp_path, messy, tiny
     ("settings", "width", "message"),
     [
         (dict(anchor=0.0), 128, "ref_model without an anchor does nothing"),
-        (dict(anchor=1.0), 64, r"ref_model has \(tokens, width\) \(\d+, 64\), the model \(\d+, 128\)"),
+        (
+            dict(anchor=1.0),
+            64,
+            r"ref_model has \(tokens, width\) \(\d+, 64\), the model \(\d+, 128\)",
+        ),
     ],
 )
-def test_a_reference_that_does_not_fit_is_refused(tmp_path, messy, tiny_tokenizer, settings, width, message):
+def test_a_reference_that_does_not_fit_is_refused(
+    tmp_path, messy, tiny_tokenizer, settings, width, message
+):
     model, _ = adapted_model()
     config = copy.deepcopy(model.config)
     config.hidden_size = width
@@ -97,7 +114,9 @@ def blurred_texts(trainer, data, tokenizer) -> list[list[tuple[str, bool]]]:
     fate, found = trainer.blur(batch), []
     for ids, kinds, row in zip(batch["input_ids"], batch["kinds"], fate, strict=True):
         at = (kinds == bt.Kind.THINK).nonzero()[:, 0]
-        found.append(list(zip(bt.token_texts(tokenizer, ids[at].tolist()), row[at].tolist(), strict=True)))
+        found.append(
+            list(zip(bt.token_texts(tokenizer, ids[at].tolist()), row[at].tolist(), strict=True))
+        )
     return found
 
 
@@ -111,9 +130,16 @@ def test_a_unit_shares_its_fate(tmp_path, tiny_tokenizer, unit):
     for thought in thoughts:
         text, fates = "", {}
         for piece, fate in thought:
-            end = len((text + piece).rstrip()) - 1  # the last character that is no space says where the token belongs
+            end = (
+                len((text + piece).rstrip()) - 1
+            )  # the last character that is no space says where the token belongs
             text += piece
-            key = {"token": len(text), "word": text[:end].count(" "), "sentence": text[:end].count(". "), "thought": 0}
+            key = {
+                "token": len(text),
+                "word": text[:end].count(" "),
+                "sentence": text[:end].count(". "),
+                "thought": 0,
+            }
             fates.setdefault(key[unit], set()).add(fate)
         mixed += sum(len(found) > 1 for found in fates.values())
         units += [found.copy().pop() for found in fates.values()]
@@ -137,7 +163,9 @@ def test_the_threshold_moves_linearly_to_its_end(tmp_path, messy, tiny_tokenizer
 @pytest.mark.parametrize("negative", ["nll", "unlikelihood", "floor"])
 def test_negative_weights_make_text_less_likely(tmp_path, messy, tiny_tokenizer, negative):
     """Trap 10: in every form; the bounded ones stay above their bounds."""
-    data = messy.map(lambda example: {"weights": [-1.0 * (kind == bt.Kind.ANSWER) for kind in example["kinds"]]})
+    data = messy.map(
+        lambda example: {"weights": [-1.0 * (kind == bt.Kind.ANSWER) for kind in example["kinds"]]}
+    )
     trainer = trained(
         tmp_path,
         data,
@@ -195,16 +223,24 @@ def test_a_compiled_model_computes_the_same(tmp_path, messy, tiny_tokenizer, ada
     assert_close(compiled.recorder.gradients, plain.recorder.gradients, 1e-4)
 
 
-def test_noise_on_embeddings_reaches_the_loss_and_not_the_reference(tmp_path, messy, tiny_tokenizer):
+def test_noise_on_embeddings_reaches_the_loss_and_not_the_reference(
+    tmp_path, messy, tiny_tokenizer
+):
     """NEFTune; with adapters that do nothing yet, the anchor is 0 unless the noise moves policy and reference apart."""
     model, _ = bt.load_model("tiny", lora=LORA)
-    plain = trained(tmp_path / "a", messy, tiny_tokenizer, model=copy.deepcopy(model)).state.log_history[0]
-    noisy = trained(tmp_path / "b", messy, tiny_tokenizer, model=model, neftune_noise_alpha=5.0).state.log_history[0]
+    plain = trained(
+        tmp_path / "a", messy, tiny_tokenizer, model=copy.deepcopy(model)
+    ).state.log_history[0]
+    noisy = trained(
+        tmp_path / "b", messy, tiny_tokenizer, model=model, neftune_noise_alpha=5.0
+    ).state.log_history[0]
     assert plain["loss_anchor"] == pytest.approx(0, abs=1e-6) and noisy["loss_anchor"] > 1e-5
     assert noisy["loss_nll"] != plain["loss_nll"]
 
 
-@pytest.mark.parametrize("optim", ["adamw_torch", "sgd", "adafactor", "adamw_8bit", "paged_adamw_8bit", "lion_8bit"])
+@pytest.mark.parametrize(
+    "optim", ["adamw_torch", "sgd", "adafactor", "adamw_8bit", "paged_adamw_8bit", "lion_8bit"]
+)
 def test_optimisers_of_transformers_learn(tmp_path, messy, tiny_tokenizer, optim):
     model, _ = bt.load_model("tiny", lora=LORA)
     rate = 1.0 if optim == "sgd" else 1e-2
@@ -215,11 +251,19 @@ def test_optimisers_of_transformers_learn(tmp_path, messy, tiny_tokenizer, optim
 
 @pytest.mark.parametrize(
     ("scheduler", "rates"),
-    [("linear", [0.0, 1.0, 2 / 3, 1 / 3]), ("constant_with_warmup", [0.0, 1.0, 1.0, 1.0]), ("cosine", None)],
+    [
+        ("linear", [0.0, 1.0, 2 / 3, 1 / 3]),
+        ("constant_with_warmup", [0.0, 1.0, 1.0, 1.0]),
+        ("cosine", None),
+    ],
 )
 def test_schedulers_of_transformers_run(tmp_path, messy, tiny_tokenizer, scheduler, rates):
-    settings = dict(lr_scheduler_type=scheduler, warmup_steps=1, max_steps=4, learning_rate=1.0, optim="sgd")
-    logs = trained(tmp_path, messy, tiny_tokenizer, threshold=0, beta=0, anchor=0, **settings).state.log_history
+    settings = dict(
+        lr_scheduler_type=scheduler, warmup_steps=1, max_steps=4, learning_rate=1.0, optim="sgd"
+    )
+    logs = trained(
+        tmp_path, messy, tiny_tokenizer, threshold=0, beta=0, anchor=0, **settings
+    ).state.log_history
     found = [entry["learning_rate"] for entry in logs if "loss" in entry]
     assert found == pytest.approx(rates) if rates else found[1] > found[2] > found[3] > 0
 
@@ -231,15 +275,23 @@ def test_logs_are_what_the_scores_of_the_model_say(tmp_path, messy, tiny_tokeniz
     """nll by kind, probabilities of the tags, expected reward and tokens seen, against `score` before the step."""
     model, _ = adapted_model()
     scores = bt.score(model, tiny_tokenizer, list(messy))
-    trainer = trained(tmp_path, messy, tiny_tokenizer, model=model, per_device_train_batch_size=4, max_steps=4)
+    trainer = trained(
+        tmp_path, messy, tiny_tokenizer, model=model, per_device_train_batch_size=4, max_steps=4
+    )
     logs = [entry for entry in trainer.state.log_history if "loss" in entry]
     lengths = sum(len(example["input_ids"]) for example in messy)
-    assert logs[-1]["tokens_seen"] == lengths and all(entry["tokens_per_second"] > 0 for entry in logs)
-    whole = trained(tmp_path, messy, tiny_tokenizer, per_device_train_batch_size=16).state.log_history[0]
+    assert logs[-1]["tokens_seen"] == lengths and all(
+        entry["tokens_per_second"] > 0 for entry in logs
+    )
+    whole = trained(
+        tmp_path, messy, tiny_tokenizer, per_device_train_batch_size=16
+    ).state.log_history[0]
     open_id, close_id = bt.tag_ids(tiny_tokenizer)
     by_kind, by_tag = {kind: [] for kind in bt.Kind}, {open_id: [], close_id: []}
     for example, score in zip(messy, scores, strict=True):
-        for token, kind, log_p in zip(example["input_ids"], example["kinds"], score["log_probs"], strict=True):
+        for token, kind, log_p in zip(
+            example["input_ids"], example["kinds"], score["log_probs"], strict=True
+        ):
             by_kind[kind].append(-log_p)
             if kind == bt.Kind.TAG:
                 by_tag[token].append(math.exp(log_p))
@@ -257,7 +309,9 @@ def test_evaluation_is_over_the_whole_set(tmp_path, messy, tiny_tokenizer):
     """The same for every batch size, also where batches have unequal counts: not a mean of means."""
     results = []
     for size in (16, 3, 1):
-        trainer = trained(tmp_path, messy, tiny_tokenizer, eval_dataset=messy, per_device_eval_batch_size=size)
+        trainer = trained(
+            tmp_path, messy, tiny_tokenizer, eval_dataset=messy, per_device_eval_batch_size=size
+        )
         results.append(trainer.evaluate())
     timing = {name for name in results[0] if "second" in name or "time" in name}
     for other in results[1:]:
@@ -265,4 +319,8 @@ def test_evaluation_is_over_the_whole_set(tmp_path, messy, tiny_tokenizer):
             assert other[name] == pytest.approx(results[0][name], rel=1e-5), name
     first = results[0]
     assert first["eval_loss"] == pytest.approx(first["eval_loss_nll"] + first["eval_loss_format"])
-    assert first["eval_blurred_share"] == 0 and first["eval_nll_think"] > 0 and first["eval_expected_reward"] < 1
+    assert (
+        first["eval_blurred_share"] == 0
+        and first["eval_nll_think"] > 0
+        and first["eval_expected_reward"] < 1
+    )

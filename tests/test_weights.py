@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from btsft_nb.blur import Kind
-from btsft_nb.messages import Block, Message, RowError
-from btsft_nb.weights import Weighting, sentence_weights
+from btsft_nb.data.kinds import Kind
+from btsft_nb.data.messages import Block, Message, RowError
+from btsft_nb.data.weights import Weighting, sentence_weights
 
 TEXTS = st.text("ab c\n<>\U0001f600é", max_size=20)
 
@@ -64,7 +64,9 @@ def test_kinds_are_factors_for_the_renderer():
 
 
 def test_patterns_weigh_their_matches_later_keys_first():
-    weighting = Weighting({re.compile(r"\d+"): 3, re.compile("wait"): -1, re.compile("7"): 0, "think": 0.5})
+    weighting = Weighting(
+        {re.compile(r"\d+"): 3, re.compile("wait"): -1, re.compile("7"): 0, "think": 0.5}
+    )
     (_, message) = weighting.apply(talk(Block("wait, 12+17 "), Block("is 29", 0.5, "sum")), {})
     assert [(b.text, b.weight, b.tag) for b in message.blocks] == [
         ("wait", -1, None), (", ", None, None), ("12", 3, None), ("+", None, None), ("1", 3, None), ("7", 0, None),
@@ -113,7 +115,10 @@ def test_no_spans_at_all_is_an_error():
 def test_numpy_numbers_are_numbers():
     spans = [(np.int64(0), np.int32(2), np.float32(0.5))]
     (_, message) = Weighting(lambda row, text: spans).apply(talk(Block("abc")), {})
-    assert json.dumps(by_character(message)) == '[["a", 0.5, null], ["b", 0.5, null], ["c", null, null]]'
+    assert (
+        json.dumps(by_character(message))
+        == '[["a", 0.5, null], ["b", 0.5, null], ["c", null, null]]'
+    )
 
 
 @pytest.mark.parametrize(
@@ -140,18 +145,33 @@ def test_a_wrong_setting_says_what_would_do(weights, said):
 
 
 def row(*pieces: tuple) -> dict:
-    return {"chunks": [{"chunk": text, "importance": weight, "tags": tags} for text, weight, tags in pieces]}
+    return {
+        "chunks": [
+            {"chunk": text, "importance": weight, "tags": tags} for text, weight, tags in pieces
+        ]
+    }
 
 
 def test_sentences_weigh_what_their_pieces_say():
     """White space may differ, a repeated sentence is found in order, and what follows a piece belongs to it."""
-    pieces = row(("So  it is.", 0.5, ["plan", "x"]), ("So it\tis.", -1, []), (" \n", 9, None), ("7 !", 2, "end"))
-    spans = list(sentence_weights(tag="tags")(pieces, "<think>\nSo it is.\n\nSo it is. 7!\n</think>\n\n7!"))
+    pieces = row(
+        ("So  it is.", 0.5, ["plan", "x"]),
+        ("So it\tis.", -1, []),
+        (" \n", 9, None),
+        ("7 !", 2, "end"),
+    )
+    spans = list(
+        sentence_weights(tag="tags")(pieces, "<think>\nSo it is.\n\nSo it is. 7!\n</think>\n\n7!")
+    )
     assert spans == [(8, 19, 0.5, "plan"), (19, 29, -1, None), (29, 32, 2, "end")]
     (_, message) = Weighting(sentence_weights(weight=lambda piece: piece["importance"] * 2)).apply(
         talk(Block("So it is. So it is. 7!")), pieces
     )
-    assert [(b.text, b.weight) for b in message.blocks] == [("So it is. ", 1), ("So it is. ", -2), ("7!", 4)]
+    assert [(b.text, b.weight) for b in message.blocks] == [
+        ("So it is. ", 1),
+        ("So it is. ", -2),
+        ("7!", 4),
+    ]
 
 
 @given(st.lists(st.tuples(TEXTS, st.floats(-9, 9)), max_size=6), st.data())
@@ -161,7 +181,9 @@ def test_pieces_of_a_text_tile_it(cut, data):
     loose = [re.sub(r"\s+", data.draw(st.sampled_from([" ", "\n", ""])), text) for text in texts]
     pieces = row(*((text, weight, None) for text, (_, weight) in zip(loose, cut, strict=True)))
     turn = "".join(texts)
-    weight_of = {i: weight for a, b, weight, _ in sentence_weights()(pieces, turn) for i in range(a, b)}
+    weight_of = {
+        i: weight for a, b, weight, _ in sentence_weights()(pieces, turn) for i in range(a, b)
+    }
     owner = [weight for text, weight in cut for _ in text]
     assert all(weight_of[i] == owner[i] for i, c in enumerate(turn) if not c.isspace())
 
@@ -173,7 +195,10 @@ def test_pieces_of_a_text_tile_it(cut, data):
         ({"chunks": {"chunk": "a"}}, "field chunks: a list of pieces"),
         ({"chunks": ["a"]}, "field chunks[0]: a piece with its text in 'chunk'"),
         ({"chunks": [{"chunk": 5, "importance": 1}]}, "field chunks[0]: a piece"),
-        (row(("a", 1, None), ("c", 1, None)), "field chunks[1]: 'c' does not follow in the assistant's turn"),
+        (
+            row(("a", 1, None), ("c", 1, None)),
+            "field chunks[1]: 'c' does not follow in the assistant's turn",
+        ),
         (row(("b", 1, None), ("a", 1, None)), "field chunks[1]: 'a' does not follow"),
         (row(("a", math.nan, None)), "field chunks[0]: a number within"),
         (row(("a", None, None)), "as weight, text as tag wanted, got None and None"),
@@ -189,13 +214,17 @@ def test_a_malformed_piece_is_named(broken, said):
 
 def test_all_sentences_of_real_traces_are_found(shared):
     """2,929 sentences of 20 R1 traces, of which 46 differ from their trace in white space."""
-    lines = (shared / "datasets" / "r1_traces" / "thought_anchors_20.jsonl").read_text().splitlines()
+    lines = (
+        (shared / "datasets" / "r1_traces" / "thought_anchors_20.jsonl").read_text().splitlines()
+    )
     traces, found = [json.loads(line) for line in lines], 0
     weigh = sentence_weights(weight="counterfactual_importance_kl", tag="function_tags")
     for trace in traces:
         spans, turn = weigh(trace, trace["solution"]), trace["solution"]
         found += len(spans)
-        assert turn.lstrip().startswith("".join(turn[a:b] for a, b, _, _ in spans)), "they tile the thought"
+        assert turn.lstrip().startswith("".join(turn[a:b] for a, b, _, _ in spans)), (
+            "they tile the thought"
+        )
         for (a, b, weight, tag), piece in zip(spans, trace["chunks"], strict=True):
             assert turn[a:b].split() == piece["chunk"].split() and tag == piece["function_tags"][0]
             assert weight == piece["counterfactual_importance_kl"]

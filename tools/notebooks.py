@@ -21,7 +21,9 @@ from playwright.sync_api import sync_playwright
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = ROOT / "notebooks"
-DEMO = ROOT / "demo"  # where notebooks run, so that the results of a user who works in notebooks/ stay as they are
+DEMO = (
+    ROOT / "demo"
+)  # where notebooks run, so that the results of a user who works in notebooks/ stay as they are
 RUNS = DEMO / "runs"
 WIDGET = "application/vnd.jupyter.widget-view+json"
 
@@ -89,7 +91,11 @@ def demo() -> None:
     found = json.loads((RUNS / "comparison" / "evaluation.json").read_text())["summaries"]
     print(f"\n{table(found).T.to_string()}\n")
     runs = sorted(config.parent for config in RUNS.glob("*/adapter_config.json"))
-    for title, paths in {"Executed notebooks": executed, "Run folders": runs, "Figures": pictures}.items():
+    for title, paths in {
+        "Executed notebooks": executed,
+        "Run folders": runs,
+        "Figures": pictures,
+    }.items():
         print(title, *(f"  {path.relative_to(ROOT)}" for path in paths), sep="\n")
 
 
@@ -105,23 +111,37 @@ def pictures() -> None:
     """Figures as they are, views as a browser shows them on a light and on a dark page."""
     for path in sorted(NOTEBOOKS.glob("*.ipynb")):
         for cell in nbformat.read(path, as_version=4).cells:
-            for name in (tag.removeprefix("picture-") for tag in cell.metadata.get("tags", []) if "picture-" in tag):
-                shown = {kind: data for output in cell.outputs for kind, data in output.get("data", {}).items()}
+            for name in (
+                tag.removeprefix("picture-")
+                for tag in cell.metadata.get("tags", [])
+                if "picture-" in tag
+            ):
+                shown = {
+                    kind: data
+                    for output in cell.outputs
+                    for kind, data in output.get("data", {}).items()
+                }
                 if "image/png" in shown:
-                    (ROOT / "docs" / f"{name}.png").write_bytes(base64.b64decode(shown["image/png"]))
+                    (ROOT / "docs" / f"{name}.png").write_bytes(
+                        base64.b64decode(shown["image/png"])
+                    )
                 else:
                     photograph(shown["text/html"], name)
 
 
 def photograph(html: str, name: str) -> None:
     """The inspector, its card open at the first thought token, to docs/NAME-light.png and docs/NAME-dark.png."""
-    from btsft_nb.inspector_html import page as whole_page
+    from btsft_nb.views.static_view import page as whole_page
 
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+        browser = playwright.chromium.launch(
+            executable_path=shutil.which("chromium"), args=["--no-sandbox"]
+        )
         for scheme in ("light", "dark"):
             page = browser.new_page(
-                viewport={"width": 1000, "height": 470}, device_scale_factor=1.5, color_scheme=scheme
+                viewport={"width": 1000, "height": 470},
+                device_scale_factor=1.5,
+                color_scheme=scheme,
             )
             page.set_content(whole_page(html, name))
             page.locator('.t:has-text("<think>") + .t').hover()
@@ -135,7 +155,11 @@ def stamped(text: str) -> str:
     owner = address.removeprefix("https://github.com/")
     text = re.sub(r"git\+https://github\.com/[\w./-]+", f"git+{address}", text)
     colab = f"https://colab.research.google.com/github/{owner}/blob/main/notebooks/"
-    return re.sub(r"https://colab\.research\.google\.com/github/[\w.-]+/[\w.-]+/blob/main/notebooks/", colab, text)
+    return re.sub(
+        r"https://colab\.research\.google\.com/github/[\w.-]+/[\w.-]+/blob/main/notebooks/",
+        colab,
+        text,
+    )
 
 
 def stamp() -> None:

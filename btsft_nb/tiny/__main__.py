@@ -8,8 +8,9 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 import btsft_nb as bt
-from btsft_nb.messages import THINK_TAGS
-from btsft_nb.models import TINY
+
+from ..data.messages import THINK_TAGS
+from ..models.load import TINY
 
 SEED = 0
 CHAT_TEMPLATE = (
@@ -23,19 +24,30 @@ def make_tokenizer(rows: list[dict]) -> PreTrainedTokenizerFast:
     bpe = Tokenizer(models.BPE())
     pieces = Regex(r" ?\p{N}| ?\p{L}+| ?[^\s\p{L}\p{N}]+|\s+")
     bpe.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Split(pieces, "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+        [
+            pre_tokenizers.Split(pieces, "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
     )
     bpe.decoder = decoders.ByteLevel()
     controls = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-    texts = (f"{message['role']}\n{message['content']}" for row in rows[:4000] for message in row["messages"])
+    texts = (
+        f"{message['role']}\n{message['content']}"
+        for row in rows[:4000]
+        for message in row["messages"]
+    )
     texts = (text.replace(THINK_TAGS[0], "").replace(THINK_TAGS[1], "") for text in texts)
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     bpe.train_from_iterator(
-        texts, trainers.BpeTrainer(vocab_size=510, special_tokens=controls, initial_alphabet=alphabet)
+        texts,
+        trainers.BpeTrainer(vocab_size=510, special_tokens=controls, initial_alphabet=alphabet),
     )
     bpe.add_tokens([AddedToken(tag, normalized=False) for tag in THINK_TAGS])
     return PreTrainedTokenizerFast(
-        tokenizer_object=bpe, eos_token=controls[2], pad_token=controls[0], chat_template=CHAT_TEMPLATE
+        tokenizer_object=bpe,
+        eos_token=controls[2],
+        pad_token=controls[0],
+        chat_template=CHAT_TEMPLATE,
     )
 
 
@@ -80,7 +92,9 @@ def main(folder: str) -> None:
             save_strategy="no",
             seed=SEED,
         )
-        bt.BTSFTTrainer(model, config, bt.prepare(rows, tokenizer), processing_class=tokenizer).train()
+        bt.BTSFTTrainer(
+            model, config, bt.prepare(rows, tokenizer), processing_class=tokenizer
+        ).train()
     model.half().save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 

@@ -41,16 +41,23 @@ _STORIES = {
 }
 _WORDINGS = {  # two of each way of thinking; no two ways share a first word
     "direct": ("Write {sum}={c}.", "Just {sum}, that is {c}."),
-    "split": ("Split {b} into {first} and {second}. {steps}.", "Take {b} apart: {first} and {second}. So {steps}."),
+    "split": (
+        "Split {b} into {first} and {second}. {steps}.",
+        "Take {b} apart: {first} and {second}. So {steps}.",
+    ),
     "count": ("Count: {stops}.", "Step by step: {stops}."),
     "check": ("Guess {c}. Back: {back}. Yes.", "Maybe {c}? Then {back}, it fits."),
 }
-_OPENINGS = {way: tuple(re.match(r"\w+", text)[0] for text in texts) for way, texts in _WORDINGS.items()}
+_OPENINGS = {
+    way: tuple(re.match(r"\w+", text)[0] for text in texts) for way, texts in _WORDINGS.items()
+}
 
 
 def way_of(thought: str) -> str | None:
     """The way of thinking that a thought follows, told by its first word; None where it follows none."""
-    return next((way for way, words in _OPENINGS.items() if thought.lstrip().startswith(words)), None)
+    return next(
+        (way for way, words in _OPENINGS.items() if thought.lstrip().startswith(words)), None
+    )
 
 
 def think(way: str, operation: str, a: int, b: int, wording: int) -> str:
@@ -58,7 +65,10 @@ def think(way: str, operation: str, a: int, b: int, wording: int) -> str:
     symbol, c = SYMBOLS[operation], OPERATIONS[operation](a, b)
     first, second, steps = _split(operation, a, b, c)
     values = {"b": b, "c": c, "sum": f"{a}{symbol}{b}", "first": first, "second": second}
-    values |= {"steps": (". ", ", ")[wording].join(steps), "stops": ", ".join(map(str, _count(operation, a, b)))}
+    values |= {
+        "steps": (". ", ", ")[wording].join(steps),
+        "stops": ", ".join(map(str, _count(operation, a, b))),
+    }
     return _WORDINGS[way][wording].format(**values, back=f"{c}{_INVERSE[operation]}{b}={a}")
 
 
@@ -75,14 +85,20 @@ def rows(name: str, n: int | None = None, seed: int = 0) -> list[dict]:
 def _row(name: str, i: int, rng: random.Random, asked: set[str] | None) -> dict:
     operation, a, b, question = _problem(rng, asked)
     result = OPERATIONS[operation](a, b)
-    row = {"id": f"tiny/{name}/{i}", "messages": [{"role": "user", "content": question}], "answer": str(result)}
+    row = {
+        "id": f"tiny/{name}/{i}",
+        "messages": [{"role": "user", "content": question}],
+        "answer": str(result),
+    }
     if name == "test":
         return row
     way = TEACHER_WAY if name == "teacher" else rng.choice(WAYS)
     thought = think(way, operation, a, b, rng.randrange(2))
     tagged = name != "messy" or i % 5 not in (1, 3)
     thought = f"<think>{thought}</think>" if tagged else thought
-    row["messages"].append({"role": "assistant", "content": f"{thought}\n\nThe answer is {result}."})
+    row["messages"].append(
+        {"role": "assistant", "content": f"{thought}\n\nThe answer is {result}."}
+    )
     return {**row, "way": way}
 
 
@@ -90,12 +106,16 @@ def _problem(rng: random.Random, asked: set[str] | None) -> tuple[str, int, int,
     """A training problem, or, where `asked` collects the questions of the test set, a new one of those."""
     while True:
         operation = rng.choice(tuple(SYMBOLS))
-        low, high, most = {"add": (11, 59, 19), "subtract": (21, 79, 19), "multiply": (3, 9, 9)}[operation]
+        low, high, most = {"add": (11, 59, 19), "subtract": (21, 79, 19), "multiply": (3, 9, 9)}[
+            operation
+        ]
         a, b = rng.randint(low, high), rng.randint(3, most)
         story = rng.choice(_STORIES[operation])
         question = story.format(name=rng.choice(_NAMES), things=rng.choice(_THINGS), a=a, b=b)
         apart = question if operation == "multiply" else f"{operation} {a} {b}"
-        if (zlib.crc32(apart.encode()) % 10 == 0) is (asked is not None) and question not in (asked or ()):
+        if (zlib.crc32(apart.encode()) % 10 == 0) is (asked is not None) and question not in (
+            asked or ()
+        ):
             if asked is not None:
                 asked.add(question)
             return operation, a, b, question
@@ -105,7 +125,11 @@ def _split(operation: str, a: int, b: int, c: int) -> tuple[int, int, tuple[str,
     """The two parts of b, and the steps that they make."""
     if operation == "multiply":
         first, second = 2, b - 2
-        steps = f"{a}*{first}={a * first}", f"{a}*{second}={a * second}", f"{a * first}+{a * second}={c}"
+        steps = (
+            f"{a}*{first}={a * first}",
+            f"{a}*{second}={a * second}",
+            f"{a * first}+{a * second}={c}",
+        )
     else:
         first, second = (b // 10 * 10, b % 10) if b > 10 and b % 10 else (b - 1, 1)
         middle, symbol = OPERATIONS[operation](a, first), SYMBOLS[operation]

@@ -1,0 +1,29 @@
+"""The kinds of tokens, and the colour that stands for each in every view."""
+
+from enum import IntEnum
+
+import numpy as np
+
+
+class Kind(IntEnum):
+    """What a token is to the objective. Everything but PROMPT is what the model has to generate."""
+
+    PROMPT = 0
+    TAG = 1
+    THINK = 2
+    ANSWER = 3  # the end of turn belongs to it
+
+
+def thoughts(kinds: np.ndarray) -> list[np.ndarray]:
+    """The positions of each run of thought tokens."""
+    at = np.flatnonzero(kinds == Kind.THINK)
+    return np.split(at, np.flatnonzero(np.diff(at) > 1) + 1) if len(at) else []
+
+
+# one palette for Python, JavaScript and static HTML
+KIND_COLORS = {
+    Kind.PROMPT: "#e0e0e0",
+    Kind.TAG: "#e69f00",
+    Kind.THINK: "#a6d8f4",
+    Kind.ANSWER: "#4dbb8c",
+}

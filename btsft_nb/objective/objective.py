@@ -1,0 +1,111 @@
+"""The objective, from what a model says of each token, which `head` makes without logits.
+
+    L = 1/N [ sum_{t in S, not blurred} w_t nll_t  +  anchor * sum_{t blurred} KL(p_ref(.|x_<t) || p(.|x_<t)) ]
+        + beta * 1/B sum_sequences (1 - R_seq)
+
+S are the completion's tokens with a weight other than 0, N = |S| and B the number of sequences, both over the whole
+accumulation window and all ranks. R_seq is the probability that a completion drawn position by position from the
+teacher-forced distributions fits the think format: exactly one open tag, at the first position, and exactly one close
+tag after it. It is the expectation of the reference implementation's 0/1 reward, which is not differentiable.
+
+Every tensor here is aligned to the token it speaks of: entry t belongs to the prediction of token t from tokens < t.
+The first token of a sequence has no prediction. A batch has (B, T) `input_ids`, `weights`, `kinds`, `blurred`, and
+`sequence`, which of its sequences each token belongs to: the row of a padded batch, or a stretch of a packed one.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..data.kinds import Kind
+from .format_reward import Completion, argmax_format_reward, expected_format_reward
+
+PARTS = ("loss_nll", "loss_anchor", "loss_format")
+
+
+class TokenValues(NamedTuple):
+    """What a model says of the tokens of a batch, in nats."""
+
+    log_probs: Tensor  # (B, T) log p(x_t | x_<t), 0 where nothing is predicted
+    log_tags: Tensor  # (3, B, T) float64, of the open tag, the close tag and anything else
+    argmax: Tensor  # (B, T) int64, the most probable token, -1 where nothing is predicted
+    kl: Tensor | None = None  # (B, T) KL(p_ref || p); None without a reference
+
+
+def token_losses(
+    log_probs: Tensor, weights: Tensor, negative: str = "nll", floor: float = 10.0
+) -> Tensor:
+    """What each token adds to the sum, all (B, T): w * nll, but for negative weights as `negative` says.
+
+    `nll`: w * nll too, which has no lower bound. `unlikelihood`: |w| * -log(1 - p), at least 0 (Welleck et al.,
+    https://arxiv.org/abs/1908.04319). `floor`: w * min(nll, floor), at least w * floor: a token less probable than
+    exp(-floor) is left alone.
+    """
+    losses = -log_probs * weights
+    if negative == "unlikelihood":
+        # log(1 - p) by expm1, which loses nothing where p is almost 1; 1e-12 keeps it finite at 1, gradient included
+        bounded = -weights * -torch.log(-torch.expm1(log_probs.double() - 1e-12))
+        return torch.where(weights < 0, bounded.to(losses.dtype), losses)
+    return (
+        torch.where(weights < 0, losses.clamp(min=weights * floor), losses)
+        if negative == "floor"
+        else losses
+    )
+
+
+def objective(
+    values: TokenValues,
+    batch: dict[str, Tensor],
+    completions: list[Completion],
+    *,
+    tag_ids: tuple[int, int],
+    n_tokens: float,
+    n_sequences: float,
+    beta: float = 0.0,
+    anchor: float = 0.0,
+    negative: str = "nll",
+    floor: float = 10.0,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The loss of one micro-batch, and the sums to report.
+
+    Args:
+        values: of the model in training; `kl` where anchor is not 0.
+        batch: see above. completions: what `find_completions` finds in it.
+        tag_ids: the ids of the open and the close tag.
+        n_tokens, n_sequences: N and B of the objective, over all micro-batches that share an optimiser step.
+        beta, anchor: the dials. negative, floor: as for `token_losses`.
+
+    Returns:
+        The loss, a scalar connected to all values, and sums over this micro-batch, scalars without gradient:
+        `loss_nll`, `loss_anchor`, `loss_format` (the three parts, they add up to the loss); `nll_*` and `tokens_*` by
+        kind, over supervised tokens; `p_*` and `tags_*` of open and close tag, the probability where they stand;
+        `expected_reward`, `format_reward`, `sequences`; `blurred`, `supervised`.
+    """
+    weights, kinds, blurred = batch["weights"], batch["kinds"], batch["blurred"]
+    none = values.log_probs.new_zeros(())
+    losses = token_losses(values.log_probs, weights.masked_fill(blurred, 0), negative, floor)
+    parts = {"loss_nll": losses.sum() / n_tokens, "loss_anchor": none, "loss_format": none}
+    if anchor:
+        parts["loss_anchor"] = anchor * values.kl[blurred].sum() / n_tokens
+    sequences = int(batch["sequence"].max()) + 1
+    reward = argmax = none.new_ones(sequences)
+    if completions:
+        with torch.set_grad_enabled(torch.is_grad_enabled() and beta != 0):
+            reward = expected_format_reward(values.log_tags, completions, sequences)
+            parts["loss_format"] = beta * (1 - reward).sum().float() / n_sequences
+        argmax = argmax_format_reward(values.argmax, completions, sequences, tag_ids)
+    rewards = {
+        "expected_reward": reward.sum(),
+        "format_reward": argmax.sum(),
+        "sequences": none + sequences,
+    }
+    groups = {kind.name.lower(): kinds == kind for kind in (Kind.TAG, Kind.THINK, Kind.ANSWER)}
+    sums = {**parts, **rewards, "blurred": blurred.sum(), "supervised": (weights != 0).sum()}
+    for name, chosen in groups.items():
+        at = chosen & (weights != 0)
+        sums |= {f"tokens_{name}": at.sum(), f"nll_{name}": -values.log_probs[at].sum()}
+    for name, tag in zip(("open", "close"), tag_ids, strict=True):
+        at = groups["tag"] & (batch["input_ids"] == tag) & (weights != 0)
+        sums |= {f"tags_{name}": at.sum(), f"p_{name}": values.log_probs[at].exp().sum()}
+    return sum(parts.values()), {name: value.detach() for name, value in sums.items()}
