@@ -2,6 +2,7 @@
 
 import json
 import re
+from decimal import Decimal
 from itertools import pairwise
 
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from btsft_nb import RowError, to_messages, to_prompt
-from btsft_nb.data.formats import LAYOUTS
+from btsft_nb.data.formats import LAYOUTS, reference_of
 from btsft_nb.data.messages import Block, Message
 
 USER = {"role": "user", "content": "2+2?"}
@@ -529,6 +530,40 @@ def test_a_row_that_lacks_what_the_format_wants_is_named(format, words):
     """By its own column."""
     with pytest.raises(RowError, match=words):
         to_messages(BOTH, format)
+
+
+# ---------------------------------------------------------------------------------------------- references
+
+
+@pytest.mark.parametrize(
+    ("row", "reference"),
+    [
+        ({"question": "q", "answer": "7"}, "7"),
+        ({"messages": [USER, REPLY], "answer": 7}, "7"),
+        ({"question": "q", "ANSWER": 0.5}, "0.5"),
+        ({"Answer": Decimal("1.50"), "answer": None}, "1.50"),
+        ({"question": "q", "answer": None}, None),
+        ({"question": "q"}, None),
+        ("q", None),
+    ],
+)
+def test_the_reference_of_a_row_is_its_answer(row, reference):
+    """In any case, and as text where it is a number; an empty column is none."""
+    assert reference_of(row) == reference
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ({"Answer": ["7"]}, "field Answer: text wanted, got list"),
+        ({"answer": True}, "field answer: text wanted, got bool"),
+        ({"answer": float("nan")}, "field answer: text wanted, got float"),
+        ({"answer": "7", "Answer": "8"}, "'answer' and 'Answer'"),
+    ],
+)
+def test_a_reference_that_is_no_answer_is_refused(row, words):
+    with pytest.raises(RowError, match=words):
+        reference_of(row)
 
 
 # ---------------------------------------------------------------------------------------------- thought markers

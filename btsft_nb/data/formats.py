@@ -9,9 +9,12 @@ or lower case, or `format` does:
     lambda row: {"text": row["body"]}                        a function row -> row of a known layout
 """
 
+import math
 import re
 from collections.abc import Callable, Collection
+from decimal import Decimal
 from functools import lru_cache
+from numbers import Real
 from typing import NamedTuple
 
 from .messages import (
@@ -67,6 +70,23 @@ def to_prompt(row: dict | str, format: Format = None) -> list[Message]:
     if not messages:
         raise RowError("no turn to answer; a prompt is a row with one, or text", field=answer)
     return messages
+
+
+def reference_of(row: dict | str) -> str | None:
+    """The right answer that a row holds in its column `answer`, in any case; None where it has none.
+
+    Raises RowError where it is neither text nor a number, or two columns hold one.
+
+    >>> reference_of({"question": "3 + 4?", "Answer": 7})
+    '7'
+    """
+    if not isinstance(row, dict):
+        return None
+    column, value = _known_fields(row).get("answer", ("answer", None))
+    is_number = isinstance(value, (Real, Decimal)) and not isinstance(value, bool)
+    if is_number and math.isfinite(value):
+        return str(value)
+    return None if value is None else as_text(value, column)
 
 
 def _read(row: dict, format: Format) -> tuple[list[Message], str]:
