@@ -52,7 +52,7 @@ _PUBLIC = {
     "views.live": ["LiveCurves"],
     "cli.settings": ["read_settings"],
     "cli.stages": ["finetune", "plan"],
-    "playground": ["Playground"],
+    "dials": ["Dials"],
 }
 _MODULE_OF = {name: module for module, names in _PUBLIC.items() for name in names}
 _MODULES = {

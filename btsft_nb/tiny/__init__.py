@@ -1,6 +1,6 @@
 """The embedded reasoner: a small model that solves word problems in four ways of thinking, and its problems.
 
-`python -m btsft_nb.tiny` makes model and tokenizer again, from one seed.
+`python tools/make_tiny.py` makes model and tokenizer again, from one seed.
 """
 
 import json
@@ -20,6 +20,20 @@ TRAINING = {
 }
 
 
+# All settings of a run that is trained and measured in ten seconds: fewer and longer steps give the same picture.
+DEMO = TRAINING | {
+    "model": "tiny",
+    "data": "tiny/teacher",
+    "test": "tiny/test",
+    "test_prompts": 50,
+    "max_new_tokens": 96,
+    "sample_batch_size": 400,
+    "max_steps": 40,
+    "learning_rate": 1.5e-3,
+    "optim": "adamw_torch",
+}
+
+
 def evidence() -> dict:
     """What benchmarks/evidence.py measured of the dials, on this model and on a harder family of problems.
 
@@ -31,4 +45,4 @@ def evidence() -> dict:
     return json.loads(Path(__file__).with_name("evidence.json").read_text(encoding="utf-8"))
 
 
-__all__ = ["SIZES", "TRAINING", "WAYS", "evidence", "rows", "way_of"]
+__all__ = ["DEMO", "SIZES", "TRAINING", "WAYS", "evidence", "rows", "way_of"]

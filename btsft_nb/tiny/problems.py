@@ -20,6 +20,7 @@ WAYS = ("direct", "split", "count", "check")
 TEACHER_WAY = "split"
 SIZES = {"pretrain": 64_000, "teacher": 1_000, "messy": 1_000, "test": 200}
 SYMBOLS = {"add": "+", "subtract": "-", "multiply": "*"}
+_LIMITS = {"add": (11, 59, 19), "subtract": (21, 79, 19), "multiply": (3, 9, 9)}
 _INVERSE = {"add": "-", "subtract": "+", "multiply": "/"}
 OPERATIONS = dict(zip(SYMBOLS, (operator.add, operator.sub, operator.mul), strict=True))
 
@@ -54,36 +55,51 @@ _OPENINGS = {
 
 
 def way_of(thought: str) -> str | None:
-    """The way of thinking that a thought follows, told by its first word; None where it follows none."""
-    return next(
-        (way for way, words in _OPENINGS.items() if thought.lstrip().startswith(words)), None
-    )
+    """The way of thinking that a thought follows, told by its first word; None where it follows none.
+
+    >>> bt.tiny.way_of("Count: 3, 4, 5.")
+    'count'
+    """
+    for way, openings in _OPENINGS.items():
+        if thought.lstrip().startswith(openings):
+            return way
+    return None
 
 
 def think(way: str, operation: str, a: int, b: int, wording: int) -> str:
     """The thought of one of WAYS on one of OPERATIONS, in wording 0 or 1."""
-    symbol, c = SYMBOLS[operation], OPERATIONS[operation](a, b)
-    first, second, steps = _split(operation, a, b, c)
-    values = {"b": b, "c": c, "sum": f"{a}{symbol}{b}", "first": first, "second": second}
-    values |= {
-        "steps": (". ", ", ")[wording].join(steps),
-        "stops": ", ".join(map(str, _count(operation, a, b))),
-    }
-    return _WORDINGS[way][wording].format(**values, back=f"{c}{_INVERSE[operation]}{b}={a}")
+    result = OPERATIONS[operation](a, b)
+    first, second, steps = _split(operation, a, b, result)
+    between_steps = (". ", ", ")[wording]
+    return _WORDINGS[way][wording].format(
+        b=b,
+        c=result,
+        sum=f"{a}{SYMBOLS[operation]}{b}",
+        first=first,
+        second=second,
+        steps=between_steps.join(steps),
+        stops=", ".join(map(str, _count(operation, a, b))),
+        back=f"{result}{_INVERSE[operation]}{b}={a}",
+    )
 
 
 def rows(name: str, n: int | None = None, seed: int = 0) -> list[dict]:
     """The first `n` rows of a set: `{"id", "messages", "answer", "way"}`, the assistant's text with its thought.
 
     `test` has no assistant turn. Raises KeyError for an unknown set.
+
+    >>> row = bt.tiny.rows("teacher", 1)[0]
+    >>> row["answer"], row["way"]
+    ('57', 'split')
     """
     rng = random.Random(f"{name}/{seed}")  # a str seeds by its bytes: the same on every machine
-    asked: set[str] | None = set() if name == "test" else None
-    return [_row(name, i, rng, asked) for i in range(SIZES[name] if n is None else n)]
+    test_questions: set[str] | None = set() if name == "test" else None
+    size = SIZES[name] if n is None else n
+    return [_row(name, i, rng, test_questions) for i in range(size)]
 
 
-def _row(name: str, i: int, rng: random.Random, asked: set[str] | None) -> dict:
-    operation, a, b, question = _problem(rng, asked)
+def _row(name: str, i: int, rng: random.Random, test_questions: set[str] | None) -> dict:
+    operation, a, b, question = _problem(rng, test_questions)
     result = OPERATIONS[operation](a, b)
     row = {
         "id": f"tiny/{name}/{i}",
@@ -102,38 +118,43 @@ def _row(name: str, i: int, rng: random.Random, asked: set[str] | None) -> dict:
     return {**row, "way": way}
 
 
-def _problem(rng: random.Random, asked: set[str] | None) -> tuple[str, int, int, str]:
-    """A training problem, or, where `asked` collects the questions of the test set, a new one of those."""
+def _problem(rng: random.Random, test_questions: set[str] | None) -> tuple[str, int, int, str]:
+    """A training problem, or, where `test_questions` collects those of the test set, a new one of these."""
     while True:
         operation = rng.choice(tuple(SYMBOLS))
-        low, high, most = {"add": (11, 59, 19), "subtract": (21, 79, 19), "multiply": (3, 9, 9)}[
-            operation
-        ]
-        a, b = rng.randint(low, high), rng.randint(3, most)
+        low, high, most = _LIMITS[operation]
+        a = rng.randint(low, high)
+        b = rng.randint(3, most)
         story = rng.choice(_STORIES[operation])
         question = story.format(name=rng.choice(_NAMES), things=rng.choice(_THINGS), a=a, b=b)
-        apart = question if operation == "multiply" else f"{operation} {a} {b}"
-        if (zlib.crc32(apart.encode()) % 10 == 0) is (asked is not None) and question not in (
-            asked or ()
-        ):
-            if asked is not None:
-                asked.add(question)
+        told_apart_by = question if operation == "multiply" else f"{operation} {a} {b}"
+        is_test_problem = zlib.crc32(told_apart_by.encode()) % 10 == 0
+        if test_questions is None:
+            if not is_test_problem:
+                return operation, a, b, question
+        elif is_test_problem and question not in test_questions:
+            test_questions.add(question)
             return operation, a, b, question
 
 
 def _split(operation: str, a: int, b: int, c: int) -> tuple[int, int, tuple[str, ...]]:
     """The two parts of b, and the steps that they make."""
     if operation == "multiply":
-        first, second = 2, b - 2
+        first = 2
+        second = b - 2
         steps = (
             f"{a}*{first}={a * first}",
             f"{a}*{second}={a * second}",
             f"{a * first}+{a * second}={c}",
         )
     else:
-        first, second = (b // 10 * 10, b % 10) if b > 10 and b % 10 else (b - 1, 1)
-        middle, symbol = OPERATIONS[operation](a, first), SYMBOLS[operation]
-        steps = f"{a}{symbol}{first}={middle}", f"{middle}{symbol}{second}={c}"
+        first = (
+            b // 10 * 10 if b > 10 and b % 10 else b - 1
+        )  # the tens, if ones are left beside them
+        second = b - first
+        middle = OPERATIONS[operation](a, first)
+        symbol = SYMBOLS[operation]
+        steps = (f"{a}{symbol}{first}={middle}", f"{middle}{symbol}{second}={c}")
     return first, second, steps
 
 

@@ -1,4 +1,4 @@
-"""python -m btsft_nb.tiny [FOLDER]: make the embedded model and its tokenizer again, in about five minutes."""
+"""Make the embedded model and its tokenizer again, in about five minutes: `python tools/make_tiny.py [FOLDER]`."""
 
 import sys
 import tempfile
@@ -8,9 +8,8 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 import btsft_nb as bt
-
-from ..data.messages import THINK_TAGS
-from ..models.load import TINY
+from btsft_nb.data.think import CLOSE, OPEN
+from btsft_nb.models.load import TINY
 
 SEED = 0
 CHAT_TEMPLATE = (
@@ -36,13 +35,13 @@ def make_tokenizer(rows: list[dict]) -> PreTrainedTokenizerFast:
         for row in rows[:4000]
         for message in row["messages"]
     )
-    texts = (text.replace(THINK_TAGS[0], "").replace(THINK_TAGS[1], "") for text in texts)
+    texts = (text.replace(OPEN, "").replace(CLOSE, "") for text in texts)
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     bpe.train_from_iterator(
         texts,
         trainers.BpeTrainer(vocab_size=510, special_tokens=controls, initial_alphabet=alphabet),
     )
-    bpe.add_tokens([AddedToken(tag, normalized=False) for tag in THINK_TAGS])
+    bpe.add_tokens([AddedToken(tag, normalized=False) for tag in (OPEN, CLOSE)])
     return PreTrainedTokenizerFast(
         tokenizer_object=bpe,
         eos_token=controls[2],

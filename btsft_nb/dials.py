@@ -1,0 +1,129 @@
+"""The dials as a panel of ipywidgets: Run fine-tunes the notebook's own model, and a point joins a chart."""
+
+import tempfile
+import threading
+from html import escape
+
+import ipywidgets as widgets
+from transformers import TrainerCallback
+
+from . import tiny
+from .cli.settings import read_settings
+from .cli.stages import finetune
+from .data.formats import reference_of
+from .data.rows import load_rows
+from .evaluation.sampling import sample
+from .evaluation.summary import evaluate
+from .text import visible
+from .views.dials_chart import dials_chart, still_chart
+
+
+class Dials(widgets.VBox):
+    """Sliders for the dials, a button that trains and measures, a chart, and the samples behind each point.
+
+    `settings` are those of the notebook that the panel stands in, as `read_settings` takes them, with `test` for the
+    prompts to measure on; by default the embedded reasoner and its problems. `points` are the runs, each a dictionary;
+    the first is the model before, where it has adapters to switch off.
+
+    >>> bt.Dials().values
+    {'threshold': 0.5, 'anchor': 1.0, 'beta': 0.5}
+    """
+
+    _ipython_display_ = None  # that of ipywidgets 7 would hide _repr_mimebundle_
+
+    def __init__(self, **settings):
+        self._settings = settings or tiny.DEMO
+        self._test = read_settings(**self._settings).evaluation
+        if self._test.test is None:
+            raise ValueError("Dials measures each run on test prompts: pass test=ROWS")
+        start = {"threshold": 0.5, "anchor": 1.0, "beta": 0.5} | settings
+        self._sliders = {}
+        for name in ("threshold", "anchor", "beta"):
+            limits = {"max": max(1, start[name]), "step": 0.05}
+            self._sliders[name] = widgets.FloatSlider(start[name], **limits, description=name)
+        self._run = widgets.Button(description="Run", button_style="primary")
+        self._cancel = widgets.Button(description="Cancel")
+        self._progress = widgets.FloatProgress(max=1)
+        self._status = widgets.Label()
+        self._chart = widgets.Image(layout={"max_width": "900px"})
+        self._choice = widgets.Dropdown(description="samples of")
+        self._texts = widgets.HTML()
+        self.points: list[dict] = []
+        self._lock = threading.Lock()
+        self._cancelled = threading.Event()
+        self._cancel.on_click(lambda _: self._cancelled.set())
+        self._run.on_click(lambda _: threading.Thread(target=self.run, daemon=True).start())
+        self._choice.observe(lambda _: self._show_samples(), "value")
+        controls = widgets.HBox([self._run, self._cancel, self._progress, self._status])
+        results = [self._chart, self._choice, self._texts]
+        super().__init__([*self._sliders.values(), controls, *results])
+
+    @property
+    def values(self) -> dict[str, float]:
+        """The dials as they stand: `BTSFTConfig("runs/mine", **dials.values)`."""
+        return {name: slider.value for name, slider in self._sliders.items()}
+
+    def run(self, **dials: float) -> dict | None:
+        """Trains and measures, as the button does in a thread; dials left out are the sliders'. None: cancelled."""
+        with self._lock, tempfile.TemporaryDirectory(prefix="btsft_") as folder:
+            self._cancelled.clear()
+            self._run.disabled = True
+            try:
+                return self._train_and_measure(self.values | dials, folder)
+            except InterruptedError:
+                self._status.value = "Cancelled: no point was added."
+            except Exception as error:
+                self._status.value = visible(f"{type(error).__name__}: {error}", 300)
+                raise
+            finally:
+                self._run.disabled = False
+
+    def _train_and_measure(self, dials: dict[str, float], folder: str) -> dict:
+        self._tell(0, "Loading model and data.")
+        run = {"output_dir": folder, "disable_tqdm": True, "report_to": "none"}
+        trainer = finetune(read_settings(**self._settings | dials | run), [_Progress(self._tell)])
+        if not self.points and hasattr(trainer.model, "disable_adapter"):
+            self._add_point("before", {}, trainer)
+        label = ", ".join(f"{name} {value:g}" for name, value in dials.items())
+        self._add_point(label, dials, trainer)
+        self._tell(1, "Done.")
+        return self.points[-1]
+
+    def _add_point(self, label: str, dials: dict[str, float], trainer) -> None:
+        self._tell(0.8 if dials else 0.6, f"Measuring: {label}.")
+        test = self._test
+        prompts = load_rows(test.test, test.test_split, test.test_config)[: test.test_prompts]
+        model, tokenizer = trainer.model, trainer.processing_class
+        samples = sample(model, tokenizer, prompts, adapters=bool(dials), **test.sampling())
+        summary = evaluate(samples, [reference_of(row) for row in prompts], answer=test.answer)
+        point = {"label": f"{len(self.points)}: {label}", "dials": dials}
+        self.points.append(point | {"summary": summary, "samples": samples})
+        self._chart.value = dials_chart(self.points)
+        self._choice.options = [(p["label"], i) for i, p in enumerate(self.points)]
+        self._choice.value = len(self.points) - 1
+
+    def _tell(self, progress: float, status: str) -> None:
+        if self._cancelled.is_set():
+            raise InterruptedError
+        self._progress.value = progress
+        self._status.value = status
+
+    def _show_samples(self) -> None:
+        samples = self.points[self._choice.value]["samples"][:12]
+        texts = (visible(f"{s['question']} {s['text']}", 1000) for s in samples)
+        self._texts.value = "".join(f"<p>{escape(text)}</p>" for text in texts)
+
+    def _repr_mimebundle_(self, **kwargs) -> dict:
+        view = {"version_major": 2, "version_minor": 0, "model_id": self.model_id}
+        html = still_chart(self.points)
+        return {"application/vnd.jupyter.widget-view+json": view, "text/html": html}
+
+
+class _Progress(TrainerCallback):
+    shows_progress = True  # in place of the trainer's own lines
+
+    def __init__(self, tell):
+        self.tell = tell
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.tell(0.1 + 0.5 * state.global_step / state.max_steps, "Training.")
