@@ -1,5 +1,5 @@
 # make demo    install, run the notebooks on the embedded model, print the table of notebook 03
-# make test    install, run the tests and all notebooks; tests in a browser want Debian's chromium and skip without it.
+# make test    install, run the tests, the examples in docstrings and all notebooks; tests in a browser want Debian's chromium and skip without it.
 #              BTSFT_COLAB_VENV=folder keeps the environment with Colab's versions, which takes two minutes to make
 # make lint    ruff
 # make measure  size and density of the package, beside its ceilings
@@ -22,6 +22,7 @@ demo: $(INSTALLED)
 
 test: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --doctest-modules btsft_nb -n 2 --dist loadfile
 	$(BIN)/python -m pytest -x --nbval-lax --nbval-current-env --nbval-cell-timeout=300 notebooks
 
 lint: $(INSTALLED)

@@ -34,6 +34,8 @@ def dials_chart(points: list[dict]) -> bytes:
 
 def still_chart(points: list[dict]) -> str:
     """The chart as HTML, for pages on which no widget runs."""
+    if not points:
+        return "Sliders for threshold, anchor and beta, and a chart of what they do: run this cell to use them."
     labels = escape("; ".join(point["label"] for point in points), quote=True)
     picture = base64.b64encode(dials_chart(points)).decode()
     return f'<img alt="Diversity, accuracy and compliance of {labels}" src="data:image/png;base64,{picture}">'
