@@ -9,6 +9,4 @@ def pytest_collection_modifyitems(items):
     if find_spec("trl") is None:
         for item in items:
             if item.path.name == "08_after_sft.ipynb":
-                item.add_marker(
-                    pytest.mark.skip(reason="TRL is not installed: pip install 'trl>=1.8'")
-                )
+                item.add_marker(pytest.mark.skip(reason="TRL is not installed: pip install 'trl>=1.8'"))
