@@ -13,6 +13,7 @@ import argparse
 import ctypes
 import gc
 import multiprocessing
+import sys
 import tempfile
 import time
 import warnings
@@ -36,8 +37,10 @@ from transformers import (
 
 from btsft_nb import BTSFTConfig, BTSFTTrainer, Kind, load_model, load_tokenizer, tag_ids
 from btsft_nb.models.config import ModelConfig
-from btsft_nb.models.estimate import estimate, measured_speed
 from btsft_nb.objective import head_matrix
+
+sys.path.append(str(Path(__file__).parents[1] / "tools"))
+from estimate import estimate, measured_speed
 
 PAGE, MARKERS = (
     Path(__file__).parents[1] / "docs" / "scale.md",

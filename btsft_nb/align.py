@@ -29,7 +29,7 @@ from .evaluation.answers import Parsed, is_correct, parse
 from .evaluation.diversity import copied_ngrams, run_lengths, self_bleus
 from .evaluation.summary import references_of
 from .models.adapters import without_old_torchao
-from .models.load import RECORD, load_model, load_run
+from .models.load import BASE_FILE, load_model, load_run
 from .objective.blur import draws, example_key
 
 
@@ -62,7 +62,7 @@ def load_policy(
                 "bt.merge(run, folder), then load_policy(folder), and give TRL's trainer a peft_config"
             )
         model.add_adapter = without_old_torchao()(model.add_adapter)  # of the reference
-        model.save_pretrained = functools.partial(_save, model, Path(run, RECORD).read_bytes())
+        model.save_pretrained = functools.partial(_save, model, Path(run, BASE_FILE).read_bytes())
     return model, tokenizer
 
 
@@ -78,7 +78,7 @@ def _save(
     kwargs = {"selected_adapters": ["default"], "save_embedding_layers": False} | kwargs
     PeftModel.save_pretrained(model, folder, *args, is_main_process=is_main_process, **kwargs)
     if is_main_process:
-        Path(folder, RECORD).write_bytes(record)
+        Path(folder, BASE_FILE).write_bytes(record)
 
 
 def prompt_rows(

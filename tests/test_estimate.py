@@ -1,17 +1,21 @@
 """The estimate against models that are really loaded; benchmarks/memory.py holds it against measured peaks."""
 
 import importlib
+import sys
 from pathlib import Path
 
 import pytest
 import torch
+from peft import LoraConfig
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import btsft_nb as bt
 from btsft_nb.models.config import ModelConfig
-from btsft_nb.models.estimate import estimate, measured_speed
 from btsft_nb.models.load import TINY
 from btsft_nb.objective import head_matrix
+
+sys.path.append(str(Path(__file__).parents[1] / "tools"))
+from estimate import estimate, measured_speed
 
 
 @pytest.fixture(scope="module")
@@ -46,9 +50,7 @@ def bytes_of(model) -> int:
 @pytest.mark.parametrize("method", ["qlora", "lora", "full"])
 def test_parameters_and_weights_are_those_of_the_loaded_model(request, name, method):
     path = name if name == "tiny" else str(request.getfixturevalue(name))
-    lora = bt.models.LoraConfig(
-        r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM"
-    )
+    lora = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
     model, _ = bt.load_model(path, qlora=method == "qlora", lora=None if method == "full" else lora)
     found = estimate(ModelConfig(path, method=method), training(anchor=0.0), 64)
     trained = [p for p in model.parameters() if p.requires_grad]

@@ -29,8 +29,26 @@ def test_weights_that_train_are_float32_everywhere():
     assert {choose_dtype("auto", hardware, "full")[0] for hardware in (T4, A100, CPU, MPS)} == {
         torch.float32
     }
-    with pytest.raises(ValueError, match=r"dtype='float16' cannot hold the updates.*fp16=True"):
+    with pytest.raises(ValueError, match=r"dtype='float16' cannot hold.*fp16=True"):
         choose_dtype("float16", A100, "full")
+
+
+@pytest.mark.parametrize(
+    ("hardware", "published", "dtype"),
+    [
+        (A100, torch.bfloat16, torch.bfloat16),
+        (T4, torch.bfloat16, torch.float16),
+        (T4, torch.float16, torch.float16),
+        (A100, torch.float32, torch.float32),
+        (A100, None, torch.bfloat16),
+        (CPU, torch.bfloat16, torch.float32),
+    ],
+)
+def test_a_model_that_only_writes_is_as_published_or_as_the_hardware_has_it(
+    hardware, published, dtype
+):
+    """On a GPU an 8 B model took 32 GB in float32, since weights that train need it; none train here."""
+    assert choose_dtype("auto", hardware, None, published)[0] == dtype
 
 
 def test_what_is_asked_for_is_taken_where_it_exists():
@@ -42,12 +60,10 @@ def test_what_is_asked_for_is_taken_where_it_exists():
 def test_bfloat16_on_a_t4_is_refused_with_what_to_take_instead():
     with pytest.raises(
         ValueError,
-        match=r"^dtype='bfloat16': Tesla T4 \(compute capability 7.5\) has no bfloat16; take",
+        match=r"^dtype='bfloat16': Tesla T4 \(compute capability 7.5\) has no bfloat16; use",
     ):
         choose_dtype("bfloat16", T4, "qlora")
-    with pytest.raises(
-        ValueError, match=r"^bf16=True: Tesla T4 .* has no bfloat16; take fp16=True"
-    ):
+    with pytest.raises(ValueError, match=r"^bf16=True: Tesla T4 .* has no bfloat16; use fp16=True"):
         check_bf16(T4)
     for hardware in (A100, CPU, MPS):
         check_bf16(hardware)
@@ -61,7 +77,7 @@ def test_attention_is_left_to_transformers_or_as_asked():
 @pytest.mark.parametrize(
     ("hardware", "dtype", "words"),
     [
-        (T4, torch.float16, "capability 8.0 or more, not Tesla T4"),
+        (T4, torch.float16, "compute capability 8.0, not Tesla T4"),
         (CPU, torch.bfloat16, "not the CPU"),
         (A100, torch.float32, "half precision"),
     ],

@@ -114,10 +114,10 @@ def test_an_adapter_counts_to_the_part_that_it_changes_and_four_bits_as_one_para
         (
             ["atention"],
             [],
-            r"freeze=\['atention'\]: unknown parts; known are embeddings, norms, attention",
+            r"freeze: no parts \['atention'\]; there are embeddings, norms, attention",
         ),
-        (["norms"], [3], r"layers_not_to_freeze=\[3\]: the model's layers are 0 to 2"),
-        ([], [1], r"layers_not_to_freeze=\[1\] without freeze"),
+        (["norms"], [3], r"layers_not_to_freeze: no layers \[3\]; there are 0 to 2"),
+        ([], [1], r"layers_not_to_freeze does nothing without freeze"),
         (PARTS, [], r"leaves nothing to train"),
     ],
     ids=["part", "layer", "nothing", "all"],
@@ -129,7 +129,7 @@ def test_what_makes_no_sense_is_refused(parts, layers, words):
 
 
 def test_what_is_frozen_does_not_change_in_training(tmp_path):
-    config = bt.config.ModelConfig(
+    config = bt.ModelConfig(
         "tiny", method="full", freeze=["attention", "embeddings"], layers_not_to_freeze=[0]
     )
     model, tokenizer = bt.load_model(config)

@@ -37,13 +37,26 @@ def test_no_file_and_no_secret_are_no_error(tmp_path):
     assert bt.load_secrets(tmp_path / ".env") == []
 
 
-def test_an_open_quote_is_named_without_its_value(tmp_path):
-    (tmp_path / ".env").write_text("A=1\nHF_TOKEN='hf_abc\n")
-    with pytest.raises(
-        ValueError, match=r"\.env, line 2: HF_TOKEN has a quote that does not end"
-    ) as caught:
-        bt.load_secrets(tmp_path / ".env")
-    assert "hf_abc" not in str(caught.value) and caught.value.__suppress_context__
+@pytest.mark.parametrize(
+    ("line", "value"),
+    [
+        ("WANDB_API_KEY=ab#cd", "ab#cd"),
+        (r"WANDB_API_KEY=a\b", r"a\b"),
+        ("\ufeffWANDB_API_KEY=a$b", "a$b"),
+    ],
+    ids=["hash", "backslash", "mark"],
+)
+def test_a_value_is_taken_whole(tmp_path, line, value):
+    """shlex cut it off at a hash and lost backslashes."""
+    (tmp_path / ".env").write_text(f"{line}\n", encoding="utf-8")
+    assert bt.load_secrets(tmp_path / ".env") == ["WANDB_API_KEY"]
+    assert os.environ["WANDB_API_KEY"] == value
+
+
+def test_an_open_quote_hides_one_line_and_no_value_is_shown(tmp_path, caplog):
+    (tmp_path / ".env").write_text("A=1\nHF_TOKEN='hf_abc\nWANDB_API_KEY=key\n")
+    assert bt.load_secrets(tmp_path / ".env") == ["WANDB_API_KEY"]
+    assert "hf_abc" not in caplog.text and "could not parse" in caplog.text
 
 
 def test_colab_is_asked_for_what_is_still_missing(tmp_path, monkeypatch):

@@ -1,7 +1,8 @@
-"""What is trained beside a model's own weights: LoRA layers, and rows of its embeddings for tokens that are new."""
+"""What is trained beside a model's own weights: LoRA layers, and embedding rows for tokens that are new."""
 
 import copy
 import functools
+import logging
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,21 +11,27 @@ from difflib import get_close_matches
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import torchao as peft_torchao
+from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
 from ..data.tokens import add_tags
 from .config import ModelConfig
 
+_log = logging.getLogger(__name__)
+
 
 def lora_config(config: ModelConfig) -> LoraConfig:
-    """The adapters that a configuration asks for; PEFT would take one name as a regular expression."""
-    one = isinstance(config.lora_targets, str) and config.lora_targets.isidentifier()
+    """The adapters that a configuration asks for."""
+    targets = config.lora_targets
+    names = [targets] if isinstance(targets, str) else targets
+    # PEFT takes text as a regular expression, and the ends of names as a list
+    is_pattern = len(names) == 1 and not re.fullmatch(r"[\w.]+", names[0])
     return LoraConfig(
         r=config.lora_r,
         lora_alpha=config.lora_alpha,
         lora_dropout=config.lora_dropout,
-        target_modules=[config.lora_targets] if one else config.lora_targets,
+        target_modules=names[0] if is_pattern or names == ["all-linear"] else names,
         use_dora=config.dora,
         use_rslora=config.rslora,
         task_type="CAUSAL_LM",
@@ -32,32 +39,22 @@ def lora_config(config: ModelConfig) -> LoraConfig:
 
 
 def attach(model: PreTrainedModel, lora: LoraConfig, rows: list[int], seed: int) -> PeftModel:
-    """The model with adapters; `rows` of its embeddings, and of a head of its own, are trained and saved with them.
+    """The model with adapters.
 
-    Raises ValueError for a target that the model lacks, and for what PEFT computes wrongly: rows of a head with a bias,
-    and DoRA on 8 bits on a CPU.
+    Args:
+        rows: of the embeddings, and of a head of its own: these train too, and are saved with the adapters.
+        seed: of the adapters' random start.
+
+    Raises:
+        ValueError: a target that the model lacks, or what PEFT computes wrongly: rows of a head with a bias, and DoRA
+            on 8 bits on a CPU.
     """
-    modules = dict(model.named_modules())
-    check_targets(lora.target_modules or [], modules)
+    _check_targets(lora, model)
     if lora.use_dora and getattr(model, "is_loaded_in_8bit", False) and model.device.type == "cpu":
-        raise ValueError(
-            "DoRA on weights of 8 bits: PEFT loses their scales on a CPU; take bits=4, or dora=False"
-        )
+        raise ValueError("dora=True on 8 bits: PEFT computes it wrongly on a CPU; use bits=4")
     if rows and not lora.trainable_token_indices:
-        embeddings, head, lora = (
-            model.get_input_embeddings(),
-            model.get_output_embeddings(),
-            copy.deepcopy(lora),
-        )
-        layers = {embeddings} if head.weight is embeddings.weight else {embeddings, head}
-        if head in layers and getattr(head, "bias", None) is not None:
-            raise ValueError(
-                f"{type(model).__name__}: its head has a bias, which PEFT leaves out where rows of it train, and the "
-                f"tokens {rows} are new: take method='full', or a tokenizer that has the think tags"
-            )
-        lora.trainable_token_indices = {
-            name: rows for name, module in modules.items() if module in layers
-        }
+        lora = copy.deepcopy(lora)
+        lora.trainable_token_indices = dict.fromkeys(_embedding_names(model), rows)
     with torch.random.fork_rng(), without_old_torchao():
         torch.manual_seed(seed)
         adapted = get_peft_model(model, lora)
@@ -68,57 +65,77 @@ def attach(model: PreTrainedModel, lora: LoraConfig, rows: list[int], seed: int)
     return adapted
 
 
+def _embedding_names(model: PreTrainedModel) -> list[str]:
+    """The modules with a row for each token: the embeddings, and the head unless it is tied to them."""
+    embeddings = model.get_input_embeddings()
+    head = model.get_output_embeddings()
+    layers = {embeddings}
+    if head.weight is not embeddings.weight:
+        layers.add(head)
+        if getattr(head, "bias", None) is not None:
+            raise ValueError(
+                f"{type(model).__name__} has a head with a bias, which PEFT drops where new tokens train; use "
+                "method='full', or a tokenizer that has the think tags"
+            )
+    return [name for name, module in model.named_modules() if module in layers]
+
+
 @contextmanager
 def without_old_torchao() -> Iterator[None]:
-    """Within, PEFT passes over a torchao older than it supports, as Colab's: it raises where an adapter meets a plain
-    layer, to ask whether the layer's weights are torchao's, which none are here."""
-    asked = peft_torchao.is_torchao_available
+    """Context manager in which PEFT ignores a torchao that is older than it supports, as Colab's is.
+
+    PEFT raises where an adapter meets a plain layer, to ask whether its weights are torchao's. None are here.
+    """
+    is_available = peft_torchao.is_torchao_available
     try:
-        asked()
+        is_available()
     except ImportError:
         peft_torchao.is_torchao_available = lambda: False
     try:
         yield
     finally:
-        peft_torchao.is_torchao_available = asked
+        peft_torchao.is_torchao_available = is_available
 
 
-def check_targets(targets: str | list[str] | set[str], modules: dict[str, torch.nn.Module]) -> None:
-    """Raises ValueError for a target that fits no layer. PEFT takes a string as a regular expression, and passes over
-    what a list has too much."""
-    kinds = (torch.nn.Linear, Conv1D)
-    for target in [targets] if isinstance(targets, str) else targets:
-        name = re.compile(target if isinstance(targets, str) else rf"(.*\.)?{re.escape(target)}")
-        if target != "all-linear" and not any(map(name.fullmatch, modules)):
-            ends = sorted(
-                {
-                    name.rpartition(".")[2]
-                    for name, module in modules.items()
-                    if isinstance(module, kinds)
-                }
-            )
+def _check_targets(lora: LoraConfig, model: PreTrainedModel) -> None:
+    """Raises ValueError for a name that no module ends in: PEFT passes over it where another one fits."""
+    if isinstance(lora.target_modules, str):
+        return  # all-linear, or a pattern: PEFT itself refuses one that fits nothing
+    modules = dict(model.named_modules())
+    linear = {
+        name.rpartition(".")[2]
+        for name, module in modules.items()
+        if isinstance(module, (nn.Linear, Conv1D))
+    }
+    for target in lora.target_modules or []:
+        if not any(f".{name}".endswith(f".{target}") for name in modules):
+            close = get_close_matches(target, linear, n=1, cutoff=0)
             raise ValueError(
-                f"LoRA target {target!r}: the model has no such layer; did you mean "
-                f"{get_close_matches(target, ends, 1, 0)[0]!r}? Its linear layers end in {', '.join(ends)}; or take "
-                "'all-linear'"
+                f"LoRA target {target!r}: no such layer; did you mean {close[0]!r}? "
+                f"There are {', '.join(sorted(linear))}, or 'all-linear'"
             )
 
 
 def add_tag_rows(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Makes the think tags single tokens; the ids whose rows no model has trained, for which there are rows now."""
-    before = set(tokenizer.get_vocab().values())
+    """Makes the think tags single tokens, and gives the embeddings a row for every token.
+
+    Returns:
+        The ids whose rows no model has trained.
+    """
+    known = set(tokenizer.get_vocab().values())
+    rows = len(model.get_input_embeddings().weight)
     tags = add_tags(tokenizer)
-    ids, rows = tokenizer.get_vocab(), len(model.get_input_embeddings().weight)
+    ids = tokenizer.get_vocab()
+    new = [tag for tag in tags if ids[tag] not in known]
+    if new:
+        _log.warning("%s: added the tokens %s; their rows train", tokenizer.name_or_path, new)
     resize(model, max(ids.values()) + 1)
-    if new := [tag for tag in tags if ids[tag] not in before]:
-        print(
-            f"{tokenizer.name_or_path}: {' and '.join(new)} were no tokens; added, and their rows train"
-        )
-    return sorted({ids[tag] for tag in tags} | {token for token in ids.values() if token >= rows})
+    without_row = {token for token in ids.values() if token >= rows}
+    return sorted({ids[tag] for tag in tags} | without_row)
 
 
 def resize(model: PreTrainedModel, rows: int) -> None:
-    """Gives the embeddings so many rows where they have less: each the mean of the others, so the same in a reload."""
+    """Adds rows to the embeddings up to a number. Each is the mean of the others, so the same in a reload."""
     before = len(model.get_input_embeddings().weight)
     if rows <= before:
         return
@@ -127,4 +144,5 @@ def resize(model: PreTrainedModel, rows: int) -> None:
     with torch.no_grad():
         for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
             for parameter in layer.parameters():
-                parameter[before:] = parameter[:before].float().mean(0).to(parameter.dtype)
+                mean = parameter[:before].float().mean(0)
+                parameter[before:] = mean.to(parameter.dtype)

@@ -1,5 +1,6 @@
 """Which model, and what of it is trained."""
 
+import json
 import math
 from dataclasses import MISSING, dataclass, field, fields
 from numbers import Integral
@@ -9,88 +10,74 @@ from ..checks import check_choice, check_number
 
 @dataclass
 class ModelConfig:
-    """Which model, and what of it is trained; `load_model` makes it so.
+    """Which model, and what of it is trained; `load_model` takes it.
 
-    Raises ValueError for a setting out of its range, or one that the method has no use for.
+    Attributes:
+        model: tiny, the id of a model on the Hub, a model's folder, or a run folder.
+        tokenizer: The tokenizer, if it is not the model's own.
+        method: qlora: adapters on quantised weights; lora: on the weights as they are; full: all weights.
+        bits: qlora: bits of a weight, 4 (NF4, double quantisation) or 8.
+        lora_r: Rank of the adapters.
+        lora_alpha: Their scale is lora_alpha / lora_r.
+        lora_dropout: Dropout before the adapters, 0 to 1.
+        lora_targets: Layers with adapters: all-linear, the ends of their names, or one regular expression.
+        dora: Train magnitude and direction apart (DoRA).
+        rslora: Scale by lora_alpha / sqrt(lora_r) (rsLoRA).
+        freeze: full: parts that stay: embeddings, norms, attention, feed_forward, other.
+        layers_not_to_freeze: full: layers, from 0, that freeze leaves out.
+        dtype: float32, bfloat16, float16, or auto: what the hardware computes best.
+        attention: eager, sdpa, flash_attention_2, or auto: what the hardware has.
+        device_map: As accelerate's, to spread a model over devices: auto, balanced, sequential.
+        max_memory: With device_map, what each device may hold: {"0": "14GiB", "cpu": "30GiB"}.
+
+    Raises:
+        ValueError: a setting out of range, or one that the method has no use for.
+
+    >>> bt.ModelConfig("tiny", method="lora", lora_r=4).lora_r
+    4
     """
 
-    model: str = field(
-        metadata={"help": "tiny, the id of a model on the Hub, a model's folder, or a run folder."}
-    )
-    tokenizer: str | None = field(
-        default=None, metadata={"help": "Where it is not the model's own: as for model."}
-    )
-    method: str = field(
-        default="qlora",
-        metadata={
-            "help": "qlora: adapters on quantised weights; lora: on the weights as they are; full: all weights."
-        },
-    )
-    bits: int = field(
-        default=4, metadata={"help": "qlora: bits of a weight, 4 (NF4, double quantisation) or 8."}
-    )
-    lora_r: int = field(default=16, metadata={"help": "Rank of the adapters."})
-    lora_alpha: float = field(default=32, metadata={"help": "Their scale is lora_alpha / lora_r."})
-    lora_dropout: float = field(
-        default=0.0, metadata={"help": "Dropout before the adapters, 0 to 1."}
-    )
-    lora_targets: str | list[str] = field(
-        default="all-linear",
-        metadata={"help": "Layers with adapters: all-linear, or the ends of their names."},
-    )
-    dora: bool = field(
-        default=False, metadata={"help": "Train magnitude and direction apart (DoRA)."}
-    )
-    rslora: bool = field(
-        default=False, metadata={"help": "Scale by lora_alpha / sqrt(lora_r) (rsLoRA)."}
-    )
-    freeze: list[str] = field(
-        default_factory=list,
-        metadata={
-            "help": "full: parts that stay: embeddings, norms, attention, feed_forward, other."
-        },
-    )
-    layers_not_to_freeze: list[int] = field(
-        default_factory=list, metadata={"help": "full: layers, from 0, that freeze leaves out."}
-    )
-    dtype: str = field(
-        default="auto",
-        metadata={"help": "float32, bfloat16, float16, or auto: what the hardware computes best."},
-    )
-    attention: str = field(
-        default="auto",
-        metadata={"help": "eager, sdpa, flash_attention_2, or auto: what the hardware has."},
-    )
-    device_map: str | None = field(
-        default=None,
-        metadata={
-            "help": "As accelerate's, to spread a model over devices: auto, balanced, sequential."
-        },
-    )
-    max_memory: dict[str, str] | None = field(
-        default=None,
-        metadata={
-            "help": 'With device_map, what each device may hold: {"0": "14GiB", "cpu": "30GiB"}.'
-        },
-    )
+    model: str
+    tokenizer: str | None = None
+    method: str = "qlora"
+    bits: int = 4
+    lora_r: int = 16
+    lora_alpha: float = 32
+    lora_dropout: float = 0.0
+    lora_targets: str | list[str] = "all-linear"
+    dora: bool = False
+    rslora: bool = False
+    freeze: list[str] = field(default_factory=list)
+    layers_not_to_freeze: list[int] = field(default_factory=list)
+    dtype: str = "auto"
+    attention: str = "auto"
+    device_map: str | None = None
+    # of such a union HfArgumentParser takes the second member: text, which is JSON here
+    max_memory: dict[str, str] | str | None = None
 
     def __post_init__(self):
+        if isinstance(self.max_memory, str):
+            self.max_memory = json.loads(self.max_memory)
         check_choice("method", self.method, ("qlora", "lora", "full"))
         check_choice("bits", self.bits, (4, 8))
         check_choice("dtype", self.dtype, ("auto", "float32", "bfloat16", "float16"))
         check_number("lora_r", self.lora_r, 1, math.inf, Integral)
         check_number("lora_alpha", self.lora_alpha, 0, math.inf)
         check_number("lora_dropout", self.lora_dropout, 0, 1)
-        of = {"full": ("freeze", "layers_not_to_freeze"), "qlora": ("bits",)}
-        adapters = [f.name for f in fields(self) if f.name.startswith("lora_")] + ["dora", "rslora"]
-        idle = [name for method, names in of.items() if method != self.method for name in names]
-        for f in (f for f in fields(self) if f.name in idle + adapters * (self.method == "full")):
+        for f in fields(self):
             default = f.default if f.default_factory is MISSING else f.default_factory()
-            if getattr(self, f.name) != default:
-                raise ValueError(
-                    f"{f.name}={getattr(self, f.name)!r} does nothing with method={self.method!r}"
-                )
+            if self.method not in _methods(f.name) and getattr(self, f.name) != default:
+                raise ValueError(f"{f.name} does nothing with method={self.method!r}")
         if self.max_memory and not self.device_map:
-            raise ValueError(
-                f"max_memory={self.max_memory} does nothing without device_map: set device_map='auto'"
-            )
+            raise ValueError("max_memory does nothing without device_map='auto'")
+
+
+def _methods(setting: str) -> tuple[str, ...]:
+    """The methods with which a setting does something."""
+    if setting == "bits":
+        return ("qlora",)
+    if setting in ("freeze", "layers_not_to_freeze"):
+        return ("full",)
+    if setting.startswith("lora_") or setting in ("dora", "rslora"):
+        return ("qlora", "lora")
+    return ("qlora", "lora", "full")

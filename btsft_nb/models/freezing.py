@@ -1,10 +1,10 @@
-"""The parts of a causal language model: which parameter belongs to which, and freezing them."""
+"""Freezing by part: which parameters of a causal language model are its embeddings, norms, attention and so on."""
 
 import re
 from collections.abc import Iterable, Iterator
+from typing import NamedTuple
 
 from torch import nn
-from torch.nn import Parameter
 from transformers import PreTrainedModel
 
 PARTS = ("embeddings", "norms", "attention", "feed_forward", "other")
@@ -12,66 +12,78 @@ _ATTENTION = re.compile(r"attn|attention", re.I)
 _FEED_FORWARD = re.compile(r"mlp|feed_?forward|ffn|^fc|moe|expert|^dense", re.I)
 
 
+class Located(NamedTuple):
+    """A parameter, its part, and the number of its decoder layer, if it is in one."""
+
+    parameter: nn.Parameter
+    part: str
+    layer: int | None
+
+
 def freeze_parts(
     model: PreTrainedModel, parts: Iterable[str], layers_not_to_freeze: Iterable[int] = ()
 ) -> None:
-    """Leaves the parameters of `parts` without gradient, but for those of the decoder layers named, from 0.
+    """Freezes the parameters of `parts`, except in the decoder layers given, which count from 0.
 
-    Embeddings are those of tokens and positions, and the head; norms are all of them, those within attention, too.
+    Embeddings are those of tokens and positions, and the head. Norms include those within attention.
 
-    Raises ValueError for a part or a layer that does not exist, a layer left out of nothing, or where nothing is left
-    to train.
+    Raises:
+        ValueError: an unknown part or layer, layers without parts, or nothing left to train.
     """
-    parts, kept, located = set(parts), set(layers_not_to_freeze), list(locate(model))
-    if unknown := parts - set(PARTS):
-        raise ValueError(f"freeze={sorted(unknown)}: unknown parts; known are {', '.join(PARTS)}")
-    layers = {layer for *_, layer in located} - {None}
-    if missing := kept - layers:
+    parts = set(parts)
+    layers_not_to_freeze = set(layers_not_to_freeze)
+    located = list(locate(model))
+    layers = {parameter.layer for parameter in located} - {None}
+    unknown_parts = parts - set(PARTS)
+    unknown_layers = layers_not_to_freeze - layers
+    if unknown_parts:
+        raise ValueError(f"freeze: no parts {sorted(unknown_parts)}; there are {', '.join(PARTS)}")
+    if unknown_layers:
         raise ValueError(
-            f"layers_not_to_freeze={sorted(missing)}: the model's layers are 0 to {max(layers)}"
+            f"layers_not_to_freeze: no layers {sorted(unknown_layers)}; there are 0 to {max(layers)}"
         )
-    if kept and not parts:
-        raise ValueError(
-            f"layers_not_to_freeze={sorted(kept)} without freeze: name the parts to freeze, {PARTS}"
-        )
+    if layers_not_to_freeze and not parts:
+        raise ValueError("layers_not_to_freeze does nothing without freeze")
     for parameter, part, layer in located:
-        parameter.requires_grad_(part not in parts or layer in kept)
-    if not any(parameter.requires_grad for parameter, *_ in located):
-        raise ValueError(
-            f"freeze={sorted(parts)} leaves nothing to train; leave a part or a layer out of it"
-        )
+        parameter.requires_grad_(part not in parts or layer in layers_not_to_freeze)
+    if not any(entry.parameter.requires_grad for entry in located):
+        raise ValueError(f"freeze={sorted(parts)} leaves nothing to train")
 
 
-def locate(model: nn.Module) -> Iterator[tuple[Parameter, str, int | None]]:
-    """Each parameter, with its part and the number of its decoder layer; None outside of them."""
-    layers, modules = _layers(model), dict(model.named_modules())
-    ends = model.get_input_embeddings(), model.get_output_embeddings()
+def locate(model: nn.Module) -> Iterator[Located]:
+    """Each parameter with its part and layer."""
+    layers = _layers(model)
+    in_layer = re.compile(rf"{re.escape(layers)}\.(\d+)\.(.*)")
+    modules = dict(model.named_modules())
+    ends = {model.get_input_embeddings(), model.get_output_embeddings()}
     for name, parameter in model.named_parameters():
         names = name.split(".")
         path = [modules[".".join(names[:end])] for end in range(1, len(names))]
-        layer = re.match(rf"{re.escape(layers)}\.(\d+)\.", name)
-        if any(
-            isinstance(module, nn.Embedding) or any(module is end for end in ends)
-            for module in path
-        ):
-            part = "embeddings"
-        elif any("norm" in type(module).__name__.lower() for module in path):
-            part = "norms"
-        else:
-            inner = names[layers.count(".") + 2 :] if layer else []
-            part = "attention" if any(map(_ATTENTION.search, inner)) else "other"
-            if part == "other" and any(map(_FEED_FORWARD.search, inner)):
-                part = "feed_forward"
-        yield parameter, part, int(layer[1]) if layer else None
+        match = in_layer.match(name)
+        yield Located(
+            parameter,
+            part=_part(path, match[2].split(".") if match else [], ends),
+            layer=int(match[1]) if match else None,
+        )
+
+
+def _part(path: list[nn.Module], names: list[str], ends: set[nn.Module]) -> str:
+    """The part of a parameter, by the modules it is in and their names within the layer."""
+    if any(isinstance(module, nn.Embedding) or module in ends for module in path):
+        return "embeddings"
+    if any("norm" in type(module).__name__.lower() for module in path):
+        return "norms"
+    if any(map(_ATTENTION.search, names)):
+        return "attention"
+    if any(map(_FEED_FORWARD.search, names)):
+        return "feed_forward"
+    return "other"
 
 
 def _layers(model: nn.Module) -> str:
-    """The name of the list of decoder layers: the outermost that has as many as the config says."""
+    """The name of the list of decoder layers: the outermost with as many as the config says."""
     number = model.config.get_text_config().num_hidden_layers
-    lists = (name for name, module in model.named_modules() if isinstance(module, nn.ModuleList))
-    found = next((name for name in lists if len(model.get_submodule(name)) == number), None)
-    if found is None:
-        raise ValueError(
-            f"{type(model).__name__} has no list of {number} decoder layers; not supported"
-        )
-    return found
+    for name, module in model.named_modules():
+        if isinstance(module, nn.ModuleList) and len(module) == number:
+            return name
+    raise ValueError(f"{type(model).__name__} has no list of {number} decoder layers")

@@ -1,6 +1,5 @@
 """What the hardware computes, and the precision and attention that follow from it."""
 
-from importlib.util import find_spec
 from typing import NamedTuple
 
 import torch
@@ -16,67 +15,73 @@ class Hardware(NamedTuple):
 
 
 def detect() -> Hardware:
-    """The hardware of this process: its current GPU, where there is one."""
+    """The hardware of this process: its current GPU, if there is one."""
     if torch.cuda.is_available():
-        bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
         return Hardware(
-            "cuda", torch.cuda.get_device_name(), torch.cuda.get_device_capability(), bf16
+            device="cuda",
+            name=torch.cuda.get_device_name(),
+            capability=torch.cuda.get_device_capability(),
+            bf16=torch.cuda.is_bf16_supported(including_emulation=False),
         )
-    return (
-        Hardware("mps", "an Apple GPU")
-        if torch.backends.mps.is_available()
-        else Hardware("cpu", "the CPU")
-    )
+    if torch.backends.mps.is_available():
+        return Hardware("mps", "an Apple GPU")
+    return Hardware("cpu", "the CPU")
 
 
-def choose_dtype(asked: str, hardware: Hardware, method: str | None) -> tuple[torch.dtype, str]:
-    """The type of a model's weights, and why; adapters are float32 whatever it is.
+def choose_dtype(
+    dtype: str, hardware: Hardware, method: str | None, checkpoint: torch.dtype | None = None
+) -> tuple[torch.dtype, str]:
+    """The type of a model's weights, and the reason. Adapters are always float32.
 
     Args:
-        asked: float32, bfloat16, float16 or auto.
-        method: qlora, lora or full; None for a model that is not to be trained.
+        dtype: float32, bfloat16, float16 or auto.
+        method: qlora, lora or full; None for a model that is not trained.
+        checkpoint: the type of the weights as they were published.
 
-    Raises ValueError for a type that the hardware lacks, or that cannot be trained.
+    Raises:
+        ValueError: a type that the hardware lacks, or that cannot be trained.
     """
-    if asked == "bfloat16":
+    if dtype == "bfloat16":
         check_bf16(hardware, "dtype='bfloat16'", "dtype='float16' or 'auto'")
-    if asked == "float16" and method == "full":
+    if dtype == "float16" and method == "full":
         raise ValueError(
-            "dtype='float16' cannot hold the updates of all weights; take 'auto' (float32) and fp16=True"
+            "dtype='float16' cannot hold the small updates of all weights; use 'auto' with fp16=True"
         )
-    if asked != "auto":
-        return getattr(torch, asked), "as asked"
-    if method in (None, "full"):
-        return torch.float32, "weights that train need it for small updates"
+    if dtype != "auto":
+        return getattr(torch, dtype), "as set"
+    if method == "full":
+        return torch.float32, "small updates need it"
     if hardware.device != "cuda":
         return torch.float32, f"{hardware.name} computes nothing faster"
-    reason = f"{hardware.name} has {'' if hardware.bf16 else 'no '}bfloat16"
-    return torch.bfloat16 if hardware.bf16 else torch.float16, reason
+    if method is None and checkpoint not in (None, torch.bfloat16):
+        return checkpoint, "as published"
+    if hardware.bf16:
+        return torch.bfloat16, f"{hardware.name} has bfloat16"
+    return torch.float16, f"{hardware.name} has no bfloat16"
 
 
-def choose_attention(asked: str, hardware: Hardware, dtype: torch.dtype) -> str | None:
-    """What transformers takes as `attn_implementation`; None, for auto, leaves it the choice.
+def choose_attention(attention: str, hardware: Hardware, dtype: torch.dtype) -> str | None:
+    """What transformers takes as `attn_implementation`; None lets it choose.
 
-    That is PyTorch's own (sdpa), which has flash attention's kernels, or eager for models without it.
+    Its choice is PyTorch's own (sdpa), which has flash attention's kernels, or eager for models without it.
 
-    Raises ValueError for flash_attention_2 where GPU, type or package are not for it.
+    Raises:
+        ValueError: flash_attention_2 on a GPU or in a type that it is not for.
     """
-    flash = asked == "flash_attention_2"
-    if flash and (hardware.device != "cuda" or hardware.capability < (8, 0)):
+    has_flash = hardware.capability >= (8, 0) and dtype != torch.float32
+    if attention == "flash_attention_2" and not has_flash:
         raise ValueError(
-            f"attention={asked!r} wants a GPU of capability 8.0 or more, not {hardware.name}; take 'auto'"
+            "flash_attention_2 needs half precision and a GPU of compute capability 8.0, "
+            f"not {hardware.name}; use attention='auto'"
         )
-    if flash and (dtype == torch.float32 or find_spec("flash_attn") is None):
-        raise ValueError(
-            f"attention={asked!r} wants half precision and the package flash-attn; or take 'auto'"
-        )
-    return None if asked == "auto" else asked
+    return None if attention == "auto" else attention
 
 
-def check_bf16(hardware: Hardware, asked: str = "bf16=True", instead: str = "fp16=True") -> None:
-    """Raises ValueError, with what to take instead, where a GPU does not compute in bfloat16: a T4, say."""
+def check_bf16(hardware: Hardware, setting: str = "bf16=True", remedy: str = "fp16=True") -> None:
+    """Raises ValueError, with a remedy, for a GPU that does not compute in bfloat16, such as a T4."""
     if not hardware.bf16:
-        number = ".".join(map(str, hardware.capability))
+        major, minor = hardware.capability
         raise ValueError(
-            f"{asked}: {hardware.name} (compute capability {number}) has no bfloat16; take {instead}"
+            f"{setting}: {hardware.name} (compute capability {major}.{minor}) has no bfloat16; "
+            f"use {remedy}"
         )

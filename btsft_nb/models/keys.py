@@ -1,39 +1,41 @@
-"""Keys for the Hub and for trackers, from where a user keeps them; their values are shown and written nowhere."""
+"""Keys for the Hub and for trackers, from where people keep them. Their values are never shown or written."""
 
 import os
-import shlex
 from contextlib import suppress
 from pathlib import Path
+
+from dotenv import dotenv_values
 
 NAMES = ("HF_TOKEN", "WANDB_API_KEY", "TRACKIO_WRITE_TOKEN")
 
 
 def load_secrets(file: str | Path = ".env") -> list[str]:
-    """Sets HF_TOKEN, WANDB_API_KEY and TRACKIO_WRITE_TOKEN in the environment, those that are not set yet.
+    """Sets HF_TOKEN, WANDB_API_KEY and TRACKIO_WRITE_TOKEN where the environment lacks them.
 
-    They come from `file`, with lines NAME=value, or else from Colab's secrets. What is nowhere is no error.
+    Values come from `file`, with lines NAME=value, or else from Colab's secrets. A missing file is no error.
 
-    Returns the names of those that are set now, never a value. Raises ValueError for a quote that does not end.
+    Returns:
+        The names that are set now, never a value.
+
+    >>> import os
+    >>> file = open(".env", "w")
+    >>> length = file.write("WANDB_API_KEY=ab#cd\\n")
+    >>> file.close()
+    >>> "WANDB_API_KEY" in bt.load_secrets()
+    True
     """
-    for i, line in enumerate(
-        Path(file).read_text("utf-8-sig").splitlines() if Path(file).is_file() else (), 1
-    ):
-        name, _, value = (
-            part.strip() for part in line.strip().removeprefix("export ").partition("=")
-        )
-        if name in NAMES:
-            try:
-                os.environ[name] = os.environ.get(name) or "".join(
-                    shlex.split(value, comments=True)[:1]
-                )
-            except ValueError:
-                raise ValueError(
-                    f"{file}, line {i}: {name} has a quote that does not end"
-                ) from None
+    values = dotenv_values(file, interpolate=False, encoding="utf-8-sig")
+    for name in NAMES:
+        value = os.environ.get(name) or values.get(name) or _colab_secret(name)
+        if value:
+            os.environ[name] = value
+    return [name for name in NAMES if os.environ.get(name)]
+
+
+def _colab_secret(name: str) -> str | None:
     with suppress(ImportError):
         from google.colab import userdata
 
-        for name in (name for name in NAMES if not os.environ.get(name)):
-            with suppress(userdata.SecretNotFoundError, userdata.NotebookAccessError):
-                os.environ[name] = userdata.get(name) or ""
-    return [name for name in NAMES if os.environ.get(name)]
+        with suppress(userdata.SecretNotFoundError, userdata.NotebookAccessError):
+            return userdata.get(name)
+    return None

@@ -1,4 +1,7 @@
-"""What a run needs, before it runs: parameters, memory by part, and computation, from the model's configuration alone.
+"""What a run needs: parameters, memory by part, and computation, from the model's configuration alone.
+
+docs/scale.md has what it says of models from 0.5 B to 72 B, and benchmarks/memory.py holds it against measured peaks.
+The package itself does not estimate: `bt.plan` trains two steps and measures.
 
 One and two of the model's layers train on tensors without data (PyTorch's FakeTensorMode); what that allocates and
 computes grows by the same amount with every further layer. So attention, precision, adapters and head are those of the
@@ -26,13 +29,13 @@ from torch.utils.weak import WeakIdKeyDictionary
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.quantizers.base import get_keys_to_not_convert
 
-from ..objective.head_matrix import CHUNK, Plan, matrix_head
-from ..training.config import BTSFTConfig
-from .adapters import check_targets, lora_config, without_old_torchao
-from .config import ModelConfig
-from .freezing import freeze_parts
-from .hardware import choose_dtype, detect
-from .load import explained, read_base, resolve
+from btsft_nb.models.adapters import lora_config, without_old_torchao
+from btsft_nb.models.config import ModelConfig
+from btsft_nb.models.freezing import freeze_parts
+from btsft_nb.models.hardware import choose_dtype, detect
+from btsft_nb.models.load import read_base, resolve
+from btsft_nb.objective.head_matrix import CHUNK, Plan, matrix_head
+from btsft_nb.training.config import BTSFTConfig
 
 SHARE = 0.5  # of `measured_speed`, what training reaches; docs/scale.md has what benchmarks/memory.py measured
 _MOMENTS = {
@@ -157,11 +160,9 @@ def estimate(
 
 def _config(name: str) -> PretrainedConfig:
     """Of a model, or of the one under a run's adapter. Raises FileNotFoundError where there is none."""
-    with explained(name):
-        adapted = Path(name, "adapter_config.json").is_file()
-        return AutoConfig.from_pretrained(
-            resolve(read_base(name)["base_model"] if adapted else name)
-        )
+    if Path(name, "adapter_config.json").is_file():
+        name = read_base(name)["base_model"]
+    return AutoConfig.from_pretrained(resolve(name))
 
 
 def measured_speed(device: str, dtype: torch.dtype) -> float:
@@ -198,10 +199,8 @@ def _skeleton(
             for parameter in (p for p in skeleton.parameters() if not hasattr(p, "bits")):
                 parameter.data = parameter.data.float()
         if model.method != "full":
-            lora = lora_config(model)
-            check_targets(lora.target_modules, dict(skeleton.named_modules()))
             with without_old_torchao():
-                get_peft_model(skeleton, lora)
+                get_peft_model(skeleton, lora_config(model))
         elif model.freeze and not layers:  # the traced layers are all trained
             freeze_parts(skeleton, model.freeze, model.layers_not_to_freeze)
     return skeleton.train()

@@ -1,0 +1,77 @@
+"""Where a model is, in the package, in a folder or on the Hub, and its tokenizer."""
+
+from pathlib import Path
+
+from huggingface_hub import errors, hf_hub_download
+from tokenizers import Tokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers.utils import cached_file
+
+TINY = Path(__file__).parents[1] / "tiny" / "model"
+_TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "vocab.json",
+    "vocab.txt",
+    "spiece.model",
+    "tekken.json",
+)
+
+
+def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of "tiny", a Hub id or a folder. One without a padding token pads with its end token.
+
+    Raises:
+        FileNotFoundError: no such model, or a folder without a tokenizer.
+        PermissionError: a model that the Hub gives to accounts that accepted its licence.
+        ValueError: a tokenizer without an end token.
+
+    >>> bt.load_tokenizer("tiny").tokenize("<think>2+2")
+    ['<think>', '2', '+', '2']
+    """
+    path = resolve(name)
+    if Path(path).is_dir() and not any(Path(path, file).is_file() for file in _TOKENIZER_FILES):
+        raise FileNotFoundError(
+            f"{name}: no tokenizer in this folder, none of {', '.join(_TOKENIZER_FILES)}"
+        )
+    tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+    # transformers 5.15, which Colab has, rebuilds R1-Distill's byte-level tokenizer as a Llama one: other ids, no error
+    file = cached_file(path, "tokenizer.json", _raise_exceptions_for_missing_entries=False)
+    probe = " Two words,\n\t1234 caf\u00e9 <think>"
+    ids = tokenizer.encode(probe, add_special_tokens=False)
+    if file and Tokenizer.from_file(file).encode(probe, add_special_tokens=False).ids != ids:
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(path, trust_remote_code=False)
+    if tokenizer.pad_token is None:
+        if tokenizer.eos_token is None:
+            raise ValueError(
+                f"{name}: the tokenizer has no end token, and a completion has to end; set tokenizer.eos_token, save "
+                "it with save_pretrained, and load that folder"
+            )
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def resolve(name: str | Path) -> str:
+    """The folder of a model, or its id on the Hub, which has been asked for it.
+
+    Raises:
+        FileNotFoundError: the Hub has no such model, or cannot be reached.
+        PermissionError: it gives the model to accounts that accepted its licence.
+    """
+    name = str(TINY) if str(name) == "tiny" else str(name)
+    if Path(name).is_dir():
+        return name
+    try:
+        hf_hub_download(name, "config.json")
+    except errors.GatedRepoError as error:
+        raise PermissionError(
+            f"{name}: the Hub refuses this account (HTTP {error.response.status_code}). Accept the licence at "
+            f"https://huggingface.co/{name}, and set HF_TOKEN to a token of yours before Python starts"
+        ) from error
+    except (errors.RepositoryNotFoundError, errors.HFValidationError, FileNotFoundError) as error:
+        raise FileNotFoundError(
+            f"{name}: neither a folder nor a model on the Hub; check the spelling and the network"
+        ) from error
+    except errors.EntryNotFoundError:
+        pass  # a tokenizer alone
+    return name
