@@ -19,7 +19,8 @@ from common import environment, medians, peak_bytes
 from torch import Tensor, nn
 
 from btsft_nb.objective.head import head_log_probs
-from btsft_nb.objective.head_matrix import CHUNK, Plan, linear
+from btsft_nb.objective.head_blocks import Plan, linear
+from btsft_nb.objective.head_matrix import CHUNK
 
 SIZES = [(151_936, 896), (32_000, 2_048)]
 LARGE = (151_936, 1_536)  # on CUDA, the head's time over that of its products

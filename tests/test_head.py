@@ -13,8 +13,9 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from btsft_nb.objective.head import HeadOutput, head_log_probs
-from btsft_nb.objective.head_matrix import Plan, block_of
+from btsft_nb.objective.full_logits import HeadOutput, reference_head
+from btsft_nb.objective.head import head_log_probs
+from btsft_nb.objective.head_blocks import Plan, block_of
 
 ROWS, WIDTH, VOCABULARY = 11, 6, 37
 TAGS = (1, 2)
@@ -23,15 +24,9 @@ TAGS = (1, 2)
 def plain(
     logits: Tensor, labels: Tensor, tags: tuple[int, int] = TAGS, ref_logits: Tensor | None = None
 ) -> HeadOutput:
-    """The definition: full logits (R, V), and (R_kl, V) twice for the KL of the last R_kl rows given."""
-    other = logits.index_fill(-1, torch.tensor(tags), -torch.inf).logsumexp(-1)
-    log_tags = torch.stack([logits[:, tags[0]], logits[:, tags[1]], other]).double().log_softmax(0)
-    log_p = logits.log_softmax(-1)
-    kl = None
-    if ref_logits is not None:
-        log_ref = ref_logits.log_softmax(-1)
-        kl = (log_ref.exp() * (log_ref - log_p[len(log_p) - len(log_ref) :])).sum(-1)
-    return HeadOutput(log_p.gather(1, labels[:, None])[:, 0], log_tags, logits.argmax(-1), kl)
+    """The definition over full logits (R, V), the KL of the last R_kl rows where ref_logits are (R_kl, V)."""
+    kl_rows = slice(0 if ref_logits is None else len(logits) - len(ref_logits), None)
+    return reference_head(logits, labels, tags, ref_logits=ref_logits, kl_rows=kl_rows)
 
 
 def transform(product: Tensor, softcap: float | None, scale: float) -> Tensor:
@@ -629,7 +624,7 @@ class TestCost:
         assert self.products(forward) == 2 and backward.work == 0
 
     def test_without_onednn_too(self, monkeypatch):
-        monkeypatch.setattr("btsft_nb.objective.head_matrix._ONEDNN", False)
+        monkeypatch.setattr("btsft_nb.objective.head_blocks._ONEDNN", False)
         self.test_the_kl_adds_two_on_its_rows(30)
         self.test_a_trained_head_adds_two_backward()
 
@@ -678,22 +673,15 @@ class TestCost:
 
 class TestRefusals:
     @pytest.mark.parametrize("change, message", [
-        (dict(hidden=torch.zeros(1, ROWS, WIDTH)), "flatten"),
-        (dict(hidden=torch.zeros(ROWS, WIDTH + 1)), "float hidden"),
-        (dict(hidden=torch.zeros(ROWS, WIDTH, dtype=torch.int64)), "float hidden"),
-        (dict(labels=torch.zeros(ROWS)), "int64"),
-        (dict(labels=torch.zeros(ROWS + 1, dtype=torch.int64)), "one int64 label a row"),
-        (dict(labels=torch.full((ROWS,), -100)), "-100"),
-        (dict(labels=torch.full((ROWS,), VOCABULARY)), r"\[0, 37\)"),
-        (dict(tag_ids=(1, 1)), "two different"),
-        (dict(tag_ids=(1, VOCABULARY)), "two different"),
-        (dict(tag_ids=(-1, 1)), "two different"),
-        (dict(kl_rows=torch.ones(ROWS, dtype=torch.bool)), "ref_hidden with kl_rows"),
-        (dict(ref_hidden=torch.zeros(ROWS, WIDTH), kl_rows=torch.arange(ROWS)), "bool"),
-        (dict(ref_hidden=torch.zeros(3, WIDTH), kl_rows=torch.arange(ROWS) < 4), "one row for each KL row"),
-        (dict(ref_hidden=torch.zeros(3, WIDTH)), "one row for each KL row"),
-        (dict(softcap=0.0), "softcap"),
-        (dict(softcap=-1.0), "softcap"),
+        (dict(hidden=torch.zeros(1, ROWS, WIDTH)), r"\(R, D\) for labels \(R,\), got \(1, 11, 6\) for \(11,\)"),
+        (dict(labels=torch.zeros(ROWS + 1, dtype=torch.int64)), r"got \(11, 6\) for \(12,\)"),
+        (dict(labels=torch.full((ROWS,), -100)), r"\[0, 37\), got -100 to 2"),
+        (dict(labels=torch.full((ROWS,), VOCABULARY)), r"\[0, 37\), got 1 to 37"),
+        (dict(tag_ids=(1, 1)), r"two different tag_ids.* and \(1, 1\)"),
+        (dict(tag_ids=(1, VOCABULARY)), r"\[0, 37\)"),
+        (dict(tag_ids=(-1, 1)), r"\[0, 37\)"),
+        (dict(ref_hidden=torch.zeros(3, WIDTH), kl_rows=torch.arange(ROWS) < 4), "must have 4 rows, got 3"),
+        (dict(ref_hidden=torch.zeros(3, WIDTH)), "must have 11 rows, got 3"),
     ])  # fmt: skip
     def test_said_by_name(self, change, message):
         head, hidden, labels, _ = problem()
@@ -711,7 +699,7 @@ class TestRefusals:
     def test_a_weight_sharded_by_fsdp(self):
         head, hidden, labels, _ = problem()
         head.weight.full_tensor = head.weight.clone  # as DTensor has it
-        with pytest.raises(ValueError, match="DTensor"):
+        with pytest.raises(ValueError, match="sharded"):
             head_log_probs(hidden, head, labels, TAGS)
 
     def test_a_merged_adapter_has_no_reference(self):

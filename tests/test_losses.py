@@ -10,7 +10,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from btsft_nb import Kind
-from btsft_nb.evaluation.scoring import kl_divergence, tag_log_probs
 from btsft_nb.objective import objective as losses
 from btsft_nb.objective.format_reward import (
     Completion,
@@ -19,6 +18,7 @@ from btsft_nb.objective.format_reward import (
     find_completions,
     format_log_prob,
 )
+from btsft_nb.objective.full_logits import HeadOutput, reference_head
 from btsft_nb.objective.objective import TokenValues, token_losses
 
 P, TAG, THINK, ANSWER = (int(kind) for kind in Kind)
@@ -58,27 +58,33 @@ def each_row(ids) -> torch.Tensor:
     return torch.arange(len(ids))[:, None].expand(ids.shape)
 
 
+def predicted(output: HeadOutput, shape: torch.Size) -> TokenValues:
+    """What the head says of the tokens at positions 1 to T - 1, as (B, T)."""
+    rows = (shape[0], shape[1] - 1)
+    return TokenValues(
+        F.pad(output.log_probs.view(rows), (1, 0)),
+        F.pad(output.log_tags.view(3, *rows), (1, 0), value=math.log(1 / 3)),
+        F.pad(output.argmax.view(rows), (1, 0), value=-1),
+        None if output.kl is None else F.pad(output.kl.view(rows), (1, 0)),
+    )
+
+
 def token_values(
     logits: torch.Tensor,
     input_ids: torch.Tensor,
     tag_ids: tuple[int, int],
     ref_logits: torch.Tensor | None = None,
 ) -> TokenValues:
-    """The plain formulas over full logits (B, T, V): the reference that faster code is tested against."""
-    return TokenValues(
-        token_log_probs(logits, input_ids),
-        tag_log_probs(logits, tag_ids),
-        F.pad(logits[:, :-1].argmax(-1), (1, 0), value=-1),
-        None if ref_logits is None else kl_divergence(ref_logits, logits),
-    )
+    """The plain formulas over full logits (B, T, V): logits at t - 1 predict token t."""
+    refs = None if ref_logits is None else ref_logits[:, :-1].flatten(0, 1)
+    labels = input_ids[:, 1:].flatten()
+    output = reference_head(logits[:, :-1].flatten(0, 1), labels, tag_ids, ref_logits=refs)
+    return predicted(output, input_ids.shape)
 
 
 def token_log_probs(logits: torch.Tensor, input_ids: torch.Tensor) -> torch.Tensor:
-    """log p(x_t | x_<t): logits (B, T, V) and input_ids (B, T) -> (B, T) float32, 0 at position 0."""
-    log_probs = -F.cross_entropy(
-        logits[:, :-1].float().transpose(1, 2), input_ids[:, 1:], reduction="none"
-    )
-    return F.pad(log_probs, (1, 0))
+    """(B, T), 0 at position 0."""
+    return token_values(logits, input_ids, TAGS).log_probs
 
 
 def objective(logits, batch, *, tag_ids=TAGS, ref_logits=None, **options):
@@ -314,23 +320,41 @@ def test_token_log_probs_are_those_of_each_token_after_its_predecessors():
 
 def test_kl_is_zero_for_equals_and_positive_otherwise():
     """And directed: the reference is the first argument."""
-    ref = torch.tensor([[[2.0, 0.0, -1.0], [0.0, 0.0, 0.0]]])
-    new = torch.tensor([[[0.0, 1.0, 0.0], [0.0, 0.0, 0.0]]])
-    assert kl_divergence(ref, ref).abs().max() == 0
-    q, p = ref[0, 0].softmax(-1), new[0, 0].softmax(-1)
-    torch.testing.assert_close(kl_divergence(ref, new)[0, 1], (q * (q / p).log()).sum())
-    assert kl_divergence(ref, new)[0, 0] == 0
+    ref = torch.tensor([[2.0, 0.0, -1.0], [0.0, 0.0, 0.0]])
+    new = torch.tensor([[0.0, 1.0, 0.0], [0.0, 0.0, 0.0]])
+    labels = torch.tensor([0, 0])
+    assert not reference_head(ref, labels, TAGS, ref_logits=ref).kl.any()
+    kl = reference_head(new, labels, TAGS, ref_logits=ref).kl
+    q, p = ref[0].softmax(-1), new[0].softmax(-1)
+    torch.testing.assert_close(kl[0], (q * (q / p).log()).sum())
+    assert kl[1] == 0
+    only = reference_head(
+        new, labels, TAGS, ref_logits=ref[:1], kl_rows=torch.tensor([True, False])
+    )
+    assert torch.equal(only.kl, kl[:1])
+
+
+def test_a_token_that_is_ruled_out_adds_nothing_to_the_kl():
+    """In both, as padded vocabularies have it, -inf less -inf is no NaN."""
+    ref = torch.tensor([[2.0, 0.0, -torch.inf, 1.0]])
+    new = torch.tensor([[0.0, 1.0, -torch.inf, 0.5]], requires_grad=True)
+    output = reference_head(new, torch.tensor([0]), (1, 3), ref_logits=ref)
+    left = [0, 1, 3]
+    q, p = ref[0, left].softmax(-1), new[0, left].softmax(-1)
+    torch.testing.assert_close(output.kl[0], (q * (q / p).log()).sum())
+    output.kl.sum().backward()
+    assert new.grad.isfinite().all()
 
 
 @pytest.mark.parametrize("reduced", [torch.float32, torch.bfloat16, torch.float16])
 def test_tag_log_probs_sum_to_one(reduced):
     """In float64, from logits of any precision."""
-    logits = torch.randn(2, 5, VOCABULARY, generator=torch.Generator().manual_seed(0)).to(reduced)
-    log_tags = tag_log_probs(logits, TAGS)
-    assert log_tags.shape == (3, 2, 5) and log_tags.dtype == torch.float64
-    torch.testing.assert_close(log_tags.exp().sum(0), torch.ones(2, 5, dtype=torch.float64))
-    wanted = logits.double().log_softmax(-1)[:, :-1, list(TAGS)].permute(2, 0, 1)
-    torch.testing.assert_close(log_tags[:2, :, 1:], wanted, rtol=1e-5, atol=1e-6)
+    logits = torch.randn(5, VOCABULARY, generator=torch.Generator().manual_seed(0)).to(reduced)
+    log_tags = reference_head(logits, torch.zeros(5, dtype=torch.int64), TAGS).log_tags
+    assert log_tags.shape == (3, 5) and log_tags.dtype == torch.float64
+    torch.testing.assert_close(log_tags.exp().sum(0), torch.ones(5, dtype=torch.float64))
+    wanted = logits.double().log_softmax(-1)[:, list(TAGS)].T
+    torch.testing.assert_close(log_tags[:2], wanted, rtol=1e-5, atol=1e-6)
 
 
 def test_completions_are_found_with_what_the_prompt_opened():
@@ -421,12 +445,9 @@ def test_a_completion_too_short_to_fit_has_no_reward_and_no_bad_gradient():
 
 def reward_of(logits: torch.Tensor, opened: bool = False) -> torch.Tensor:
     """R of one completion: logits (L, V) at its positions."""
-    padded = torch.cat([logits, logits[:1]])[
-        None
-    ]  # logits at t - 1 predict t, so the last predict nothing
-    return expected_format_reward(
-        tag_log_probs(padded, TAGS), [Completion(0, 1, len(logits) + 1, 0, opened)], 1
-    )[0]
+    labels = torch.zeros(len(logits), dtype=torch.int64)
+    log_tags = reference_head(logits, labels, TAGS).log_tags[:, None]
+    return expected_format_reward(log_tags, [Completion(0, 0, len(logits), 0, opened)], 1)[0]
 
 
 @given(

@@ -1,10 +1,8 @@
-"""The kinds of tokens, and which thought tokens are blurred: one uniform draw for each, compared with a threshold.
-
-Tokens of one word, sentence or thought can share a draw.
+"""Which thought tokens are blurred: each has a uniform draw, and is blurred where that is below the threshold.
 
 The draws of an example come from a counter-based generator keyed by (seed, epoch, example), never from global state.
 So they do not depend on batch size, order, workers, rank or resume, and they nest: what is blurred at threshold 0.2
-is blurred at 0.5.
+is blurred at 0.5. Tokens of one word, sentence or thought can share a draw.
 """
 
 import hashlib
@@ -16,45 +14,64 @@ import numpy as np
 from ..data.kinds import Kind, thoughts
 
 UNITS = ("token", "word", "sentence", "thought")
+
+# where a unit ends within the text of a thought
 _UNIT_END = {
     "word": re.compile(r"(?<=\S)(?=\s)"),
     "sentence": re.compile(r"[.!?…][\"'”’)\]]*(?=\s)|[。！？]|(?<=\S)(?=\s*\n)"),
-    "thought": re.compile(r"(?!)"),
+    "thought": re.compile(r"(?!)"),  # nowhere
 }
 
 
 def example_key(example_id: str) -> int:
-    """A non-negative 63-bit number for an example's id, the same in every process."""
-    return (
-        int.from_bytes(hashlib.blake2b(example_id.encode(), digest_size=8).digest(), "little") >> 1
-    )
+    """A non-negative 63-bit number for an example's id, the same in every process.
+
+    >>> bt.example_key("tiny/teacher/0")
+    1408102677987290960
+    """
+    digest = hashlib.blake2b(example_id.encode(), digest_size=8).digest()
+    # one bit less than the digest has, so that an int64 tensor holds it
+    return int.from_bytes(digest, "little") >> 1
 
 
 def unit_ids(kinds: np.ndarray, texts: Sequence[str], unit: str) -> np.ndarray:
-    """Which unit of a thought each of its tokens belongs to: those that share a number share one draw.
+    """Numbers the units of an example's thoughts: tokens with the same number share one draw.
 
     Words end where white space begins; sentences at one of . ! ? and white space, at an ideographic full stop, or at a
     line break. No unit reaches from one thought into the next. A token that straddles two units belongs to the later.
 
     Args:
-        kinds: (T,) the `Kind` of each token. texts: the text of each token on its own.
+        kinds: (T,) the `Kind` of each token.
+        texts: the text of each token on its own.
         unit: one of UNITS.
 
     Returns:
         (T,) int64, counting up from 0 over the thoughts; -1 for tokens of other kinds.
+
+    >>> unit_ids([1, 2, 2, 2, 1, 3], ["<think>", "I", " am", " here", "</think>", "!"], "word").tolist()
+    [-1, 0, 1, 2, -1, -1]
     """
-    kinds, units, used = np.asarray(kinds), np.full(len(kinds), -1, np.int64), 0
+    kinds = np.asarray(kinds)
+    units = np.full(len(kinds), -1, np.int64)
+    first_free = 0
     for thought in thoughts(kinds):
-        pieces = [texts[i] for i in thought]
-        if unit == "token":
-            inside = np.arange(len(thought))
-        else:
-            ends = [found.end() for found in _UNIT_END[unit].finditer("".join(pieces))]
-            last = np.cumsum([len(piece) for piece in pieces]) - 1
-            inside = np.unique(np.searchsorted(ends, last, side="right"), return_inverse=True)[1]
-        units[thought] = used + inside
-        used = units[thought[-1]] + 1
+        # the unit of each of its tokens, numbered from 0 without gaps
+        numbers = np.arange(len(thought))
+        if unit != "token":
+            numbers = _number_units([texts[i] for i in thought], _UNIT_END[unit])
+        units[thought] = first_free + numbers
+        first_free = units[thought[-1]] + 1
     return units
+
+
+def _number_units(texts: list[str], unit_end: re.Pattern) -> np.ndarray:
+    ends = [match.end() for match in unit_end.finditer("".join(texts))]
+    # a token belongs to the unit of its last character: how many units end at or before it
+    last_character = np.cumsum([len(text) for text in texts]) - 1
+    units = np.searchsorted(ends, last_character, side="right")
+    # a unit within one token has no last character of a token, and leaves a gap
+    _, numbers = np.unique(units, return_inverse=True)
+    return numbers
 
 
 def draws(
@@ -70,21 +87,26 @@ def draws(
     Args:
         kinds: (T,) the `Kind` of each token.
         key: `example_key` of the example.
-        seed, epoch: which draw; pass epoch 0 throughout to draw once for all epochs.
+        seed: of the run.
+        epoch: which draw; pass 0 throughout to draw once for all epochs.
         keep_first: how many tokens at the start of a thought are never blurred (the reference implementation keeps 5).
         units: (T,) `unit_ids`, whose tokens share a draw; by default each token has its own.
 
     Returns:
         (T,) float64. A token is blurred iff its draw is below the threshold.
+
+    >>> kinds = [bt.Kind.TAG, bt.Kind.THINK, bt.Kind.THINK, bt.Kind.TAG, bt.Kind.ANSWER]
+    >>> bt.draws(kinds, bt.example_key("tiny/teacher/0"), seed=0, epoch=0).round(3)
+    array([  inf, 0.436, 0.448,   inf,   inf])
     """
     kinds = np.asarray(kinds)
-    u = np.full(len(kinds), np.inf)
     thought = np.flatnonzero(kinds == Kind.THINK)
     unit = np.arange(len(thought)) if units is None else units[thought]
-    keys = np.array(
-        [(seed << 32) + epoch, key], np.uint64
-    )  # a list would become floats from seed 2**31 on
-    generator = np.random.Generator(np.random.Philox(key=keys))
+    # an array, since numpy reads a list with numbers from 2**63 on as floats, which round
+    generator_key = np.array([(seed << 32) + epoch, key], np.uint64)
+    generator = np.random.Generator(np.random.Philox(key=generator_key))
+    u = np.full(len(kinds), np.inf)
+    # one draw a unit, in the order of the units: prompt and padding move none
     u[thought] = generator.random(unit.max(initial=-1) + 1)[unit]
     for tokens in thoughts(kinds):
         u[tokens[:keep_first]] = np.inf

@@ -1,5 +1,10 @@
-"""The expected think-format reward, and the completions that it is taken over."""
+"""The think format on token ids, and the probability that a model complies with it.
 
+A completion complies when it has exactly one open tag, at its first position, and exactly one close tag after it.
+Where the prompt ends in the open tag already, the completion has none. `data.think` has the format on text.
+"""
+
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,15 +15,57 @@ from torch.nn.utils.rnn import pad_sequence
 from ..data.kinds import Kind
 
 
+def is_opened(prompt: Sequence[int], tag_ids: tuple[int, int]) -> bool:
+    """Whether a prompt begins the thought: it ends in the open tag, one token of white space aside.
+
+    >>> is_opened([5, 1, 9], tag_ids=(1, 2)), is_opened([1, 2, 9], tag_ids=(1, 2))
+    (True, False)
+    """
+    tags = [token for token in prompt[-2:] if token in tag_ids]
+    return tags[-1:] == [tag_ids[0]]
+
+
+def complies(completion: Sequence[int], tag_ids: tuple[int, int], opened: bool) -> bool:
+    """Whether the tags of a completion are where the format wants them.
+
+    >>> complies([1, 7, 2, 8], tag_ids=(1, 2), opened=False)
+    True
+    >>> complies([1, 7, 2, 8], tag_ids=(1, 2), opened=True)
+    False
+    """
+    open_id, close_id = tag_ids
+    opens = [at for at, token in enumerate(completion) if token == open_id]
+    closes = [at for at, token in enumerate(completion) if token == close_id]
+    # an open tag at 0 stands before any close tag
+    return opens == ([] if opened else [0]) and len(closes) == 1
+
+
+def thought_tokens(completion: Sequence[int], tag_ids: tuple[int, int], opened: bool) -> range:
+    """The positions of a completion's thought: after its first open tag, up to a close tag or the end.
+
+    >>> thought_tokens([1, 7, 7, 2, 8], tag_ids=(1, 2), opened=False)
+    range(1, 3)
+    """
+    open_id, close_id = tag_ids
+    completion = list(completion)
+    start = 0
+    if not opened:
+        if open_id not in completion:
+            return range(0)
+        start = completion.index(open_id) + 1
+    is_closed = close_id in completion[start:]
+    return range(start, completion.index(close_id, start) if is_closed else len(completion))
+
+
 @dataclass
 class Completion:
-    """Where one completion stands in a batch: row, first and last + 1 position; its sequence, and what opened it."""
+    """Where one completion stands in a batch."""
 
     row: int
     start: int
-    end: int
-    sequence: int
-    opened: bool  # the prompt ends in the open tag, white space of at most one token aside
+    end: int  # one past its last position
+    sequence: int  # which of the batch's sequences it belongs to
+    opened: bool  # whether the prompt begins the thought
 
 
 def find_completions(batch: dict[str, Tensor], tag_ids: tuple[int, int]) -> list[Completion]:
@@ -26,52 +73,70 @@ def find_completions(batch: dict[str, Tensor], tag_ids: tuple[int, int]) -> list
 
     The first token of a sequence cannot be predicted and is left out, and so is a single token before the open
     tag: some templates write white space there.
+
+    >>> kinds = torch.tensor([[0, 0, 1, 2, 1, 3]])
+    >>> batch = {"input_ids": torch.tensor([[5, 5, 1, 7, 2, 8]]), "kinds": kinds}
+    >>> find_completions(batch | {"weights": kinds > 0, "sequence": 0 * kinds}, tag_ids=(1, 2))
+    [Completion(row=0, start=2, end=6, sequence=0, opened=False)]
     """
-    ids, weights, kinds, sequence = (
-        batch[name].cpu() for name in ("input_ids", "weights", "kinds", "sequence")
-    )
-    same = F.pad((sequence.diff(dim=1) == 0).int(), (1, 0))
-    step = F.pad((kinds != Kind.PROMPT).int() * same, (1, 1)).diff(dim=1)
-    found = []
-    for (row, start), (_, end) in zip(
-        (step == 1).nonzero().tolist(), (step == -1).nonzero().tolist(), strict=True
-    ):
+    ids = batch["input_ids"].cpu()
+    kinds = batch["kinds"].cpu()
+    weights = batch["weights"].cpu()
+    sequence = batch["sequence"].cpu()
+    # False at the first token of each sequence, so that runs of two sequences are apart
+    is_predicted = F.pad(sequence.diff(dim=1) == 0, (1, 0))
+    is_completion = is_predicted & (kinds != Kind.PROMPT)
+    # 1 where a run starts, -1 one past its end
+    edges = F.pad(is_completion.int(), (1, 1)).diff(dim=1)
+    starts = (edges == 1).nonzero().tolist()
+    ends = (edges == -1).nonzero().tolist()
+    completions = []
+    for (row, start), (_, end) in zip(starts, ends, strict=True):
         if not weights[row, start:end].any():
             continue
-        start += bool(
-            kinds[row, start] == Kind.ANSWER and (ids[row, start + 1 : end][:1] == tag_ids[0]).any()
-        )
-        before = ids[row, max(start - 2, 0) : start][
-            sequence[row, max(start - 2, 0) : start] == sequence[row, start]
-        ]
-        tags = before[(before == tag_ids[0]) | (before == tag_ids[1])]
-        opened = bool(len(tags) and tags[-1] == tag_ids[0])
-        found.append(Completion(row, start, end, int(sequence[row, start]), opened))
-    return found
+        # white space of the template before the tag is no part of the format
+        is_tag_next = ids[row, start + 1 : end][:1].tolist() == [tag_ids[0]]
+        if is_tag_next and kinds[row, start] == Kind.ANSWER:
+            start += 1
+        number = int(sequence[row, start])
+        before = slice(max(start - 2, 0), start)
+        prompt = ids[row, before][sequence[row, before] == number]
+        opened = is_opened(prompt.tolist(), tag_ids)
+        completions.append(Completion(row, start, end, number, opened))
+    return completions
 
 
 def format_log_prob(log_tags: Tensor, opened: Tensor, lengths: Tensor) -> Tensor:
-    """log of the probability that completions drawn position by position fit the think format.
+    """log R: how likely completions that are drawn position by position comply with the format.
 
     With o, c, n the probabilities of open tag, close tag and anything else, the open tag at the first position and
     the close tag at j > 1:  log R = log o_1 + sum_{t>1} log n_t + logsumexp_{j>1}(log c_j - log n_j).
     Where the prompt opened the thought, log o_1 falls away and j may be 1.
 
     Args:
-        log_tags: (3, C, L) float64, `tag_log_probs` of C completions, padded to length L.
-        opened: (C,) bool. lengths: (C,) int.
+        log_tags: (3, C, L) float64, log o, log c and log n of C completions, padded to length L.
+        opened: (C,) bool.
+        lengths: (C,) int.
 
     Returns:
-        (C,) float64; -inf for a completion too short to fit.
+        (C,) float64; -inf for a completion too short to comply.
+
+    >>> log_tags = torch.tensor([[[0.9, 0.1]], [[0.05, 0.8]], [[0.05, 0.1]]]).log()
+    >>> format_log_prob(log_tags, torch.tensor([False]), torch.tensor([2])).exp()  # 0.9 * 0.8
+    tensor([0.7200])
     """
     log_open, log_close, log_other = log_tags
     position = torch.arange(log_open.shape[1], device=log_open.device)
-    free = (position < lengths[:, None]) & (
-        (position > 0) | opened[:, None]
-    )  # where close or other may stand
-    rest = torch.where(free, log_other, 0).sum(1)
-    close = torch.where(free, log_close - log_other, -torch.inf).logsumexp(1)
-    return torch.where(opened, 0, log_open[:, 0]) + rest + close
+    is_inside = position < lengths[:, None]
+    # where the close tag may stand: anywhere but at the open tag's place
+    may_close = is_inside & ((position > 0) | opened[:, None])
+    # log o_1
+    first = torch.where(opened, 0, log_open[:, 0])
+    # sum_{t>1} log n_t, as if nothing closed
+    others = torch.where(may_close, log_other, 0).sum(1)
+    # one of them closes instead: logsumexp_{j>1}(log c_j - log n_j)
+    close = torch.where(may_close, log_close - log_other, -torch.inf).logsumexp(1)
+    return first + others + close
 
 
 def expected_format_reward(
@@ -79,33 +144,39 @@ def expected_format_reward(
 ) -> Tensor:
     """R of each sequence of a batch: log_tags (3, B, T) -> (sequences,) float64 in [0, 1].
 
-    A sequence with several completions fits when all of them do, and one without any fits.
+    A sequence with several completions complies when all of them do, and one without any complies.
+
+    >>> log_tags = torch.full((3, 1, 4), 1 / 3, dtype=torch.float64).log()
+    >>> completion = Completion(row=0, start=1, end=4, sequence=0, opened=False)
+    >>> expected_format_reward(log_tags, [completion], 1)  # open, then a close tag at 2 or 3: 2 of 27
+    tensor([0.0741], dtype=torch.float64)
     """
-    lengths = torch.tensor([c.end - c.start for c in completions], device=log_tags.device)
-    opened = torch.tensor([c.opened for c in completions], device=log_tags.device)
-    pieces = pad_sequence(
-        [log_tags[:, c.row, c.start : c.end].T for c in completions], batch_first=True
-    )
-    log_r = format_log_prob(pieces.permute(2, 0, 1), opened, lengths)
-    owner = torch.tensor([c.sequence for c in completions], device=log_tags.device)
-    return (
-        torch.zeros(sequences, dtype=log_r.dtype, device=log_r.device)
-        .index_add(0, owner, log_r)
-        .exp()
-    )
+    device = log_tags.device
+    lengths = torch.tensor([c.end - c.start for c in completions], device=device)
+    opened = torch.tensor([c.opened for c in completions], device=device)
+    owners = torch.tensor([c.sequence for c in completions], device=device)
+    # (L, 3) each, since pad_sequence pads the first dimension
+    pieces = [log_tags[:, c.row, c.start : c.end].T for c in completions]
+    padded = pad_sequence(pieces, batch_first=True).permute(2, 0, 1)
+    log_r = format_log_prob(padded, opened, lengths)
+    # the product over a sequence's completions, in logarithms
+    return log_r.new_zeros(sequences).index_add(0, owners, log_r).exp()
 
 
 def argmax_format_reward(
     argmax: Tensor, completions: list[Completion], sequences: int, tag_ids: tuple[int, int]
 ) -> Tensor:
-    """The reference implementation's reward, to compare: 1 where the argmax of the logits fits the format, else 0.
+    """The reference implementation's reward, to compare: 1 where the most probable tokens comply, else 0.
 
     argmax (B, T) -> (sequences,) float32. It has no gradient.
+
+    >>> completion = Completion(row=0, start=1, end=5, sequence=0, opened=False)
+    >>> argmax_format_reward(torch.tensor([[-1, 1, 7, 2, 8]]), [completion], 1, tag_ids=(1, 2))
+    tensor([1.])
     """
-    device, argmax, fits = argmax.device, argmax.cpu(), torch.ones(sequences)
+    rewards = torch.ones(sequences)
+    tokens = argmax.cpu()
     for c in completions:
-        tokens = argmax[c.row, c.start : c.end]
-        at_open, at_close = (tokens == tag_ids[0]).nonzero(), (tokens == tag_ids[1]).nonzero()
-        opens = len(at_open) == 0 if c.opened else len(at_open) == 1 and at_open[0] == 0
-        fits[c.sequence] *= float(opens and len(at_close) == 1)
-    return fits.to(device)
+        if not complies(tokens[c.row, c.start : c.end].tolist(), tag_ids, c.opened):
+            rewards[c.sequence] = 0
+    return rewards.to(argmax.device)

@@ -19,6 +19,9 @@ from .objective import TokenValues
 # what models multiply or divide their logits by, under its names in their configs (Cohere, Granite, Falcon-H1)
 _SCALES = ("logit_scale", "logits_scaling", "lm_head_multiplier")
 
+# its loops over blocks are not for torch.compile, which would unroll them
+_head_log_probs = torch.compiler.disable(head_log_probs)
+
 
 class HeadForward:
     """Gives hidden states, or what the head says of them, at the positions before given tokens.
@@ -29,7 +32,7 @@ class HeadForward:
         padding_free: whether it shall take sequences laid end to end.
 
     How the model makes logits of its last hidden states is read from its config and checked once against the model
-    itself. Raises ValueError, with what was found, for a model that does anything else.
+    itself. Raises ValueError for a model that does anything else.
     """
 
     def __init__(
@@ -49,7 +52,7 @@ class HeadForward:
             )
         if is_deepspeed_zero3_enabled():
             raise ValueError(
-                "DeepSpeed ZeRO-3 divides the head, which the objective reads whole: take FSDP2, or ZeRO-2"
+                "DeepSpeed ZeRO-3 shards the head, which is read as a whole: use FSDP2 or ZeRO-2"
             )
         was_training = self.base.training
         self.base.eval()
@@ -66,7 +69,7 @@ class HeadForward:
     def hidden(self, model: nn.Module, inputs: dict[str, Tensor], positions: Tensor) -> Tensor:
         """(R, D) without gradient: the hidden states before the tokens at positions (B, T), R of them True."""
         with torch.no_grad(), self._installed():
-            return model(**_text(inputs), positions=positions)
+            return model(**_model_inputs(inputs), positions=positions)
 
     def token_values(
         self,
@@ -84,72 +87,80 @@ class HeadForward:
             inputs: `input_ids`, `blurred`, and `attention_mask` or `position_ids`, each (B, T).
             ref_hidden, ref_head: as for `head_log_probs`, the rows those of blurred tokens.
         """
-        arguments = {"positions": positions, "targets": inputs["input_ids"][positions]}
+        targets = inputs["input_ids"][positions]
+        reference = {}
         if ref_hidden is not None:
-            arguments |= {
-                "ref_hidden": ref_hidden,
-                "ref_head": ref_head,
-                "kl_rows": inputs["blurred"][positions],
-            }
+            kl_rows = inputs["blurred"][positions]
+            reference = {"ref_hidden": ref_hidden, "ref_head": ref_head, "kl_rows": kl_rows}
         with self._installed():
-            head = model(**_text(inputs), **arguments)
-        zeros = torch.zeros(positions.shape, dtype=head.log_probs.dtype, device=positions.device)
-        uniform = torch.full(
-            (3, *positions.shape), -math.log(3), dtype=torch.float64, device=positions.device
-        )
+            head = model(
+                **_model_inputs(inputs), positions=positions, targets=targets, reference=reference
+            )
+        # back to (B, T): 0 and a uniform choice where nothing was asked
+        zeros = torch.zeros_like(positions, dtype=head.log_probs.dtype)
+        uniform = torch.full_like(zeros.expand(3, -1, -1), -math.log(3), dtype=torch.float64)
+        none = torch.full_like(inputs["input_ids"], -1)
         return TokenValues(
-            zeros.masked_scatter(positions, head.log_probs),
-            uniform.masked_scatter(positions, head.log_tags),
-            torch.full_like(inputs["input_ids"], -1).masked_scatter(positions, head.argmax),
-            None if ref_hidden is None else zeros.masked_scatter(inputs["blurred"], head.kl),
+            log_probs=zeros.masked_scatter(positions, head.log_probs),
+            log_tags=uniform.masked_scatter(positions, head.log_tags),
+            argmax=none.masked_scatter(positions, head.argmax),
+            kl=None if ref_hidden is None else zeros.masked_scatter(inputs["blurred"], head.kl),
         )
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """(R, V) in float32 or float64, of hidden states (R, D) as `hidden` gives them, for few rows at a time."""
+        z = self.head(hidden)
+        z = (z if z.dtype == torch.float64 else z.float()) * self.scale
+        return z if self.softcap is None else self.softcap * torch.tanh(z / self.softcap)
 
     @contextmanager
     def _installed(self) -> Iterator[None]:
         """Within, the model takes the arguments of `_forward` and returns what it returns."""
         before = vars(self.base).get("forward")
+        self.base.forward = self._replacement
         try:
-            self.base.forward = self._replacement
             yield
         finally:
-            vars(self.base).pop("forward", None)
+            del self.base.forward
             if before is not None:
                 self.base.forward = before
 
     def _forward(
-        self, positions: Tensor, targets: Tensor | None = None, **inputs
+        self,
+        positions: Tensor,
+        targets: Tensor | None = None,
+        reference: dict | None = None,
+        **inputs,
     ) -> HeadOutput | Tensor:
-        """positions (B, T) bool, R of them True: the tokens to predict. targets (R,): their ids. A reference comes as
-        `head_log_probs` takes it, all else is the model's.
+        """Stands in for the model's own forward.
 
-        Returns the head's output for R rows, or, without targets, their hidden states (R, D).
+        Args:
+            positions: (B, T) bool, R of them True: the tokens to predict.
+            targets: (R,), their ids; without them hidden states are returned.
+            reference: what `head_log_probs` takes of it.
+            inputs: the model's.
+
+        Returns:
+            The head's output for R rows, or their hidden states (R, D).
         """
-        reference = {
-            name: inputs.pop(name)
-            for name in ("ref_hidden", "ref_head", "kl_rows")
-            if name in inputs
-        }
-        inputs = {
-            name: value for name, value in inputs.items() if value is not None
-        }  # PEFT passes many None
+        # PEFT passes many None
+        inputs = {name: value for name, value in inputs.items() if value is not None}
         hidden = self.base.base_model(**inputs, use_cache=False).last_hidden_state
-        hidden = hidden[:, -positions.shape[1] : -1][
-            positions[:, 1:]
-        ]  # virtual tokens of PEFT stand before
+        # the state before each token but the first; virtual tokens of PEFT stand in front
+        hidden = hidden[:, -positions.shape[1] : -1][positions[:, 1:]]
         if targets is None:
             return hidden
-        how = {"softcap": self.softcap, "scale": self.scale}
-        return _head_log_probs(hidden, self.head, targets, self.tag_ids, **how, **reference)
+        form = {"softcap": self.softcap, "scale": self.scale}
+        return _head_log_probs(hidden, self.head, targets, self.tag_ids, **form, **reference)
 
     def _probe_head(self) -> tuple[float, float | None]:
-        """Scale and soft cap of the logits, found by giving the model a ramp in place of its head's output."""
-        config, seen = self.base.config.get_text_config(), []
+        """Scale and soft cap of the logits, by giving the model a ramp in place of its head's output."""
+        config = self.base.config.get_text_config()
+        head_inputs = []
 
         def ramp(module, arguments, output):
-            seen.append(arguments[0])
-            return torch.linspace(
-                -50, 50, output.shape[-1], device=output.device, dtype=output.dtype
-            ).expand_as(output)
+            head_inputs.append(arguments[0])
+            return torch.linspace(-50, 50, output.shape[-1]).to(output).expand_as(output)
 
         ids = torch.arange(4, device=self.base.device)[None]
         hidden = self.base.base_model(input_ids=ids, use_cache=False).last_hidden_state
@@ -158,55 +169,52 @@ class HeadForward:
             logits = self.base(input_ids=ids, use_cache=False).logits[0, 0].double()
         finally:
             hook.remove()
-        if not seen or not _close(seen[0], hidden):
+        if not head_inputs or not _is_close(head_inputs[0], hidden):
             raise ValueError(
-                f"{self.name}: its head does not take its backbone's last hidden states; not supported"
+                f"{self.name}: its head does not take its backbone's last hidden states"
             )
+        # try each number of the config that could be a scale
         cap = getattr(config, "final_logit_softcapping", None)
-        named = [value for name in _SCALES if (value := getattr(config, name, None))]
-        product = torch.linspace(-50, 50, len(logits), dtype=torch.float64, device=logits.device)
+        named = [getattr(config, name, None) or 1.0 for name in _SCALES]
+        product = torch.linspace(-50, 50, len(logits)).to(logits)
         for scale in (1.0, *named, *(1 / value for value in named)):
             z = product * scale
-            if _close(logits, z if cap is None else cap * torch.tanh(z / cap)):
+            if _is_close(logits, z if cap is None else cap * torch.tanh(z / cap)):
                 return float(scale), cap
         raise ValueError(
-            f"{self.name}: its logits are not softcap * tanh(scale * head / softcap) with what its config says of "
-            f"final_logit_softcapping and {', '.join(_SCALES)}; not supported"
+            f"{self.name}: its logits are not softcap * tanh(scale * head / softcap), with final_logit_softcapping and "
+            f"{', '.join(_SCALES)} of its config"
         )
 
     def _probe_padding_free(self) -> None:
         """The same sequence after two others, and alone."""
         ids = torch.arange(4, device=self.base.device)[None]  # and their positions
 
-        def after(*others: Tensor) -> Tensor:
-            tokens, places = torch.cat([*others, ids], 1), ids.repeat(1, len(others) + 1)
-            hidden = self.base.base_model(
-                input_ids=tokens, position_ids=places, use_cache=False
-            ).last_hidden_state
-            return hidden[:, -4:]
+        def hidden_after(*others: Tensor) -> Tensor:
+            output = self.base.base_model(
+                input_ids=torch.cat([*others, ids], 1),
+                position_ids=ids.repeat(1, len(others) + 1),
+                use_cache=False,
+            )
+            return output.last_hidden_state[:, -4:]
 
-        one, other, alone = after(ids), after(ids.flip(1)), after()
-        if not (_close(one, other, 1e-6) and _close(one, alone)):
+        after_one = hidden_after(ids)
+        after_other = hidden_after(ids.flip(1))
+        if not (_is_close(after_one, after_other, 1e-6) and _is_close(after_one, hidden_after())):
             raise ValueError(
                 f"{self.name} lets sequences in one row see each other, with attn_implementation="
                 f"{self.base.config._attn_implementation!r}: set padding_free=False"
             )
 
 
-def _text(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {
-        name: inputs[name]
-        for name in ("input_ids", "attention_mask", "position_ids")
-        if name in inputs
-    }
+def _model_inputs(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    names = ("input_ids", "attention_mask", "position_ids")
+    return {name: inputs[name] for name in names if name in inputs}
 
 
-# its loops over blocks are not for torch.compile, which would unroll them
-_head_log_probs = torch.compiler.disable(head_log_probs)
-
-
-def _close(a: Tensor, b: Tensor, tolerance: float = 0.02) -> bool:
+def _is_close(a: Tensor, b: Tensor, tolerance: float = 0.02) -> bool:
     """Equal but for rounding, by default that of half precision."""
-    return a.shape == b.shape and bool(
-        (a.double() - b.double()).abs().max() <= tolerance * b.double().abs().max()
-    )
+    if a.shape != b.shape:
+        return False
+    largest = b.double().abs().max()
+    return bool((a.double() - b.double()).abs().max() <= tolerance * largest)

@@ -36,22 +36,29 @@ class TokenValues(NamedTuple):
 def token_losses(
     log_probs: Tensor, weights: Tensor, negative: str = "nll", floor: float = 10.0
 ) -> Tensor:
-    """What each token adds to the sum, all (B, T): w * nll, but for negative weights as `negative` says.
+    """What each token adds to the sum: w * nll, or for a negative weight what `negative` says.
 
-    `nll`: w * nll too, which has no lower bound. `unlikelihood`: |w| * -log(1 - p), at least 0 (Welleck et al.,
-    https://arxiv.org/abs/1908.04319). `floor`: w * min(nll, floor), at least w * floor: a token less probable than
-    exp(-floor) is left alone.
+    Args:
+        log_probs: (B, T) of the tokens.
+        weights: (B, T).
+        negative: "nll": w * nll too, which has no lower bound. "unlikelihood": |w| * -log(1 - p), at least 0 (Welleck
+            et al., https://arxiv.org/abs/1908.04319). "floor": w * min(nll, floor): a token less probable than
+            exp(-floor) is left alone.
+        floor: in nats.
+
+    >>> token_losses(torch.tensor([-2.0, -20.0]), torch.tensor([1.0, -1.0]), "floor")
+    tensor([  2., -10.])
     """
     losses = -log_probs * weights
-    if negative == "unlikelihood":
+    if negative == "nll":
+        return losses
+    if negative == "floor":
+        bounded = losses.clamp(min=weights * floor)
+    else:
         # log(1 - p) by expm1, which loses nothing where p is almost 1; 1e-12 keeps it finite at 1, gradient included
-        bounded = -weights * -torch.log(-torch.expm1(log_probs.double() - 1e-12))
-        return torch.where(weights < 0, bounded.to(losses.dtype), losses)
-    return (
-        torch.where(weights < 0, losses.clamp(min=weights * floor), losses)
-        if negative == "floor"
-        else losses
-    )
+        log_other = torch.log(-torch.expm1(log_probs.double() - 1e-12))
+        bounded = (weights * log_other).to(losses.dtype)
+    return torch.where(weights < 0, bounded, losses)
 
 
 def objective(
@@ -71,10 +78,12 @@ def objective(
 
     Args:
         values: of the model in training; `kl` where anchor is not 0.
-        batch: see above. completions: what `find_completions` finds in it.
+        batch: see above.
+        completions: what `find_completions` finds in it.
         tag_ids: the ids of the open and the close tag.
         n_tokens, n_sequences: N and B of the objective, over all micro-batches that share an optimiser step.
-        beta, anchor: the dials. negative, floor: as for `token_losses`.
+        beta, anchor: the dials.
+        negative, floor: as for `token_losses`.
 
     Returns:
         The loss, a scalar connected to all values, and sums over this micro-batch, scalars without gradient:
@@ -82,30 +91,52 @@ def objective(
         kind, over supervised tokens; `p_*` and `tags_*` of open and close tag, the probability where they stand;
         `expected_reward`, `format_reward`, `sequences`; `blurred`, `supervised`.
     """
-    weights, kinds, blurred = batch["weights"], batch["kinds"], batch["blurred"]
-    none = values.log_probs.new_zeros(())
-    losses = token_losses(values.log_probs, weights.masked_fill(blurred, 0), negative, floor)
-    parts = {"loss_nll": losses.sum() / n_tokens, "loss_anchor": none, "loss_format": none}
+    zero = values.log_probs.new_zeros(())
+    parts = dict.fromkeys(PARTS, zero)
+
+    # 1/N sum_{t not blurred} w_t nll_t
+    weights = batch["weights"].masked_fill(batch["blurred"], 0)
+    losses = token_losses(values.log_probs, weights, negative, floor)
+    parts["loss_nll"] = losses.sum() / n_tokens
+
+    # anchor * 1/N sum_{t blurred} KL(p_ref || p)
     if anchor:
-        parts["loss_anchor"] = anchor * values.kl[blurred].sum() / n_tokens
+        parts["loss_anchor"] = anchor * values.kl[batch["blurred"]].sum() / n_tokens
+
+    # beta * 1/B sum (1 - R)
     sequences = int(batch["sequence"].max()) + 1
-    reward = argmax = none.new_ones(sequences)
+    expected = zero.new_ones(sequences)
+    of_argmax = expected
     if completions:
+        # measured also where it is no part of the loss
         with torch.set_grad_enabled(torch.is_grad_enabled() and beta != 0):
-            reward = expected_format_reward(values.log_tags, completions, sequences)
-            parts["loss_format"] = beta * (1 - reward).sum().float() / n_sequences
-        argmax = argmax_format_reward(values.argmax, completions, sequences, tag_ids)
-    rewards = {
-        "expected_reward": reward.sum(),
-        "format_reward": argmax.sum(),
-        "sequences": none + sequences,
+            expected = expected_format_reward(values.log_tags, completions, sequences)
+        parts["loss_format"] = beta * (1 - expected).sum().float() / n_sequences
+        of_argmax = argmax_format_reward(values.argmax, completions, sequences, tag_ids)
+
+    sums = {
+        **parts,
+        "expected_reward": expected.sum(),
+        "format_reward": of_argmax.sum(),
+        "sequences": zero + sequences,
+        **_token_sums(values.log_probs, batch, tag_ids),
     }
-    groups = {kind.name.lower(): kinds == kind for kind in (Kind.TAG, Kind.THINK, Kind.ANSWER)}
-    sums = {**parts, **rewards, "blurred": blurred.sum(), "supervised": (weights != 0).sum()}
-    for name, chosen in groups.items():
-        at = chosen & (weights != 0)
-        sums |= {f"tokens_{name}": at.sum(), f"nll_{name}": -values.log_probs[at].sum()}
-    for name, tag in zip(("open", "close"), tag_ids, strict=True):
-        at = groups["tag"] & (batch["input_ids"] == tag) & (weights != 0)
-        sums |= {f"tags_{name}": at.sum(), f"p_{name}": values.log_probs[at].exp().sum()}
     return sum(parts.values()), {name: value.detach() for name, value in sums.items()}
+
+
+def _token_sums(
+    log_probs: Tensor, batch: dict[str, Tensor], tag_ids: tuple[int, int]
+) -> dict[str, Tensor]:
+    """Sums over the supervised tokens, blurred or not, by kind and of the two tags."""
+    supervised = batch["weights"] != 0
+    kinds = batch["kinds"]
+    sums = {"blurred": batch["blurred"].sum(), "supervised": supervised.sum()}
+    for kind in (Kind.TAG, Kind.THINK, Kind.ANSWER):
+        chosen = supervised & (kinds == kind)
+        sums[f"tokens_{kind.name.lower()}"] = chosen.sum()
+        sums[f"nll_{kind.name.lower()}"] = -log_probs[chosen].sum()
+    for name, tag_id in zip(("open", "close"), tag_ids, strict=True):
+        chosen = supervised & (kinds == Kind.TAG) & (batch["input_ids"] == tag_id)
+        sums[f"tags_{name}"] = chosen.sum()
+        sums[f"p_{name}"] = log_probs[chosen].exp().sum()
+    return sums
