@@ -169,17 +169,17 @@ def test_answers_are_read(tiny_tokenizer, options, answer, index):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"question": None}, r"field question: text wanted, got NoneType"),
+        ({"question": None}, r"field question: expected text, got None"),
         ({"question": " "}, r"field question: empty"),
         ({"choices": "AB"}, r"field choices: a list of 2 to 26 options wanted, got 'AB'"),
         ({"choices": ["one"]}, r"field choices: a list of 2 to 26"),
         ({"choices": ["one"] * 27}, r"field choices: a list of 2 to 26"),
-        ({"choices": ["a", 2, "c"]}, r"field choices\[1\]: text wanted, got int: 2"),
+        ({"choices": ["a", 2, "c"]}, r"field choices\[1\]: expected text, got 2"),
         ({"choices": ["a", " ", "c"]}, r"field choices\[1\]: an option without text"),
         ({"choices": ["a", "b", "a"]}, r"field choices\[2\]: the same option again: 'a'"),
         ({"choices": ["a", "<think>b", "c"]}, r"field choices\[1\]: a think tag in an option"),
         ({"thought": "so </think> there"}, r"field thought: a think tag in the thought"),
-        ({"thought": 3}, r"field thought: text wanted, got int"),
+        ({"thought": 3}, r"field thought: expected text, got 3"),
         (
             {"answer": 3},
             r"field answer: an index from 0, a letter or the text.* got 3, which names none",

@@ -206,7 +206,7 @@ def test_a_malformed_row_is_named_by_file_row_and_field(tiny_tokenizer, tmp_path
     path = tmp_path / "talks.jsonl"
     path.write_text("\n".join(json.dumps(talk(text)) for text in ("fine", "fine", 5, "fine")))
     with pytest.raises(
-        RowError, match=re.escape(f"{path}, row 2: field messages[1].content: text wanted, got int")
+        RowError, match=re.escape(f"{path}, row 2: field messages[1].content: expected text, got")
     ):
         prepare(load_rows(path), tiny_tokenizer)
 

@@ -132,18 +132,18 @@ def test_absent_reasoning_content_adds_no_tags(thought):
 
 
 BAD_ROWS = {
-    "no dict": (["a", 1], ["list", "['a', 1]", "JSON object"]),
-    "text": ("hello", ["str", "'hello'", "JSON object"]),
+    "no dict": (["a", 1], ["['a', 1]", "expected a row that is a dictionary"]),
+    "text": ("hello", ["'hello'", "expected a row that is a dictionary"]),
     "unknown layout": (
         {"prompt": "a", "reply": "b"},
-        ["'prompt', 'reply'", "no known layout", *(field for layout in LAYOUTS.values() for field in layout.fields)],
+        ["'prompt', 'reply'", "fit no layout", *(field for layout in LAYOUTS.values() for field in layout.fields)],
     ),
     "half a layout": ({"question": "a"}, ["['question']", "question, answer"]),
-    "several layouts": ({"messages": [USER, REPLY], "question": "q", "answer": "a"}, ["messages, question", "format="]),
-    "turns no list": ({"messages": "hi"}, ["field messages", "str", "list of turns"]),
-    "turn no dict": ({"conversations": [USER, "hi"]}, ["conversations[1]", "str", "role and content"]),
-    "no turns": ({"messages": []}, ["field messages", "no assistant turn", "[]"]),
-    "no assistant": ({"messages": [USER]}, ["field messages", "no assistant turn", "['user']"]),
+    "several layouts": ({"messages": [USER, REPLY], "question": "q", "answer": "a"}, ["fit messages, question; set format="]),
+    "turns no list": ({"messages": "hi"}, ["field messages", "'hi'", "list of turns"]),
+    "turn no dict": ({"conversations": [USER, "hi"]}, ["conversations[1]", "'hi'", "role and content"]),
+    "no turns": ({"messages": []}, ["field messages", "no assistant turn at the end"]),
+    "no assistant": ({"messages": [USER]}, ["field messages", "no assistant turn at the end"]),
     "assistant blank": ({"messages": [USER, {"role": "assistant", "content": " \n"}]}, ["messages", "without text"]),
     "assistant None": ({"conversations": [USER, {"role": "assistant"}]}, ["field conversations", "without text"]),
     "first assistant blank": (
@@ -155,29 +155,29 @@ BAD_ROWS = {
     "unknown role": (
         {"messages": [USER, {"role": "bot", "content": "x"}]}, ["messages[1].role", "'bot'", "assistant", "gpt"]
     ),
-    "no role": ({"messages": [{"content": "x"}]}, ["messages[0].role", "None", "known: system, user"]),
+    "no role": ({"messages": [{"content": "x"}]}, ["messages[0].role", "None", "one of the roles system, user"]),
     "content a number": (
-        {"messages": [USER, {"role": "assistant", "content": 5}]}, ["messages[1].content", "int", "5"]
+        {"messages": [USER, {"role": "assistant", "content": 5}]}, ["field messages[1].content: expected text, got 5"]
     ),
     "block an image": (
-        with_blocks({"type": "image_url", "image_url": "u"}), ["messages[1].content[0]", "'image_url'", "'text'"]
+        with_blocks({"type": "image_url", "image_url": "u"}), ["messages[1].content[0]", "'image_url'", "types text, "]
     ),
     "block a text": (with_blocks({"text": "a"}, "b"), ["messages[1].content[1]", "'b'", "'text'"]),
-    "block without text": (with_blocks({"type": "text"}), ["messages[1].content[0].text", "NoneType", "text wanted"]),
+    "block without text": (with_blocks({"type": "text"}), ["messages[1].content[0]: expected text, got None"]),
     "thought a list": (
-        {"messages": [USER, {**REPLY, "reasoning_content": ["x"]}]}, ["messages[1].reasoning_content", "list", "text"]
+        {"messages": [USER, {**REPLY, "reasoning_content": ["x"]}]}, ["messages[1].reasoning_content: expected text, got ['x']"]
     ),
-    "instruction a list": ({"instruction": ["a"], "output": "b"}, ["instruction", "list", "text wanted"]),
-    "input a number": ({"instruction": "a", "input": 3, "output": "b"}, ["input", "int", "text wanted"]),
-    "question a number": ({"question": 3, "answer": "b"}, ["question", "int", "text wanted"]),
-    "answer a number": ({"question": "a", "answer": 4}, ["answer", "int", "text wanted"]),
+    "instruction a list": ({"instruction": ["a"], "output": "b"}, ["field instruction: expected text, got ['a']"]),
+    "input a number": ({"instruction": "a", "input": 3, "output": "b"}, ["field input: expected text, got 3"]),
+    "question a number": ({"question": 3, "answer": "b"}, ["field question: expected text, got 3"]),
+    "answer a number": ({"question": "a", "answer": 4}, ["field answer: expected text, got 4"]),
     "user weight": (
         {"messages": [{"role": "user", "content": [{"text": "q", "weight": 0.5}]}, REPLY]},
         ["field messages[0]", "weight", "user", "only the assistant"],
     ),
-    "tag a number": (with_blocks({"text": "a", "tag": 5}), ["messages[1].content[0].tag", "int", "text wanted"]),
+    "tag a number": (with_blocks({"text": "a", "tag": 5}), ["messages[1].content[0].tag: expected text, got 5"]),
     "tool call part": (
-        with_blocks({"type": "tool_call", "value": "{}"}), ["messages[1].content[0]", "'tool_call'", "known: 'text'"]
+        with_blocks({"type": "tool_call", "value": "{}"}), ["messages[1].content[0]", "'tool_call'", "types text, "]
     ),
     "user thinks": (
         {"messages": [{**USER, "reasoning": "hm"}, REPLY]}, ["messages[0].reasoning", "user", "only the assistant"]
@@ -190,23 +190,23 @@ BAD_ROWS = {
         {"messages": [USER, {"role": "assistant", "reasoning": "a", "content": "[THINK]b[/THINK]c"}]},
         ["messages[1].reasoning", "keep one"],
     ),
-    "several conversations": ({"conversations": [[USER, REPLY], [USER, REPLY]]}, ["conversations[0]", "list"]),
+    "several conversations": ({"conversations": [[USER, REPLY], [USER, REPLY]]}, ["conversations[0]: expected a turn with role and content"]),
     "too deep conversations": ({"conversations": [[[USER, REPLY]]]}, ["conversations[0][0]", "role and content"]),
     "error in an inner list": ({"conversations": [[USER, {**REPLY, "content": 5}]]}, ["conversations[0][1].content"]),
     "system twice": (
         {"system": "a", "messages": [{"role": "system", "content": "b"}, USER, REPLY]}, ["field system", "keep one"]
     ),
     "columns that differ in case": ({"question": "a", "Question": "b", "answer": "c"}, ["'question'", "'Question'"]),
-    "field in upper case": ({"Question": "a", "ANSWER": 5}, ["field ANSWER: text wanted, got int: 5"]),
+    "field in upper case": ({"Question": "a", "ANSWER": 5}, ["field ANSWER: expected text, got 5"]),
     "no trajectory": (
-        {"question": "a", "thinking_trajectories": [], "attempt": "b"}, ["field thinking_trajectories[0]", "NoneType"]
+        {"question": "a", "thinking_trajectories": [], "attempt": "b"}, ["field thinking_trajectories[0]: expected text, got None"]
     ),
     "trajectory a number": (
-        {"question": "a", "thinking_trajectories": [5], "attempt": "b"}, ["field thinking_trajectories[0]", "int"]
+        {"question": "a", "thinking_trajectories": [5], "attempt": "b"}, ["field thinking_trajectories[0]: expected text, got 5"]
     ),
-    "attempt blank": ({"question": "a", "thinking_trajectories": ["t"], "attempt": " "}, ["field attempt", "fill it"]),
+    "attempt blank": ({"question": "a", "thinking_trajectories": ["t"], "attempt": " "}, ["field attempt", "without text; remove the row"]),
     "blank text": ({"text": " "}, ["field text", "without text"]),
-    "text and messages": ({"text": "a", "messages": [USER, REPLY]}, ["several", "messages, text"]),
+    "text and messages": ({"text": "a", "messages": [USER, REPLY]}, ["fit messages, text; set format="]),
 }  # fmt: skip
 
 
@@ -223,7 +223,8 @@ def test_a_row_that_does_not_fit_says_where_and_what_would_do(row, words):
 def test_a_weight_that_is_no_number_is_refused(weight):
     """By block, with the weight that was given."""
     with pytest.raises(
-        RowError, match=r"messages\[1\]\.content\[1\]\.weight: a number within"
+        RowError,
+        match=r"messages\[1\]\.content\[1\]\.weight: expected a weight between -1e6 and 1e6",
     ) as error:
         to_messages(with_blocks({"text": "a"}, {"text": "b", "weight": weight}))
     assert repr(weight) in str(error.value)
@@ -332,7 +333,7 @@ def test_a_system_column_is_the_first_turn():
     assert flat(to_messages({"SYSTEM": "Be brief.", "question": "q", "answer": "a"})) == flat(
         messages
     )
-    with pytest.raises(RowError, match=r"field system: .*keep one of them"):
+    with pytest.raises(RowError, match=r"field system: .*keep one"):
         to_messages({"system": "Be brief.", "text": "q a"})
 
 
@@ -451,7 +452,7 @@ def test_plain_text_is_one_message_of_the_role_text():
     row = {"text": "<reasoning>t</reasoning> Q: a\nA: b"}
     assert to_messages(row) == [Message("text", [Block(row["text"])])]
     with pytest.raises(
-        RowError, match="field text: no turn to answer; a prompt is a row with one, or text"
+        RowError, match="field text: no turn to answer; a prompt is text, or a row with a turn"
     ):
         to_prompt(row)
 
@@ -495,14 +496,14 @@ def test_a_function_makes_rows_of_a_known_layout():
 @pytest.mark.parametrize(
     ("format", "words"),
     [
-        ("answers", "'answers': no such layout; known: messages: messages; sharegpt"),
-        ({"title": "a", "answer": "b"}, "title.*fields of one layout"),
-        ({"question": ["a"], "answer": "b"}, "columns wanted"),
+        ("answers", "'answers' is no layout; known: messages: messages; sharegpt"),
+        ({"title": "a", "answer": "b"}, "title.*maps no layout to columns"),
+        ({"question": ["a"], "answer": "b"}, "maps no layout to columns"),
         (
             {"question": "a"},
-            "fields of one layout to columns wanted; known: messages: messages; sharegpt",
+            "maps no layout to columns; known: messages: messages; sharegpt",
         ),
-        ({"question": "a", "answer": "b", "text": "c"}, "fields of one layout to columns wanted"),
+        ({"question": "a", "answer": "b", "text": "c"}, "maps no layout to columns"),
     ],
 )
 def test_a_format_that_cannot_be_is_no_fault_of_the_row(format, words):
@@ -515,15 +516,15 @@ def test_a_format_that_cannot_be_is_no_fault_of_the_row(format, words):
 @pytest.mark.parametrize(
     ("format", "words"),
     [
-        ("problem", "field problem: absent, but the layout problem has problem"),
+        ("problem", "field problem: missing, and the layout problem needs it"),
         (
             {"problem": "question", "solution": "answer.final"},
-            "field answer.final: absent, but the layout problem has solution; .*'question'",
+            "field answer.final: missing, and the layout problem needs it",
         ),
-        ({"problem": "question", "solution": "messages"}, "field messages: text wanted, got list"),
-        (lambda row: None, "format= makes; got NoneType: None"),
-        (lambda row: {"a": 1}, r"\['a'\] fit no known layout"),
-        (lambda row: {"problem": 3, "solution": "s"}, "field problem: text wanted, got int: 3"),
+        ({"problem": "question", "solution": "messages"}, r"field messages: expected text, got \["),
+        (lambda row: None, "expected a row that is a dictionary, got None"),
+        (lambda row: {"a": 1}, r"\['a'\] fit no layout"),
+        (lambda row: {"problem": 3, "solution": "s"}, "field problem: expected text, got 3"),
     ],
 )
 def test_a_row_that_lacks_what_the_format_wants_is_named(format, words):
@@ -555,9 +556,9 @@ def test_the_reference_of_a_row_is_its_answer(row, reference):
 @pytest.mark.parametrize(
     ("row", "words"),
     [
-        ({"Answer": ["7"]}, "field Answer: text wanted, got list"),
-        ({"answer": True}, "field answer: text wanted, got bool"),
-        ({"answer": float("nan")}, "field answer: text wanted, got float"),
+        ({"Answer": ["7"]}, r"field Answer: expected text, got \["),
+        ({"answer": True}, "field answer: expected text, got True"),
+        ({"answer": float("nan")}, "field answer: expected text, got nan"),
         ({"answer": "7", "Answer": "8"}, "'answer' and 'Answer'"),
     ],
 )
@@ -658,8 +659,6 @@ def nested(depth: int) -> list:
         {"a": nested(100_000)},
         "x" * 5_000_000,
         b"x" * 5_000_000,
-        10**5000,
-        [10**5000],
         set(range(9)),
         object(),
     ],
@@ -668,8 +667,6 @@ def nested(depth: int) -> list:
         "deep in a dictionary",
         "long text",
         "long bytes",
-        "large number",
-        "large number in a list",
         "set",
         "object",
     ],
@@ -761,7 +758,7 @@ def test_real_reasoning_parts_are_read_but_not_tool_calls(shared):
             refused.append(error)
     assert len(talks) == 3 and sum("'tool_call'" in str(error) for error in refused) == 21
     assert [str(error) for error in refused if "'tool_call'" not in str(error)] == [
-        "field messages[2].content[0]: a thought here, and another in think tags; keep one of them"
+        "field messages[2].content[0]: a second thought in think tags; keep one"
     ]
     assert all(
         m.text.startswith("<think>\n") for talk in talks for m in talk if m.role == "assistant"

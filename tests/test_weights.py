@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from btsft_nb.data.errors import RowError
 from btsft_nb.data.kinds import Kind
-from btsft_nb.data.messages import Block, Message, RowError
+from btsft_nb.data.messages import Block, Message
 from btsft_nb.data.weights import Weighting, sentence_weights
 
 TEXTS = st.text("ab c\n<>\U0001f600é", max_size=20)
@@ -85,30 +86,29 @@ def test_a_function_sees_row_and_text_of_each_assistant_turn():
 @pytest.mark.parametrize(
     "span, said",
     [
-        ((0, 9, 1), "in a turn of 3 characters"),
-        ((-1, 2, 1), "in a turn of 3 characters"),
-        ((2, 1, 1), "in a turn of 3 characters"),
-        ((0, 1.0, 1), "in a turn of 3 characters"),
-        ((False, True, 1), "in a turn of 3 characters"),
-        ((0, 1, math.nan), "a number within 1e+06 of 0"),
-        ((0, 1, math.inf), "a number within"),
-        ((0, 1, -1e7), "a number within"),
-        ((0, 1, True), "a number within"),
-        ((0, 1, "1"), "a number within"),
-        ((0, 1, None), "a number within"),
-        ((0, 1, 1, 5), "the tag text"),
-        ((0, 1), "(start, stop, weight)"),
-        (7, "(start, stop, weight)"),
+        ((0, 9, 1), "expected a span within 3 characters, got "),
+        ((-1, 2, 1), "expected a span within 3 characters, got "),
+        ((2, 1, 1), "expected a span within 3 characters, got "),
+        ((0, 1.0, 1), "expected (start, stop, weight) or (..., tag), got (0, 1.0, 1)"),
+        ((0, 1, math.nan), "expected a weight between -1e6 and 1e6, got nan"),
+        ((0, 1, math.inf), "expected a weight between -1e6 and 1e6, got inf"),
+        ((0, 1, -1e7), "expected a weight between -1e6 and 1e6, got -10000000.0"),
+        ((0, 1, True), "expected a weight between -1e6 and 1e6, got True"),
+        ((0, 1, "1"), "expected a weight between -1e6 and 1e6, got '1'"),
+        ((0, 1, None), "expected a weight between -1e6 and 1e6, got None"),
+        ((0, 1, 1, 5), "expected text, got 5"),
+        ((0, 1), "expected (start, stop, weight) or (..., tag), got (0, 1)"),
+        (7, "expected (start, stop, weight) or (..., tag), got 7"),
     ],
 )
 def test_a_wrong_span_is_named(span, said):
     with pytest.raises(RowError) as caught:
         Weighting(lambda row, text: [span]).apply(talk(Block("abc")), {})
-    assert said in str(caught.value) and str(span) in str(caught.value)
+    assert said in str(caught.value)
 
 
 def test_no_spans_at_all_is_an_error():
-    with pytest.raises(RowError, match="no spans but None"):
+    with pytest.raises(RowError, match="expected spans from the function for weights, got None"):
         Weighting(lambda row, text: None).apply(talk(Block("abc")), {})
 
 
@@ -124,18 +124,18 @@ def test_numpy_numbers_are_numbers():
 @pytest.mark.parametrize(
     "weights, said",
     [
-        ("think", "a dictionary or a function"),
-        ([0.5], "a dictionary or a function"),
+        ("think", "must be a dictionary or a function, got 'think'"),
+        ([0.5], "must be a dictionary or a function, got [0.5]"),
         (
             {"thought": 1},
-            "tag, think, answer or re.compile(a pattern), and a number within 1e+06 of 0 wanted, got 'thought': 1",
+            "'thought' is no compiled pattern, think, answer or tag",
         ),
-        ({"prompt": 1}, "got 'prompt': 1"),
-        ({re.compile(b"x"): 1}, "got re.compile(b'x'): 1"),
-        ({2: 1}, "got 2: 1"),
-        ({"think": math.nan}, "got 'think': nan"),
-        ({"think": True}, "got 'think': True"),
-        ({re.compile("x"): "1"}, "got re.compile('x'): '1'"),
+        ({"prompt": 1}, "'prompt' is no compiled pattern"),
+        ({re.compile(b"x"): 1}, "re.compile(b'x') is no compiled pattern"),
+        ({2: 1}, "2 is no compiled pattern"),
+        ({"think": math.nan}, "weights['think'] must be between -1e6 and 1e6, got nan"),
+        ({"think": True}, "weights['think'] must be between -1e6 and 1e6, got True"),
+        ({re.compile("x"): "1"}, "weights[re.compile('x')] must be between -1e6 and 1e6, got '1'"),
     ],
 )
 def test_a_wrong_setting_says_what_would_do(weights, said):
@@ -191,19 +191,34 @@ def test_pieces_of_a_text_tile_it(cut, data):
 @pytest.mark.parametrize(
     "broken, said",
     [
-        ({}, "field chunks: a list of pieces"),
-        ({"chunks": {"chunk": "a"}}, "field chunks: a list of pieces"),
-        ({"chunks": ["a"]}, "field chunks[0]: a piece with its text in 'chunk'"),
-        ({"chunks": [{"chunk": 5, "importance": 1}]}, "field chunks[0]: a piece"),
+        ({}, "field chunks: expected a list of pieces"),
+        ({"chunks": {"chunk": "a"}}, "field chunks: expected a list of pieces"),
+        ({"chunks": ["a"]}, "field chunks[0]: expected a piece with 'chunk', got 'a'"),
+        (
+            {"chunks": [{"chunk": 5, "importance": 1}]},
+            "field chunks[0].chunk: expected text, got 5",
+        ),
         (
             row(("a", 1, None), ("c", 1, None)),
-            "field chunks[1]: 'c' does not follow in the assistant's turn",
+            "field chunks[1]: expected a piece of the assistant's turn, got 'c'",
         ),
-        (row(("b", 1, None), ("a", 1, None)), "field chunks[1]: 'a' does not follow"),
-        (row(("a", math.nan, None)), "field chunks[0]: a number within"),
-        (row(("a", None, None)), "as weight, text as tag wanted, got None and None"),
-        (row(("a", [[[]]], None)), "wanted, got [[[]]] and None"),
-        (row(("a", 1, [5])), "text as tag wanted, got 1 and 5"),
+        (
+            row(("b", 1, None), ("a", 1, None)),
+            "field chunks[1]: expected a piece of the assistant's turn, got 'a'",
+        ),
+        (
+            row(("a", math.nan, None)),
+            "field chunks[0]: expected a weight between -1e6 and 1e6, got nan",
+        ),
+        (
+            row(("a", None, None)),
+            "field chunks[0]: expected a weight between -1e6 and 1e6, got None",
+        ),
+        (
+            row(("a", [[[]]], None)),
+            "field chunks[0]: expected a weight between -1e6 and 1e6, got [[[]]]",
+        ),
+        (row(("a", 1, [5])), "field chunks[0].tags: expected text, got 5"),
     ],
 )
 def test_a_malformed_piece_is_named(broken, said):

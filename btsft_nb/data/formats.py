@@ -1,74 +1,99 @@
 """A row of a known layout -> messages.
 
-A layout is a set of field names and a function `fields -> list[Message]`; `LAYOUTS` lists them, and adding one there
-is all that a new layout needs. Nothing is guessed from the content of a field: the field names alone decide, in upper
-or lower case, or `format` does:
+A layout is the names of its fields and a function that reads them. `LAYOUTS` lists all; a new one is a new entry there.
+Nothing is guessed from what a field holds. The names of the columns alone tell the layout, in upper or lower case; or
+`format` does:
 
     "question"                                               the name of a layout
-    {"problem": "problem.problem", "solution": "solution"}   a layout's fields -> columns, dots lead into dictionaries
+    {"problem": "problem.problem", "solution": "solution"}   a layout's fields -> columns; dots lead into dictionaries
     lambda row: {"text": row["body"]}                        a function row -> row of a known layout
 """
 
 import math
-import re
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from decimal import Decimal
 from functools import lru_cache
 from numbers import Real
 from typing import NamedTuple
 
-from .messages import (
-    Block,
-    Message,
-    RowError,
-    as_text,
-    has_tags,
-    message,
-    read_turn,
-    refuse_tools,
-    shown,
-    tagged,
-)
+from ..text import visible
+from .errors import RowError, unexpected
+from .messages import Block, Message, as_text, read_turn, refuse_tools, to_message
+from .think import has_tags, tagged
 
+TRAINED = ("assistant", "text")  # roles of what is trained
 Format = str | dict[str, str] | Callable[[dict], dict] | None
 
 
+class Column(NamedTuple):
+    """What a row holds for a field of its layout, and the column's own name, for errors."""
+
+    name: str
+    value: object
+
+    @property
+    def text(self) -> str:
+        """The value, which has to be text."""
+        return as_text(self.value, self.name)
+
+
+class Layout(NamedTuple):
+    """A kind of row.
+
+    Attributes:
+        fields: the names that it is known by, that of the answer last.
+        read: the columns of `fields`, then of `optional` (None where absent) -> messages.
+        optional: further fields.
+        overrides: another layout, which the fields of this one would fit as well.
+    """
+
+    fields: tuple[str, ...]
+    read: Callable[..., list[Message]]
+    optional: tuple[str, ...] = ()
+    overrides: str = ""
+
+
 def to_messages(row: dict, format: Format = None) -> list[Message]:
-    """The conversation in a row, ending in an assistant turn; or one message of the role text, formatted already.
+    """The conversation in a row, which ends in an assistant turn; or one message of the role text.
 
     Raises:
         RowError: no layout fits or several do, a field is malformed, or there is no assistant text.
         ValueError: `format` names no layout, or is no map to the fields of one.
+
+    >>> for message in bt.to_messages({"question": "3 + 4?", "answer": "3 + 4 = 7 #### 7"}):
+    ...     print(message.role, repr(message.text))
+    user '3 + 4?'
+    assistant '<think>\\n3 + 4 = 7\\n</think>\\n\\n7'
     """
-    messages, answer = _read(row, format)
-    roles = [turn.role for turn in messages]
-    if not roles or roles[-1] not in ("assistant", "text"):
-        raise RowError(
-            f"no assistant turn at the end of the roles {shown(roles)}; cut the rest off",
-            field=answer,
-        )
-    if roles[0] == "assistant":
-        raise RowError(
-            "begins with the assistant, so there is nothing to answer; remove that turn",
-            field=answer,
-        )
-    if any(turn.role in ("assistant", "text") and not turn.text.strip() for turn in messages):
-        raise RowError("an assistant turn without text; remove the row or fill it", field=answer)
+    messages, column = _read(row, format)
+    if not messages or messages[-1].role not in TRAINED:
+        raise RowError("no assistant turn at the end; cut the rest off", field=column)
+    if messages[0].role == "assistant":
+        raise RowError("the assistant speaks first; remove that turn", field=column)
+    for turn in messages:
+        if turn.role in TRAINED and not turn.text.strip():
+            raise RowError("an assistant turn without text; remove the row", field=column)
     return messages
 
 
 def to_prompt(row: dict | str, format: Format = None) -> list[Message]:
-    """The conversation without its last turn where that is the assistant's: what a model is given to go on from.
+    """The conversation that a model goes on from: without the last turn where that is the assistant's.
 
-    A string is one user turn; a row is as for `to_messages`, but needs no assistant turn. Raises as that does.
+    Args:
+        row: text, which is one user turn, or a row as for `to_messages`, the assistant's turn optional.
+
+    Raises as `to_messages` does.
+
+    >>> [message.text for message in bt.to_prompt({"question": "3 + 4?", "answer": "7"})]
+    ['3 + 4?']
     """
     if isinstance(row, str):
         return [Message("user", [Block(as_text(row, "prompt"))])]
-    messages, answer = _read(row, format)
-    if messages and messages[-1].role in ("assistant", "text"):
+    messages, column = _read(row, format)
+    if messages and messages[-1].role in TRAINED:
         messages.pop()
     if not messages:
-        raise RowError("no turn to answer; a prompt is a row with one, or text", field=answer)
+        raise RowError("no turn to answer; a prompt is text, or a row with a turn", field=column)
     return messages
 
 
@@ -80,195 +105,178 @@ def reference_of(row: dict | str) -> str | None:
     >>> reference_of({"question": "3 + 4?", "Answer": 7})
     '7'
     """
-    if not isinstance(row, dict):
+    column = _known_columns(row).get("answer") if isinstance(row, dict) else None
+    if column is None:
         return None
-    column, value = _known_fields(row).get("answer", ("answer", None))
-    is_number = isinstance(value, (Real, Decimal)) and not isinstance(value, bool)
-    if is_number and math.isfinite(value):
-        return str(value)
-    return None if value is None else as_text(value, column)
+    is_number = isinstance(column.value, (Real, Decimal)) and not isinstance(column.value, bool)
+    # NaN is what a table holds where an answer is missing.
+    return str(column.value) if is_number and math.isfinite(column.value) else column.text
 
 
 def _read(row: dict, format: Format) -> tuple[list[Message], str]:
-    """The messages, and the column that the answer stood in."""
+    """The messages, and the name of the column with the answer."""
     if callable(format):
         row = format(row)
     if not isinstance(row, dict):
-        raise RowError(
-            f"a row is a JSON object, as is what format= makes; got {type(row).__name__}: {shown(row)}"
-        )
-    given = _known_fields(row)
-    refuse_tools(*given.get("tools", ("tools", None)))
+        raise unexpected(row, "a row that is a dictionary")
+    columns = _known_columns(row)
+    if "tools" in columns:
+        refuse_tools(columns["tools"].value, columns["tools"].name)
     if isinstance(format, dict):
-        given = _mapped(row, format)
-    name = format if isinstance(format, str) else _detected(row, given)
+        columns = _mapped_columns(row, format)
+    name = format if isinstance(format, str) else _layout_name(row, columns)
     if name not in LAYOUTS:
-        raise ValueError(f"format={name!r}: no such layout; known: {_LISTED}")
+        raise ValueError(f"format={name!r} is no layout; known: {_LISTED}")
+
     layout = LAYOUTS[name]
     for field in layout.fields:
-        column, value = given.get(field, (field, None))
-        if value is None:
-            raise RowError(
-                f"absent, but the layout {name} has {field}; the row has {shown(list(row))}",
-                field=column,
-            )
-    try:
-        messages = _with_system(
-            layout, {field: value for field, (_, value) in given.items() if value is not None}
-        )
-    except RowError as error:
-        field = re.match(r"\w+", error.field)[0]
-        raise RowError(
-            error.problem, field=error.field.replace(field, given[field][0], 1)
-        ) from None
-    return messages, given[layout.fields[-1]][0]
+        column = columns.get(field, Column(field, None))
+        if column.value is None:
+            raise RowError(f"missing, and the layout {name} needs it", field=column.name)
+    system = columns.get("system")
+    messages = layout.read(*(columns.get(field) for field in layout.fields + layout.optional))
+    if not _is_empty(system):
+        if any(turn.role in ("system", "text") for turn in messages):
+            raise RowError("another system prompt in the conversation; keep one", field=system.name)
+        messages.insert(0, _turn(system, "system"))
+    return messages, columns[layout.fields[-1]].name
 
 
-def _known_fields(row: dict) -> dict[str, tuple[str, object]]:
-    """Field of a layout -> the column of the row that is called so, in any case, and what it holds; None is absent."""
-    given = {}
-    for column, value in row.items():
-        name = column.lower() if isinstance(column, str) else None
-        if value is not None and name in FIELDS:
-            if name in given:
-                raise RowError(
-                    f"the row has {given[name][0]!r} and {column!r}; keep one of them", field=name
-                )
-            given[name] = column, value
-    return given
+def _is_empty(column: Column | None) -> bool:
+    return column is None or column.value in (None, "")
 
 
-def _mapped(row: dict, columns: dict[str, str]) -> dict[str, tuple[str, object]]:
-    """As `_known_fields`, for a map from fields to columns; but None stays."""
-    known = set(columns) <= FIELDS and all(isinstance(column, str) for column in columns.values())
-    if not known or len(_fitting(frozenset(columns))) != 1:
-        raise ValueError(
-            f"format={columns}: a map from the fields of one layout to columns wanted; known: {_LISTED}"
-        )
-    given = {}
-    for name, column in columns.items():
+def _known_columns(row: dict) -> dict[str, Column]:
+    """Field -> the column that has its name, in any case, and holds anything."""
+    columns = {}
+    for name, value in row.items():
+        field = name.lower() if isinstance(name, str) else None
+        # An empty column is as good as none: tables of several layouts have many.
+        if value is None or field not in FIELDS:
+            continue
+        if field in columns:
+            names = f"{columns[field].name!r} and {name!r}"
+            raise RowError(f"the row has {names}; keep one of them", field=field)
+        columns[field] = Column(name, value)
+    return columns
+
+
+def _mapped_columns(row: dict, names: dict[str, str]) -> dict[str, Column]:
+    """Field -> the column that a map leads to, which may hold None."""
+    texts = [name for name in names.values() if isinstance(name, str)]
+    if (
+        not FIELDS.issuperset(names)
+        or len(_fitting(frozenset(names))) != 1
+        or len(texts) < len(names)
+    ):
+        raise ValueError(f"format={names} maps no layout to columns; known: {_LISTED}")
+    columns = {}
+    for field, name in names.items():
         value = row
-        for key in [column] if column in row else column.split("."):
+        # A column may have a dot in its own name.
+        for key in [name] if name in row else name.split("."):
             value = value.get(key) if isinstance(value, dict) else None
-        given[name] = column, value
-    return given
+        columns[field] = Column(name, value)
+    return columns
 
 
-def _detected(row: dict, given: Collection[str]) -> str:
-    fitting = _fitting(frozenset(given))
+def _layout_name(row: dict, columns: dict[str, Column]) -> str:
+    fitting = _fitting(frozenset(columns))
     if len(fitting) != 1:
-        fit = f"several layouts ({', '.join(fitting)})" if fitting else "no known layout"
-        raise RowError(
-            f"the fields {shown(list(row))} fit {fit}; say with format= which of these it is: {_LISTED}"
-        )
+        fit = ", ".join(fitting) or "no layout"
+        names = visible(list(row), limit=300)
+        raise RowError(f"the columns {names} fit {fit}; set format= to one of {_LISTED}")
     return fitting[0]
 
 
-@lru_cache  # rows of a set have the same fields
-def _fitting(given: frozenset[str]) -> list[str]:
-    """The layouts whose fields are there, without those that another of them includes."""
-    fit = [name for name, layout in LAYOUTS.items() if given.issuperset(layout.fields)]
-    including = {name: {*LAYOUTS[name].fields, *LAYOUTS[name].others} for name in fit}
-    return [
-        a
-        for a in fit
-        if not any(a != b and including[b].issuperset(LAYOUTS[a].fields) for b in fit)
-    ]
+@lru_cache  # the rows of a set have the same fields
+def _fitting(fields: frozenset[str]) -> list[str]:
+    fitting = [name for name, layout in LAYOUTS.items() if fields.issuperset(layout.fields)]
+    overridden = {LAYOUTS[name].overrides for name in fitting}
+    return [name for name in fitting if name not in overridden]
 
 
-def _with_system(layout: "Layout", fields: dict) -> list[Message]:
-    """The messages of a row, after the one in the field `system`, which any layout may have."""
-    system, messages = as_text(fields.get("system", ""), "system"), layout.read(fields)
-    if not system:
-        return messages
-    if any(turn.role in ("system", "text") for turn in messages):
-        raise RowError(
-            "a system prompt here and in the conversation; keep one of them", field="system"
-        )
-    return [Message("system", [Block(system)]), *messages]
+# ---- How columns become messages
 
 
-def _turns(fields: dict, name: str, role: str = "") -> list[Message]:
-    """The turns in a field; where a role is given, text is one turn."""
-    turns, where = fields[name], name
-    if role and isinstance(turns, str):
-        return [_said(fields, name, role)]
+def _turn(column: Column, role: str = "user") -> Message:
+    return to_message(role, [Block(column.text)])
+
+
+def _turns(column: Column) -> list[Message]:
+    """A list of turns, which some data sets put into a list of its own."""
+    turns = column.value
+    field = column.name
     if isinstance(turns, list) and len(turns) == 1 and isinstance(turns[0], list):
-        turns, where = turns[0], f"{name}[0]"
+        turns = turns[0]
+        field = f"{field}[0]"
     if not isinstance(turns, list):
-        raise RowError(
-            f"a list of turns wanted, got {type(turns).__name__}: {shown(turns)}", field=name
-        )
-    return [read_turn(turn, f"{where}[{i}]") for i, turn in enumerate(turns)]
+        raise unexpected(turns, "a list of turns", field)
+    return [read_turn(turn, f"{field}[{i}]") for i, turn in enumerate(turns)]
 
 
-def _said(fields: dict, name: str, role: str = "user") -> Message:
-    """The message of a field that is text."""
-    return message(role, [Block(as_text(fields[name], name))])
+def _instruction(
+    instruction: Column, output: Column, input: Column | None, system: Column | None
+) -> list[Message]:
+    """Where there is an input, the instruction is the system prompt, unless there is another."""
+    answer = _turn(output, "assistant")
+    if _is_empty(input):
+        return [_turn(instruction), answer]
+    if _is_empty(system):
+        return [_turn(instruction, "system"), _turn(input), answer]
+    return [Message("user", [Block(f"{instruction.text}\n\n{input.text}")]), answer]
 
 
-def _instruction(fields: dict) -> list[Message]:
-    """The instruction is the system prompt where there is an input, unless there is a system prompt too."""
-    instruction, answer = _said(fields, "instruction"), _said(fields, "output", "assistant")
-    if fields.get("input", "") == "":
-        return [instruction, answer]
-    given = _said(fields, "input")
-    if fields.get("system"):
-        return [Message("user", [Block(f"{instruction.text}\n\n{given.text}")]), answer]
-    return [Message("system", instruction.blocks), given, answer]
+def _question(question: Column, answer: Column) -> list[Message]:
+    """What stands before the last #### of an answer is its thought, as in GSM8K."""
+    reply = _turn(answer, "assistant")
+    thought, mark, final = reply.text.rpartition("####")
+    if mark and not has_tags(reply.text):
+        reply = Message("assistant", [Block(tagged(thought) + final.strip())])
+    return [_turn(question), reply]
 
 
-def _question(fields: dict) -> list[Message]:
-    answer = _said(fields, "answer", "assistant")
-    thought, mark, final = answer.text.rpartition("####")
-    if mark and not has_tags(answer.text):
-        answer = Message("assistant", [Block(tagged(thought) + final.strip())])
-    return [_said(fields, "question"), answer]
+def _prompt(prompt: Column, completion: Column) -> list[Message]:
+    """Text or turns in both. Of the assistant only the completion is trained, unless turns have weights."""
+    turns = _turns_or_text(prompt, "user")
+    for turn in turns:
+        for block in turn.blocks:
+            if turn.role == "assistant" and block.weight is None:
+                block.weight = 0.0
+    return turns + _turns_or_text(completion, "assistant")
 
 
-def _prompt(fields: dict) -> list[Message]:
-    """Text or turns in both; only the completion is trained, unless the prompt has weights of its own."""
-    prompt = _turns(fields, "prompt", "user")
-    for block in (block for turn in prompt for block in turn.blocks if turn.role == "assistant"):
-        block.weight = 0.0 if block.weight is None else block.weight
-    return [*prompt, *_turns(fields, "completion", "assistant")]
+def _turns_or_text(column: Column, role: str) -> list[Message]:
+    return [_turn(column, role)] if isinstance(column.value, str) else _turns(column)
 
 
-def _trajectory(fields: dict) -> list[Message]:
-    """The first of the thoughts, and the attempt that it led to; without an attempt no text."""
-    thought, where = fields["thinking_trajectories"], "thinking_trajectories"
-    if isinstance(thought, list):
-        thought, where = next(iter(thought), None), f"{where}[0]"
-    thought, attempt = as_text(thought, where), as_text(fields["attempt"], "attempt").strip()
-    return [
-        _said(fields, "question"),
-        Message("assistant", [Block(attempt and tagged(thought) + attempt)]),
-    ]
-
-
-class Layout(NamedTuple):
-    """The fields that tell a layout, that of the answer last; fields -> messages; and what else it may have.
-
-    Of two layouts that fit, the one whose `fields` and `others` include all fields of the other wins.
-    """
-
-    fields: tuple[str, ...]
-    read: Callable[[dict], list[Message]]
-    others: tuple[str, ...] = ()
+def _trajectory(question: Column, thoughts: Column, attempt: Column) -> list[Message]:
+    """The first of several thoughts, and the attempt that it led to."""
+    thought = thoughts
+    if isinstance(thoughts.value, list):
+        thought = Column(f"{thoughts.name}[0]", next(iter(thoughts.value), None))
+    # An empty attempt leaves a turn without text, which is refused.
+    answer = attempt.text.strip()
+    text = tagged(thought.text) + answer if answer else ""
+    return [_turn(question), Message("assistant", [Block(text)])]
 
 
 LAYOUTS = {
-    "messages": Layout(("messages",), lambda row: _turns(row, "messages")),
-    "sharegpt": Layout(("conversations",), lambda row: _turns(row, "conversations")),
-    "instruction": Layout(("instruction", "output"), _instruction, ("input",)),
+    "messages": Layout(("messages",), _turns),
+    "sharegpt": Layout(("conversations",), _turns),
+    "instruction": Layout(("instruction", "output"), _instruction, ("input", "system")),
     "question": Layout(("question", "answer"), _question),
     "prompt": Layout(("prompt", "completion"), _prompt),
     "problem": Layout(
         ("problem", "solution"),
-        lambda row: [_said(row, "problem"), _said(row, "solution", "assistant")],
+        lambda problem, solution: [_turn(problem), _turn(solution, "assistant")],
     ),
-    "s1k": Layout(("question", "thinking_trajectories", "attempt"), _trajectory, ("answer",)),
-    "text": Layout(("text",), lambda row: [_said(row, "text", "text")]),
+    "s1k": Layout(
+        ("question", "thinking_trajectories", "attempt"), _trajectory, overrides="question"
+    ),
+    "text": Layout(("text",), lambda text: [_turn(text, "text")]),
 }
-FIELDS = {"tools", "system"}.union(*(layout.fields + layout.others for layout in LAYOUTS.values()))
+FIELDS = {"tools", "system"}.union(
+    *(layout.fields + layout.optional for layout in LAYOUTS.values())
+)
 _LISTED = "; ".join(f"{name}: {', '.join(layout.fields)}" for name, layout in LAYOUTS.items())

@@ -3,11 +3,24 @@
 `objective.format_reward` has the same format for token ids.
 """
 
+import re
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 OPEN = "<think>"
 CLOSE = "</think>"
+THINK_TAGS = (OPEN, CLOSE)
+# How other families of models write the tags: what opens a thought -> what closes it.
+MARKERS = {
+    "<|begin_of_thought|>": "<|end_of_thought|>",
+    "<reasoning>": "</reasoning>",
+    "[THINK]": "[/THINK]",
+    "<thinking>": "</thinking>",
+}
+_OPENING = re.compile(rf"\s*({'|'.join(map(re.escape, MARKERS))})")
+# What one family writes around the answer, with the white space inside of it.
+_SOLUTION = re.compile(r"<\|begin_of_solution\|>\s*|((?<!\s)\s+)?<\|end_of_solution\|>(\s*\Z)?")
 
 
 @dataclass(frozen=True)
@@ -74,3 +87,39 @@ def split(text: str, *, opened: bool = False) -> ThinkParts:
     ('', '3 + 4', '7')
     """
     return ThinkParts(text, opened)
+
+
+def tagged(thought: str) -> str:
+    """A thought as a reasoning model writes it: tags on lines of their own, up to where the answer begins."""
+    return f"{OPEN}\n{thought.strip()}\n{CLOSE}\n\n"
+
+
+def has_tags(text: str) -> bool:
+    """Whether the text holds a think tag."""
+    return OPEN in text or CLOSE in text
+
+
+class Edit(NamedTuple):
+    """Characters `start` to `stop` of a text, and what replaces them."""
+
+    start: int
+    stop: int
+    text: str
+
+
+def marker_edits(text: str) -> list[Edit]:
+    """What makes think tags of the markers that a text begins with.
+
+    The edits come in the order of the text. There are none where it has think tags already.
+    """
+    match = _OPENING.match(text)
+    if match is None or has_tags(text):
+        return []
+    edits = [Edit(match.start(1), match.end(1), OPEN)]
+    closing = MARKERS[match[1]]
+    stop = text.find(closing, match.end(1))
+    if stop >= 0:
+        end = stop + len(closing)
+        edits.append(Edit(stop, end, CLOSE))
+        edits += [Edit(*solution.span(), "") for solution in _SOLUTION.finditer(text, end)]
+    return edits

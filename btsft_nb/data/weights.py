@@ -4,103 +4,123 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from itertools import pairwise
-from numbers import Integral
+from operator import index
+from typing import NamedTuple
 
 import numpy as np
 
+from .errors import unexpected
 from .kinds import Kind
-from .messages import A_WEIGHT, Block, Message, RowError, is_weight, shown
+from .messages import Block, Message, as_text, as_weight, is_weight
 
 _KINDS = {kind.name.lower(): kind for kind in Kind if kind != Kind.PROMPT}
-# (row, text of an assistant turn) -> (start, stop, weight) or (start, stop, weight, tag) in characters of the text
+
+
+class Span(NamedTuple):
+    """Characters `start` to `stop` of a text, what they weigh, and a name to follow them by."""
+
+    start: int
+    stop: int
+    weight: float
+    tag: str | None = None
+
+
+# What a user writes: (row, text of an assistant turn) -> spans of the text, as tuples.
 Spans = Callable[[dict, str], Iterable[tuple]]
 
 
 class Weighting:
-    """What `prepare(weights=...)` was given: `factors`, (4,) by `Kind`, and spans of text for `apply`.
+    """What `prepare(weights=...)` stands for.
 
     Args:
         weights: a dictionary from `tag`, `think` or `answer` to a factor on the weight of such tokens, or from a
-            compiled regular expression to the weight of the text that it matches in an assistant turn; or a function
-            that gives the spans of a turn, see `Spans`. Where spans overlap the later one counts. A span without a
-            tag leaves the tags of the text as they are.
+            compiled regular expression to the weight of the text that it matches; or a function (row, text of an
+            assistant turn) -> (start, stop, weight) or (start, stop, weight, tag) in characters. Where spans overlap
+            the later one counts. A span without a tag keeps the tags of its text.
+
+    Attributes:
+        factors: (4,) by `Kind`.
 
     Raises ValueError for anything else.
     """
 
     def __init__(self, weights: dict | Spans | None):
         self.factors = [1.0] * len(Kind)
-        self._spans: Spans | None = weights if callable(weights) else None
-        self._patterns: list[tuple[re.Pattern, float]] = []
-        by_key = {} if weights is None or callable(weights) else weights
-        if not isinstance(by_key, dict):
-            raise ValueError(
-                f"weights={weights!r:.80}: a dictionary or a function wanted; see help(Weighting)"
-            )
-        for key, weight in by_key.items():
+        self._patterns = {}
+        self._function = weights if callable(weights) else None
+        if weights is None or callable(weights):
+            return
+        if not isinstance(weights, dict):
+            raise ValueError(f"weights must be a dictionary or a function, got {weights!r:.80}")
+        for key, weight in weights.items():
             is_pattern = isinstance(key, re.Pattern) and isinstance(key.pattern, str)
-            if not (is_pattern or key in _KINDS) or not is_weight(weight):
-                wanted = f"{', '.join(_KINDS)} or re.compile(a pattern), and {A_WEIGHT}"
-                raise ValueError(f"weights: {wanted} wanted, got {key!r:.80}: {weight!r:.40}")
+            if not is_pattern and key not in _KINDS:
+                raise ValueError(f"weights: {key!r} is no compiled pattern, think, answer or tag")
+            if not is_weight(weight):
+                raise ValueError(f"weights[{key!r}] must be between -1e6 and 1e6, got {weight!r}")
             if is_pattern:
-                self._patterns.append((key, float(weight)))
+                self._patterns[key] = float(weight)
             else:
                 self.factors[_KINDS[key]] = float(weight)
 
     def apply(self, messages: list[Message], row: dict) -> list[Message]:
         """The same messages, those of the assistant cut into blocks at the spans. Raises RowError for a wrong span."""
         return [
-            _cut(m, self._found(row, m.text)) if m.role in ("assistant", "text") else m
-            for m in messages
+            _cut(turn, self._spans(row, turn.text)) if turn.role in ("assistant", "text") else turn
+            for turn in messages
         ]
 
-    def _found(self, row: dict, text: str) -> list[tuple[int, int, float, str | None]]:
-        if self._spans is None:
+    def _spans(self, row: dict, text: str) -> list[Span]:
+        if self._function is None:
             return [
-                (*found.span(), weight, None)
-                for p, weight in self._patterns
-                for found in p.finditer(text)
+                Span(*match.span(), weight)
+                for pattern, weight in self._patterns.items()
+                for match in pattern.finditer(text)
             ]
-        spans = self._spans(row, text)
+        spans = self._function(row, text)
         if not isinstance(spans, Iterable):
-            raise RowError(f"the function for weights gave no spans but {shown(spans)}")
-        return [_checked(span, text) for span in spans]
+            raise unexpected(spans, "spans from the function for weights")
+        return [_checked(span, len(text)) for span in spans]
 
 
-def _checked(span: object, text: str) -> tuple[int, int, float, str | None]:
-    fits = isinstance(span, (tuple, list)) and len(span) in (3, 4)
-    start, stop, weight, tag = (*span, None)[:4] if fits else (None,) * 4
-    fits = fits and all(
-        isinstance(at, Integral) and not isinstance(at, bool) for at in (start, stop)
-    )
-    if not (
-        fits
-        and 0 <= start <= stop <= len(text)
-        and is_weight(weight)
-        and isinstance(tag, str | None)
-    ):
-        wanted = f"(start, stop, weight) or (start, stop, weight, tag), the weight {A_WEIGHT} and the tag text, wanted"
-        raise RowError(
-            f"weights: {wanted} in a turn of {len(text):,} characters, got {shown(span)}"
-        )
-    return int(start), int(stop), float(weight), tag
+def _checked(values: tuple, length: int) -> Span:
+    """A span that a user's function made, in a text of this length."""
+    try:
+        span = Span(*values)
+        # A user's numbers may be NumPy's, which JSON cannot write.
+        start = index(span.start)
+        stop = index(span.stop)
+    except TypeError:
+        raise unexpected(values, "(start, stop, weight) or (..., tag)", "weights") from None
+    if not 0 <= start <= stop <= length:
+        raise unexpected(values, f"a span within {length:,} characters", "weights")
+    if span.tag is not None:
+        as_text(span.tag, "weights")
+    return Span(start, stop, as_weight(span.weight, "weights"), span.tag)
 
 
-def _cut(message: Message, spans: list[tuple[int, int, float, str | None]]) -> Message:
+def _cut(message: Message, spans: list[Span]) -> Message:
     """The message in blocks that end where a span does; uncovered text keeps its weight."""
-    lengths = [len(block.text) for block in message.blocks]
-    if not sum(lengths) or not spans:
+    text = message.text
+    if not text or not spans:
         return message
+    # Number the block and the span that each character is in, -1 for no span.
+    lengths = [len(block.text) for block in message.blocks]
     block_of = np.repeat(np.arange(len(lengths)), lengths)
-    span_of = np.full(len(block_of), -1)
-    for i, (start, stop, _, _) in enumerate(spans):
-        span_of[start:stop] = i
+    span_of = np.full(len(text), -1)
+    for number, span in enumerate(spans):
+        span_of[span.start : span.stop] = number
+
+    # A new block begins wherever one of the two changes.
     edges = np.flatnonzero(np.diff(block_of) | np.diff(span_of)) + 1
-    text, blocks = message.text, []
+    blocks = []
     for start, stop in pairwise([0, *edges.tolist(), len(text)]):
-        block, span = message.blocks[block_of[start]], span_of[start]
-        _, _, weight, tag = spans[span] if span >= 0 else (0, 0, block.weight, None)
-        blocks.append(Block(text[start:stop], weight, block.tag if tag is None else tag))
+        block = replace(message.blocks[block_of[start]], text=text[start:stop])
+        if span_of[start] >= 0:
+            span = spans[span_of[start]]
+            block.weight = span.weight
+            block.tag = block.tag if span.tag is None else span.tag
+        blocks.append(block)
     return replace(message, blocks=blocks)
 
 
@@ -110,50 +130,60 @@ def sentence_weights(
     weight: str | Callable[[dict], float] = "importance",
     tag: str | None = None,
 ) -> Spans:
-    """For rows that hold the pieces of the assistant's turn, in order, with a number each: the piece's tokens weigh it.
+    """Weights for rows that hold the pieces of the assistant's turn, in order, with a number each.
 
-    White space is no part of the comparison, since sets of sentences normalise it; what follows a piece belongs to it.
+    White space is not compared, since sets of sentences normalise it. What follows a piece belongs to it.
 
     Args:
-        field: the row's list of pieces. text: a piece's field with its text.
+        field: the row's list of pieces.
+        text: a piece's field with its text.
         weight: a piece's field with its weight, or a function from piece to weight.
         tag: a piece's field with the name to follow it by (of a list, the first), if any.
 
-    Raises (when used) RowError for a malformed piece, or one that does not come next in the turn, by row and field.
+    Returns:
+        A function for `prepare(weights=...)`. It raises RowError for a malformed piece, or one that does not follow.
+
+    >>> row = {"chunks": [{"chunk": "3 + 4", "importance": 0.5}, {"chunk": "= 7.", "importance": 2}]}
+    >>> [tuple(span) for span in bt.sentence_weights()(row, "3 + 4 = 7.")]
+    [(0, 6, 0.5, None), (6, 10, 2.0, None)]
     """
 
-    def spans(row: dict, turn: str) -> list[tuple]:
+    def spans(row: dict, turn: str) -> list[Span]:
         pieces = row.get(field)
         if not isinstance(pieces, list):
-            raise RowError(f"a list of pieces wanted, got {type(pieces).__name__}", field=field)
-        solid, squeezed = [i for i, c in enumerate(turn) if not c.isspace()], "".join(turn.split())
-        found, at = [], 0
+            raise unexpected(pieces, "a list of pieces", field)
+        # The turn without white space, and where each of its characters stands.
+        squeezed = "".join(turn.split())
+        places = [i for i, char in enumerate(turn) if not char.isspace()]
+        places.append(len(turn))
+
+        spans = []
+        end = 0
         for i, piece in enumerate(pieces):
-            if not isinstance(piece, dict) or not isinstance(piece.get(text), str):
-                raise RowError(
-                    f"a piece with its text in {text!r} wanted, got {shown(piece)}",
-                    field=f"{field}[{i}]",
-                )
-            words = "".join(piece[text].split())
-            start = squeezed.find(words, at)
+            block = _block(piece, f"{field}[{i}]", text, weight, tag)
+            words = "".join(block.text.split())
+            start = squeezed.find(words, end)
             if start < 0:
-                raise RowError(
-                    f"{shown(piece[text])} does not follow in the assistant's turn",
-                    field=f"{field}[{i}]",
-                )
-            number = weight(piece) if callable(weight) else piece.get(weight)
-            name = piece.get(tag) if tag else None
-            name = next(iter(name), None) if isinstance(name, list) else name
-            if not is_weight(number) or not isinstance(name, str | None):
-                got = f"{shown(number)} and {shown(name)}"
-                raise RowError(
-                    f"{A_WEIGHT} as weight, text as tag wanted, got {got}", field=f"{field}[{i}]"
-                )
-            at = start + len(words)
+                raise unexpected(block.text, "a piece of the assistant's turn", f"{field}[{i}]")
+            end = start + len(words)
             if words:
-                found.append(
-                    (solid[start], solid[at] if at < len(solid) else len(turn), number, name)
-                )
-        return found
+                spans.append(Span(places[start], places[end], block.weight, block.tag))
+        return spans
 
     return spans
+
+
+def _block(
+    piece: object, field: str, text: str, weight: str | Callable[[dict], float], tag: str | None
+) -> Block:
+    """A piece of a turn, read from the fields that `sentence_weights` names."""
+    if not isinstance(piece, dict):
+        raise unexpected(piece, f"a piece with {text!r}", field)
+    number = weight(piece) if callable(weight) else piece.get(weight)
+    name = piece.get(tag)
+    # A sentence may have several names.
+    if isinstance(name, list):
+        name = name[0] if name else None
+    if name is not None:
+        as_text(name, f"{field}.{tag}")
+    return Block(as_text(piece.get(text), f"{field}.{text}"), as_weight(number, field), name)
