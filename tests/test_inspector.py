@@ -14,8 +14,7 @@ from traitlets import TraitError
 
 import btsft_nb as bt
 from btsft_nb import Kind, TokenInspector, draws, example_key, prepare, to_row, token_texts
-from btsft_nb.views.inspector import VIEWS
-from btsft_nb.views.inspector_data import shown
+from btsft_nb.views.inspector_data import VIEWS, fixed_weights, rounded_draws, visible_texts
 
 ALLOWED_TAGS = {"code", "span", "b", "s", "br", "small", "bdi"}
 
@@ -152,29 +151,46 @@ def test_it_says_in_words_what_it_shows(looked):
     assert repr(looked) == f"TokenInspector('row': {said})"
 
 
-def test_a_set_is_walked_and_searched(tiny_tokenizer):
-    """By index from Python, by a query from the browser; the text is found where tokens end anywhere."""
+def test_a_set_is_walked(tiny_tokenizer):
+    """By index from Python; what was selected in one example is not in the next."""
     examples = prepare(list(bt.load_rows("tiny/teacher"))[:20], tiny_tokenizer)
     inspector = TokenInspector(examples, tiny_tokenizer, index=3)
     assert inspector.example["id"] == examples[3]["id"] == inspector.data["id"]
     inspector.selection = [1, 4]
     inspector.index = 5
     assert inspector.data["id"] == examples[5]["id"] and inspector.selection == []
-    question = tiny_tokenizer.decode(examples[7]["input_ids"]).split("\n")[1][5:20]
-    inspector.query = question.upper()
-    wanted = [
-        i for i, e in enumerate(examples) if question in tiny_tokenizer.decode(e["input_ids"])
-    ]
-    assert inspector.found == {"query": question.upper(), "examples": wanted} and 7 in wanted
+    assert len(inspector.token_draws) == len(inspector.data["kinds"]) == len(inspector.tokens)
+
+
+def test_the_dials_stand_where_training_has_them(tiny_tokenizer, example, tmp_path):
+    """Bug 8: the inspector showed a tenth of the format's gradient."""
+    inspector, config = TokenInspector(example, tiny_tokenizer), bt.BTSFTConfig(str(tmp_path))
+    for dial in ("threshold", "beta", "unit", "keep_first", "seed"):
+        assert getattr(inspector, dial) == getattr(config, dial), dial
+
+
+@given(
+    st.lists(st.floats(0, 1, exclude_max=True), max_size=9),
+    st.integers(0, 1000).map(lambda n: n / 1000) | st.floats(0, 1),
+)
+def test_rounded_draws_compare_as_the_draws_do(drawn, threshold):
+    """With the threshold, however long, and with each step of the slider; just below a step, too."""
+    just_below = np.nextafter(np.arange(1, 101) / 100, 0)
+    u = np.array([*drawn, threshold, *just_below, np.inf])
+    u = u[(u < 1) | np.isinf(u)]
+    rounded = np.array(rounded_draws(u, threshold))
+    for other in (threshold, *np.arange(101) / 100):
+        assert np.array_equal(rounded < other, u < other)
+    assert rounded[-1] == 1 and max(len(str(x)) for x in rounded if x != threshold) <= 5
 
 
 def test_characters_of_several_tokens_are_shown_whole(tiny_tokenizer):
     """The first token has the character; what no token continues stays the replacement character."""
     ids = tiny_tokenizer.encode("a\u65e5b\U0001f389", add_special_tokens=False)
-    texts, joined = shown(tiny_tokenizer, ids)
+    texts, joined = visible_texts(tiny_tokenizer, ids)
     assert "".join(texts).replace("\u2025", "") == "a\u65e5b\U0001f389" and len(texts) == len(ids)
     assert joined == [i for i, text in enumerate(texts) if text == "\u2025"] and len(joined) == 5
-    assert shown(tiny_tokenizer, ids[1:3])[0] == ["\ufffd", "\ufffd"]
+    assert visible_texts(tiny_tokenizer, ids[1:3])[0] == ["\ufffd", "\ufffd"]
 
 
 def test_spaces_are_shown_where_a_decoder_takes_the_first_away(shared):
@@ -193,7 +209,7 @@ def test_spaces_are_shown_where_a_decoder_takes_the_first_away(shared):
     inspector = TokenInspector(example, tokenizer, unit="word")
     u = inspector.draws[np.isfinite(inspector.draws)]
     assert len(set(u)) == 3
-    assert inspector.data["fixed"][-1], (
+    assert fixed_weights(example, tokenizer)[-1], (
         "the end of turn, which is special but in no list of specials"
     )
 
@@ -204,7 +220,7 @@ def test_spaces_are_shown_where_a_decoder_takes_the_first_away(shared):
 def test_an_unknown_view_or_unit_lists_the_known_ones(tiny_tokenizer, example):
     """At once, and when it is set later."""
     with pytest.raises(
-        ValueError, match=r"view='los': one of kind, weight, blur, loss, .*gradient wanted"
+        ValueError, match=r"view must be one of kind, weight, blur, loss, .*gradient, got 'los'"
     ):
         TokenInspector(example, tiny_tokenizer, view="los")
     inspector = TokenInspector(example, tiny_tokenizer)
@@ -240,13 +256,17 @@ def test_a_dial_out_of_its_range_is_named(tiny_tokenizer, example, dial):
 
 def test_scores_of_other_examples_are_refused(tiny_tokenizer, example, scores):
     """By number and by length; so is an index beyond the end, and nothing to show."""
-    with pytest.raises(ValueError, match="score: one for each of the 2 examples wanted, got 1"):
+    with pytest.raises(
+        ValueError, match=r"score must have one for each of the 2 examples.*score\[1\]"
+    ):
         TokenInspector([example, example], tiny_tokenizer, score=[scores[0]])
-    with pytest.raises(ValueError, match=r"score\[0\] has \d+ tokens, its example \d+"):
+    with pytest.raises(
+        ValueError, match=r"score must have .* a value for each token; score\[0\] does not fit"
+    ):
         TokenInspector(
             example, tiny_tokenizer, score={**scores[0], "log_probs": scores[0]["log_probs"][1:]}
         )
-    with pytest.raises(ValueError, match="index=2: there are 1 examples"):
+    with pytest.raises(ValueError, match="index=2, but there are 1 examples"):
         TokenInspector(example, tiny_tokenizer, index=2)
     with pytest.raises(ValueError, match="no example"):
         TokenInspector([], tiny_tokenizer)
@@ -256,10 +276,10 @@ def test_edits_that_do_not_fit_are_refused(tiny_tokenizer, example):
     """By what was given; NumPy's numbers are as good as Python's."""
     inspector = TokenInspector(example, tiny_tokenizer, editable=True)
     for edit in ([1, 0, 2, 1.0], [0, 3, 2, 1.0], [0, -1, 2, 1.0], [0, 1, 2, float("nan")]):
-        with pytest.raises(ValueError, match=r"edits: .*wanted, got"):
+        with pytest.raises(ValueError, match=r"edits must be .*, got"):
             inspector.edits = [edit]
     inspector.edits = [[0, np.int64(20), np.int64(10_000), np.float32(0.5)]]
-    assert inspector.example["weights"][20] == 0.5 and "edits" in inspector.to_html()
+    assert inspector.example["weights"][20] == 0.5 and inspector.to_html()
 
 
 @pytest.mark.parametrize("kind", ["numpy", "torch", None])
@@ -377,13 +397,24 @@ def test_the_bundle_has_a_widget_words_and_html(looked):
     assert "row" in static and '"threshold":0.5' in script and '"beta":2.0' in script
 
 
-def test_a_cell_holds_what_fits_and_says_what_does_not(tiny_tokenizer, example):
-    """Some of a large set; no script but a count for an example that is too long; a page has all."""
-    many = [{**example, "id": f"n{i}"} for i in range(300)]
-    html = TokenInspector(many, tiny_tokenizer, index=100)._repr_mimebundle_()[0]["text/html"]
-    assert (
-        '"held":50' in html and '"n100"' in html and '"n150"' not in html and '"count":300' in html
+def held(html: str) -> dict:
+    """What the script of a page is given."""
+    return json.loads(
+        split(html)[1].rpartition("\nmount(")[2].split(", ", 1)[1].removesuffix(");\n")
     )
+
+
+def test_a_cell_holds_what_fits_and_says_what_does_not(tiny_tokenizer, example):
+    """One of a large set; no script but a count for an example that is too long; a page has all."""
+    many = [{**example, "id": f"n{i}"} for i in range(300)]
+    inspector = TokenInspector(many, tiny_tokenizer, index=100)
+    state = held(inspector._repr_mimebundle_()[0]["text/html"])
+    assert [one["id"] for one in state["examples"]] == ["n100"] and state["count"] == 300
+    assert len(held(inspector.to_html())["examples"]) == 300
+    state = held(
+        TokenInspector(many[:20], tiny_tokenizer, index=7)._repr_mimebundle_()[0]["text/html"]
+    )
+    assert len(state["examples"]) == 20 and state["index"] == 7
     long = {name: list(example[name]) * 200 for name in ("input_ids", "kinds", "weights")} | {
         "id": "long",
         "tags": [],
@@ -399,12 +430,18 @@ def test_a_cell_holds_what_fits_and_says_what_does_not(tiny_tokenizer, example):
     assert static.count("<small>") == n
 
 
-def test_a_page_has_the_edits(tiny_tokenizer, example):
-    """Those of the examples that it holds, as they are numbered there."""
-    many = [{**example, "id": f"n{i}"} for i in range(300)]
-    inspector = TokenInspector(many, tiny_tokenizer, index=100)
-    inspector.edits = [[3, 5, 6, 2.0], [101, 7, 8, -1.0]]
-    assert '"edits":[[1,7,8,-1.0]]' in inspector._repr_mimebundle_()[0]["text/html"]
+def test_a_page_has_the_edited_weights_and_the_draws_of_its_epochs(tiny_tokenizer, example):
+    """Those of each example, whichever is shown; the epoch that it was made in is among the epochs."""
+    two = [example, {**example, "id": "other"}]
+    inspector = TokenInspector(two, tiny_tokenizer, epoch=9, threshold=1 / 3)
+    at = example["kinds"].index(Kind.THINK)
+    inspector.edits = [[1, at, at + 1, -1.0]]
+    first, second = held(inspector.to_html())["examples"]
+    assert first["values"]["weight"] == example["weights"] and second["values"]["weight"][at] == -1
+    assert list(second["draws"]) == ["token", "word", "sentence", "thought"]
+    assert list(second["draws"]["word"]) == ["0", "1", "2", "3", "4", "9"]
+    inspector.index, inspector.unit = 1, "word"
+    assert [u < 1 / 3 for u in second["draws"]["word"]["9"]] == (inspector.draws < 1 / 3).tolist()
 
 
 def test_a_page_is_written(tmp_path, looked):
@@ -423,11 +460,12 @@ def test_the_static_view_says_all_in_words(looked, view):
     assert page.tags <= ALLOWED_TAGS and page.attributes <= {"style", "title"} and not page.other
     assert len(page.titles) == len(looked.tokens)
     kinds = [Kind(kind).name.lower() for kind in looked.example["kinds"]]
+    number = "" if view == "kind" else f", {view}"
     assert all(
-        re.match(rf"{i}: {kind}(, blurred)?, {view}", page.titles[i])
+        re.match(rf"{i}: {kind}(, blurred)?{number}", page.titles[i])
         for i, kind in enumerate(kinds)
     )
-    assert sum("blurred" in title.split(", ")[1] for title in page.titles) == looked.blurred.sum()
+    assert sum(", blurred" in title for title in page.titles) == looked.blurred.sum()
     for word in ("<script", "http", "url(", "src=", "href=", "<link", "<style", "@import", "<img"):
         assert word not in static.lower()
 
@@ -451,7 +489,7 @@ def test_hostile_text_stays_text(tiny_tokenizer, example, scores, payload):
     assert words.replace("\xa0", "").count(seen[0].replace("\xa0", "")) >= n or not seen[0].strip()
     state = script.rpartition("\nmount(")[2]
     assert "<" not in state and "\u2028" not in state
-    assert json.loads(state.split(", ", 1)[1].removesuffix(");\n"))["examples"][0]["id"] == payload
+    assert held(inspector.to_html())["examples"][0]["id"] == payload
 
 
 @given(st.text(max_size=20))
@@ -466,7 +504,11 @@ def test_what_cannot_be_seen_has_a_mark(tiny_tokenizer):
     tokenizer = copy.deepcopy(tiny_tokenizer)
     tokenizer.add_tokens(["a\u202eb", "c\u200bd", "e\x00f"])
     ids = tokenizer.convert_tokens_to_ids(["a\u202eb", "c\u200bd", "e\x00f"])
-    assert shown(tokenizer, ids)[0] == ["a\u27e8U+202E\u27e9b", "c\u27e8U+200B\u27e9d", "e\u2400f"]
+    assert visible_texts(tokenizer, ids)[0] == [
+        "a\u27e8U+202E\u27e9b",
+        "c\u27e8U+200B\u27e9d",
+        "e\u2400f",
+    ]
 
 
 # ---------------------------------------------------------------------------------------------- score

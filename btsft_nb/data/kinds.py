@@ -20,10 +20,10 @@ def thoughts(kinds: np.ndarray) -> list[np.ndarray]:
     return np.split(at, np.flatnonzero(np.diff(at) > 1) + 1) if len(at) else []
 
 
-# one palette for Python, JavaScript and static HTML
+# One palette for Python, JavaScript and static HTML: Okabe and Ito's, which every eye tells apart, and gray.
 KIND_COLORS = {
-    Kind.PROMPT: "#e0e0e0",
+    Kind.PROMPT: "#999999",
     Kind.TAG: "#e69f00",
-    Kind.THINK: "#a6d8f4",
-    Kind.ANSWER: "#4dbb8c",
+    Kind.THINK: "#56b4e9",
+    Kind.ANSWER: "#009e73",
 }

@@ -6,3 +6,7 @@ Read `objective.py` first: it states the formula. `blur.py` draws which thought 
 `format_reward.py` is the second dial, `head.py` makes log-probabilities without logits, and `forward.py` runs it inside
 the model.
 """
+
+# Where the two dials stand if nothing is said, in the trainer and in every view of it.
+THRESHOLD = 0.2
+BETA = 0.5

@@ -1,124 +1,167 @@
-"""What the browser gets of an example and its score, and how the text of tokens is written so that all can be seen."""
+"""What the inspector says of the tokens of an example: the list of views, their values, and data for the browser."""
 
+import math
 from collections.abc import Sequence
+from itertools import zip_longest
+from typing import NamedTuple
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from ..data.kinds import Kind
 from ..data.tokens import _decoded, token_texts
-from ..objective.blur import UNITS, example_key, unit_ids
-
-_MARKS = {ord("\n"): "\u21b5", ord("\t"): "\u21e5", 0x7F: "\u2421"}
-_UNSEEN = [
-    *range(0x80, 0xA0),
-    *range(0x200B, 0x2010),
-    *range(0x2028, 0x202F),
-    *range(0x2060, 0x2070),
-]
-_UNSEEN += [0xAD, 0x34F, 0x61C, 0x115F, 0x1160, 0x17B4, 0x17B5, 0x180E, 0x3164, 0xFEFF, 0xFFA0]
-_UNSEEN += [*range(0xFFF9, 0xFFFC), *range(0xE0000, 0xE0080)]
-_SEEN = (
-    {code: chr(0x2400 + code) for code in range(32)}
-    | {code: f"\u27e8U+{code:04X}\u27e9" for code in _UNSEEN}
-    | _MARKS
-)
+from ..text import visible
 
 
-def shown(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> tuple[list[str], list[int]]:
-    """The text of each token, with a mark for what cannot be seen or would move other text, as bidi controls do.
+class View(NamedTuple):
+    """A way to colour tokens."""
 
-    Where several tokens make up one character the first has it and the others are "\u2025"; the second list has those.
+    explanation: str
+    needs: str = ""  # the scores that it shows
+    is_of_loss: bool = False  # 0 where a token is blurred
+
+
+_SCORE = "score=bt.score(model, tokenizer, examples)"
+
+# one list for Python, JavaScript and static HTML
+VIEWS = {
+    "kind": View("what each token is"),
+    "weight": View("weight in the loss, 0 where blurred", is_of_loss=True),
+    "blur": View("draw of each thought token; it is blurred if below the threshold"),
+    "loss": View("weight × nll in nats, 0 where blurred", _SCORE, is_of_loss=True),
+    "probability": View("probability that the model gives the token", _SCORE),
+    "kl": View("KL to the reference, in nats", "score=bt.score(..., kl=True)"),
+    "change": View("log-probability minus that of the other model, in nats", "score= and compare="),
+    "gradient": View(
+        "what the token adds to the gradient, in thousandths: nll (below), β × format (above)",
+        _SCORE,
+        is_of_loss=True,
+    ),
+}
+
+
+def visible_texts(
+    tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]
+) -> tuple[list[str], list[int]]:
+    """The text of each token with all that is in it made visible, and the tokens that go with the one before.
+
+    Those are the pieces of a character after its first; the first has the character, and they "\u2025".
     """
-    texts, joined, i = token_texts(tokenizer, ids), [], 0
+    texts = token_texts(tokenizer, ids)
+    joined = []
+    i = 0
     while i < len(ids):
         stop = i + 1
-        if "\ufffd" in texts[i]:  # bytes of a character whose others follow
+        if "\ufffd" in texts[i]:
+            # a character in UTF-8 has up to four bytes, and a token may be one of them
             ends = range(i + 2, min(i + 5, len(ids) + 1))
-            whole = zip(
-                ends, _decoded(tokenizer, [ids[i:end] for end in ends]), strict=False
-            )  # [] decodes to [""]
-            stop, text = next(
-                ((end, text) for end, text in whole if "\ufffd" not in text), (stop, texts[i])
-            )
-            texts[i:stop] = [text, *["\u2025"] * (stop - i - 1)]
-            joined += range(i + 1, stop)
+            pieces = _decoded(tokenizer, [ids[i:end] for end in ends]) if ends else []
+            for end, text in zip(ends, pieces, strict=True):
+                if "\ufffd" not in text:
+                    stop = end
+                    texts[i] = text
+                    break
+        for piece in range(i + 1, stop):
+            texts[piece] = "\u2025"
+            joined.append(piece)
         i = stop
-    return [text.translate(_SEEN) for text in texts], joined
+    return [visible(text) for text in texts], joined
+
+
+def fixed_weights(example: dict, tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
+    """(T,) bool: the tokens whose weights cannot be edited, which are those of the prompt and the end of turn."""
+    ids = np.asarray(example["input_ids"]).tolist()
+    kinds = np.asarray(example["kinds"])
+    special = {token for token, added in tokenizer.added_tokens_decoder.items() if added.special}
+    fixed = kinds == Kind.PROMPT
+    fixed[:1] = True  # nothing predicts the first token
+    for i in reversed(range(len(ids))):
+        is_last = i + 1 == len(ids) or fixed[i + 1]
+        if is_last and kinds[i] == Kind.ANSWER and ids[i] in special:
+            fixed[i] = True
+    return fixed
+
+
+def values_by_view(
+    kinds: np.ndarray, weights: np.ndarray, score: dict | None, other: dict | None
+) -> dict[str, np.ndarray]:
+    """View -> (T,) its values where nothing is blurred, NaN where it has none.
+
+    The view gradient has a second part, `format`, that is to be multiplied by beta.
+    """
+    values = {"weight": weights}
+    if score is None:
+        return values
+    log_probs = np.maximum(score["log_probs"], -999.0)  # so that 0 times it is 0
+    probability = np.exp(log_probs)
+    supervised = max(np.count_nonzero(weights), 1)
+    is_prompt = kinds == Kind.PROMPT
+    values["loss"] = -weights * log_probs
+    values["probability"] = np.where(np.arange(len(kinds)) > 0, probability, np.nan)
+    if "kl" in score:
+        values["kl"] = np.where(is_prompt, np.nan, score["kl"])
+    if other is not None:
+        values["change"] = np.where(is_prompt, np.nan, log_probs - other["log_probs"])
+    values["gradient"] = np.abs(weights) * (1 - probability) / supervised
+    values["format"] = np.asarray(score["format_pull"])
+    return values
+
+
+def rounded_draws(u: np.ndarray, threshold: float) -> list[float]:
+    """Draws rounded down to three digits, and infinity to 1.
+
+    Each is below the threshold, and below any other of up to three digits, where the draw itself is.
+    """
+    steps = np.union1d(np.arange(1001) / 1000, threshold)
+    return steps[np.searchsorted(steps, u, side="right") - 1].tolist()
 
 
 def browser_data(
-    example: dict,
-    tokenizer: PreTrainedTokenizerBase,
-    index: int,
-    score: dict | None,
-    other: dict | None,
+    example: dict, tokenizer: PreTrainedTokenizerBase, number: int, score: dict | None
 ) -> dict:
-    """JSON for the browser: lists of the example's length, but for `id`, `key`, `joined`, `names` and `reward`.
+    """JSON for the browser: what no dial changes. Its lists have the example's length.
 
     Args:
-        index: of the example in its set. score, other: what `score` returned for it, of one model and another.
+        number: of the example in its set, from 1.
+        score: what `score` returned for it.
     """
-    ids, kinds = (np.asarray(example[name]).tolist() for name in ("input_ids", "kinds"))
-    key = example_key(example["id"])
-    (texts, joined), raw = shown(tokenizer, ids), token_texts(tokenizer, ids)
-    special = {token for token, added in tokenizer.added_tokens_decoder.items() if added.special}
-    fixed = [
-        i == 0 or kind == Kind.PROMPT for i, kind in enumerate(kinds)
-    ]  # nothing predicts the first token
-    for i in reversed(range(len(ids))):  # the end of turn
-        fixed[i] |= (
-            ids[i] in special and kinds[i] == Kind.ANSWER and (i + 1 == len(ids) or fixed[i + 1])
-        )
+    ids = np.asarray(example["input_ids"]).tolist()
+    texts, joined = visible_texts(tokenizer, ids)
     data = {
-        **{
-            "id": str(example["id"]),
-            "index": index,
-            "number": index + 1,
-            "key": [key >> 32, key & 0xFFFFFFFF],
-        },
-        **{"texts": texts, "joined": joined, "ids": ids, "kinds": kinds, "fixed": fixed},
-        "weights": [float(weight) for weight in example["weights"]],
-        "units": {unit: unit_ids(kinds, raw, unit).tolist() for unit in UNITS[1:]},
+        "id": str(example["id"]),
+        "number": number,
+        "texts": texts,
+        "joined": joined,
+        "ids": ids,
+        "kinds": np.asarray(example["kinds"]).tolist(),
     }
-    if score is not None:
-        data |= _score_data(score, tokenizer)
-    if score is not None and other is not None:
-        data["change"] = _rounded(np.asarray(score["log_probs"]) - other["log_probs"])
-    return data
-
-
-def _score_data(score: dict, tokenizer: PreTrainedTokenizerBase) -> dict:
+    if score is None:
+        return data
     top = np.asarray(score["top_ids"])
-    known = np.unique(top).tolist()
-    named = zip(known, token_texts(tokenizer, known), strict=True)
-    names = [
-        text.translate(_SEEN) or f"\u27e8{token}\u27e9" for token, text in named
-    ]  # rows beyond the tokenizer
-    data = {
-        **{"log_probs": _rounded(score["log_probs"]), "rank": np.asarray(score["rank"]).tolist()},
-        **{"open": _rounded(score["tags"][0]), "close": _rounded(score["tags"][1])},
-        **{"pull": _rounded(score["format_pull"]), "reward": float(score["expected_reward"])},
-        **{"top": top.tolist(), "names": dict(zip(map(str, known), names, strict=True))},
-        "top_probs": _rounded(np.exp(score["top_log_probs"])),
+    top_ids = np.unique(top).tolist()
+    names = [visible(text) for text in token_texts(tokenizer, top_ids)]
+    return data | {
+        "nll": json_numbers(-np.asarray(score["log_probs"])),
+        "rank": np.asarray(score["rank"]).tolist(),
+        "open": json_numbers(score["tags"][0]),
+        "close": json_numbers(score["tags"][1]),
+        "reward": float(score["expected_reward"]),
+        "top": top.tolist(),
+        "top_probs": [json_numbers(row) for row in np.exp(score["top_log_probs"])],
+        # a row of the head beyond the tokenizer has no text
+        "names": {i: name or f"\u27e8{i}\u27e9" for i, name in zip(top_ids, names, strict=True)},
     }
-    return data | ({"kl": _rounded(score["kl"])} if "kl" in score else {})
 
 
-def _rounded(values: np.ndarray) -> list:
-    finite = np.nan_to_num(
-        np.asarray(values, dtype=float), nan=0, neginf=-999, posinf=999
-    )  # JSON has no others
-    return (np.round(finite, 6) + 0.0).tolist()  # no -0
+def json_numbers(values: Sequence[float]) -> list[float | None]:
+    """Rounded to six digits; JSON has no NaN, no infinity, and needs no -0."""
+    rounded = np.round(np.clip(np.asarray(values, dtype=float), -999, 999), 6) + 0.0
+    return [None if math.isnan(value) else value for value in rounded.tolist()]
 
 
 def check_match(name: str, values: Sequence[Sequence], examples: Sequence[dict]) -> None:
-    """Raises ValueError where there is not one list of values of each example's length; `name` is what they are."""
-    if len(values) != len(examples):
-        raise ValueError(
-            f"{name}: one for each of the {len(examples)} examples wanted, got {len(values)}"
-        )
-    for i, (found, example) in enumerate(zip(values, examples, strict=True)):
-        if len(found) != len(example["input_ids"]):
-            given = f"{name}[{i}] has {len(found)} tokens, its example {len(example['input_ids'])}"
-            raise ValueError(f"{given}: {name} of the same examples wanted")
+    """Raises ValueError unless there is one list of values for each example, as long as it."""
+    for i, (row, example) in enumerate(zip_longest(values, examples)):
+        if row is None or example is None or len(row) != len(example["input_ids"]):
+            wanted = f"one for each of the {len(examples)} examples, with a value for each token"
+            raise ValueError(f"{name} must have {wanted}; {name}[{i}] does not fit")

@@ -1,8 +1,8 @@
-"""The inspector where no widget can run: HTML that reads without script and without colour, and asks for nothing.
+"""The inspector where no widget can run: HTML that reads without script and without colour, and works offline.
 
-Text from a data set is hostile: it goes through `html.escape` with quotes into text and attributes, and as JSON without
-a single `<` into the script. Colours are inline, and tints of whatever stands behind, so that light and dark pages both
-do; a line above or below and a number repeat what they say.
+It shows the kind of each token, whether it is blurred, and one number. Text from a data set is hostile: it goes through
+`html.escape` with quotes into text and attributes, and as JSON without a single `<` into the script. Colours are
+inline, as style sheets are lost in notebooks that are not trusted, and tints, for light and dark pages.
 """
 
 import hashlib
@@ -12,25 +12,22 @@ from pathlib import Path
 
 import numpy as np
 
-from ..data.kinds import Kind
+from ..data.kinds import KIND_COLORS, Kind
+from .palette import channels
 
-_PLUS, _MINUS = "0,114,178", "213,94,0"  # Okabe and Ito's blue and vermilion
-_KIND_RGB = {
-    Kind.PROMPT: "128,128,128",
-    Kind.TAG: "230,159,0",
-    Kind.THINK: "86,180,233",
-    Kind.ANSWER: "0,158,115",
-}
-_KIND_LINE = {
+_KIND_LINES = {
     Kind.PROMPT: "none",
     Kind.TAG: "double 3px",
     Kind.THINK: "dotted 2px",
     Kind.ANSWER: "solid 2px",
 }
-_BOX = "display:inline-block;text-align:center;vertical-align:top;padding:0 2px;margin:1px 0;white-space:pre-wrap"
+_TOKEN = (
+    "display:inline-block;text-align:center;vertical-align:top;padding:0 2px;margin:1px 0;"
+    "white-space:pre-wrap;border-left:1px solid rgba(128,128,128,0.35)"
+)
 _FRAME = (
-    "display:block;font-family:monospace;font-size:13px;line-height:1.5;overflow-wrap:anywhere;white-space:normal;"
-    "background:transparent;color:inherit;padding:0"
+    "display:block;font-family:monospace;font-size:13px;line-height:1.5;overflow-wrap:anywhere;"
+    "white-space:normal;background:transparent;color:inherit;padding:0"
 )
 
 
@@ -42,104 +39,80 @@ def static_view(
     notes: list[str],
     limit: int | None = None,
 ) -> str:
-    """The tokens of an example as HTML, each with its number below it and its tint, and a legend.
+    """The tokens of an example as HTML, each in the tint of its kind with its number below it, and a legend.
 
     Args:
-        data: `texts`, `kinds` and `id`, as the inspector sends them to the browser.
-        values: (T,) or (2, T), as `TokenInspector.values` gives them. blurred: (T,) bool.
-        notes: lines of the legend, as text. limit: how many tokens to show; the others are counted.
+        data: what `browser_data` returns.
+        values: (T,) or (2, T), as `TokenInspector.values` returns them.
+        blurred: (T,) bool.
+        notes: lines of the legend, as text.
+        limit: how many tokens to show; the others are counted.
     """
-    shown = len(data["texts"][:limit])
-    finite = np.abs(values[np.isfinite(values)])
-    top = 1.0 if view in ("probability", "blur") else float(finite.max(initial=0)) or 1.0
-    tokens = "".join(_token(data, i, view, values[..., i], blurred[i], top) for i in range(shown))
-    if shown < len(data["texts"]):
-        notes = [
-            *notes,
-            f"the first {shown:,} of {len(data['texts']):,} tokens; to_html(path) writes a page with all",
-        ]
-    kinds = np.asarray(data["kinds"])
-    legend = " ".join(
-        f'<span style="{_kind_style(kind)}">&nbsp;{kind.name.lower()} {(kinds == kind).sum()}&nbsp;</span>'
-        for kind in Kind
-    )
-    lines = "<br>".join(
-        [
-            f"<b>{escape(data['id'], quote=True)}</b>",
-            legend,
-            *(escape(n, quote=True) for n in notes),
-        ]
-    )
+    texts = data["texts"][:limit]
+    if len(texts) < len(data["texts"]):
+        count = f"the first {len(texts):,} of {len(data['texts']):,} tokens"
+        notes = [*notes, f"{count}; to_html(path) writes a page with all"]
+    tokens = []
+    for i, text in enumerate(texts):
+        kind = Kind(data["kinds"][i])
+        hint = f"{i}: {kind.name.lower()}{', blurred' if blurred[i] else ''}"
+        if view == "kind":  # at its first token
+            begins = i == 0 or data["kinds"][i - 1] != kind
+            number = kind.name.lower() if begins else "&nbsp;"
+        else:
+            number = _number(view, values[..., i])
+            hint += f", {view} {number}"
+        shown = escape(text, quote=True) or "&nbsp;"
+        if blurred[i]:
+            shown = f"<s>{shown}</s>"
+        style = f"{_TOKEN};{_kind_style(kind, blurred[i])}"
+        inside = f"<bdi>{shown}</bdi><br><small>{number}</small>"
+        tokens.append(f'<span style="{style}" title="{hint}">{inside}</span>')
+        if "\u21b5" in text:
+            tokens.append("<br>")
+    legend = [f"<b>{escape(data['id'], quote=True)}</b>", _kind_legend(data["kinds"])]
+    legend += [escape(note, quote=True) for note in notes]
     # MathJax, which would typeset what stands between two dollars, leaves <code> alone
-    return f'<code style="{_FRAME}">{lines}</code><code style="{_FRAME}">{tokens}</code>'
+    return f'<code style="{_FRAME}">{"<br>".join(legend)}</code><code style="{_FRAME}">{"".join(tokens)}</code>'
 
 
 def with_script(static: str, state: dict) -> str:
-    """The static view, and a script that puts the inspector in its place; `state` holds its traits and examples."""
+    """The static view, and a script that puts the inspector in its place; `state` is what the script needs."""
     source = Path(__file__).with_name("inspector.js").read_text(encoding="utf-8")
     text = json.dumps(state, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
     key = hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
-    return f'<div data-btsft="{key}">{static}</div><script type="module">\n{source}\nmount("{key}", {text});\n</script>'
+    script = f'<script type="module">\n{source}\nmount("{key}", {text});\n</script>'
+    return f'<div data-btsft="{key}">{static}</div>{script}'
 
 
 def page(html: str, title: str) -> str:
     """A whole page of it, in the reader's own light or dark."""
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1"><meta name="color-scheme" '
-        f'content="light dark"><title>{escape(title, quote=True)}</title></head>'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        '<meta name="color-scheme" content="light dark">'
+        f"<title>{escape(title, quote=True)}</title></head>"
         f'<body style="max-width:1100px;margin:1em auto;padding:0 1em">{html}</body></html>\n'
     )
 
 
-def _kind_style(kind: Kind) -> str:
-    return f"border-bottom:{_KIND_LINE[kind]} rgb({_KIND_RGB[kind]});background:rgba({_KIND_RGB[kind]},0.3)"
+def _kind_legend(kinds: list[int]) -> str:
+    return " ".join(
+        f'<span style="{_kind_style(kind)}">&nbsp;{kind.name.lower()} {kinds.count(kind)}&nbsp;</span>'
+        for kind in Kind
+    )
 
 
-def _bar(side: str, part: float, top: float, rgb: str) -> str:
-    return f"border-{side}:solid {int(np.ceil(4 * abs(part) / top - 0.05))}px rgb({rgb});"
+def _kind_style(kind: Kind, is_blurred: bool = False) -> str:
+    rgb = ",".join(channels(KIND_COLORS[kind]))
+    opacity = 0.1 if is_blurred or kind == Kind.PROMPT else 0.3
+    return f"border-bottom:{_KIND_LINES[kind]} rgb({rgb});background:rgba({rgb},{opacity})"
 
 
-def _style(kind: Kind, view: str, value: np.ndarray, top: float) -> str:
-    if view == "kind":
-        return _kind_style(kind)
+def _number(view: str, value: np.ndarray) -> str:
+    """What stands under a token."""
     if view == "gradient":
-        strength = 0.5 * float(value.sum()) / top
-        return f"{_bar('bottom', value[0], top, _MINUS)}{_bar('top', value[1], top, _PLUS)}" + (
-            f"background:rgba({_PLUS if value[1] > value[0] else _MINUS},{min(strength, 0.5):.2f})"
-        )
-    if not np.isfinite(value) or value == 0:
-        return ""
-    rgb, side = (_MINUS, "top") if value < 0 else (_PLUS, "bottom")
-    return (
-        f"{_bar(side, value, top, rgb)}background:rgba({rgb},{0.5 * abs(float(value)) / top:.2f})"
-    )
-
-
-def _token(data: dict, i: int, view: str, value: np.ndarray, blurred: bool, top: float) -> str:
-    kind, text = Kind(data["kinds"][i]), data["texts"][i]
-    if view == "kind":
-        under = "blurred" if blurred else kind.name.lower()
-    elif view == "gradient":
-        under = (
-            "+".join(f"{1000 * part:.1f}" for part in value) if value.max() >= 5e-5 else "\u22480"
-        )
-    else:
-        under = _brief(value)
-    inner = escape(text, quote=True) or "&nbsp;"
-    inner = f"<s>{inner}</s>" if blurred else inner
-    faint = ";opacity:0.75" if blurred or kind == Kind.PROMPT else ""
-    hint = escape(
-        f"{i}: {kind.name.lower()}{', blurred' * bool(blurred)}, {view} {under}", quote=True
-    )
-    style = f"{_BOX};{_style(kind, view, value, top)}{faint}"
-    token = (
-        f'<span style="{style}" title="{hint}"><bdi>{inner}</bdi><br><small>{under}</small></span>'
-    )
-    return token + "<br>" * ("\u21b5" in text)
-
-
-def _brief(value: float) -> str:
+        return "+".join(f"{1000 * part:.1f}" for part in value)
     if not np.isfinite(value):
         return ""
     return "\u22480" if 0 < abs(value) < 0.005 else f"{value + 0:.2g}"
