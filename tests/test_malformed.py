@@ -3,6 +3,7 @@
 import datetime
 import json
 import random
+import re
 from collections import Counter
 from decimal import Decimal
 
@@ -36,7 +37,6 @@ NO_JSON = [
     Decimal("1.5"),
     datetime.date(2026, 1, 1),
     len,
-    10**5000,
 ]
 SURROGATES = ["\ud800", "a\udfffb", "\udc00" * 9]
 NO_WEIGHT = [
@@ -256,7 +256,7 @@ def test_every_malformed_row_is_a_row_error_that_says_where(malformed):
             to_messages(row)
             pytest.fail(f"{kind} was taken")
         said = str(error.value)
-        assert error.value.field or said.startswith(("a row is", "the fields ")), said
+        assert error.value.field or said.startswith(("expected a row", "the columns ")), said
         assert len(said) < 1000 and said.encode(), kind
 
 
@@ -313,7 +313,7 @@ def test_every_broken_line_stands_in_its_place(lines, tmp_path):
             assert isinstance(row, dict if whole else RowError), (i, line[:80])
             assert whole or (
                 (row.source, row.row) == (str(path), i)
-                and str(row).startswith(f"{path}, row {i}: line {i + 1}: ")
+                and re.match(rf"{re.escape(str(path))}, row {i}: line {i + 1}[:,] ", str(row))
             )
 
 
@@ -325,7 +325,7 @@ def test_the_first_broken_line_stops_a_strict_reader(lines, tmp_path):
         with pytest.raises(RowError) as error:
             load_rows(path)
         assert (error.value.source, error.value.row) == (str(path), 1)
-        assert "line 3: " in str(error.value)
+        assert re.search("row 1: line 3[:,] ", str(error.value))
 
 
 def test_a_malformed_row_is_one_after_a_file_too(lines, tmp_path):

@@ -1,68 +1,71 @@
-"""Rows from anywhere: generated sets, .json, .jsonl and .parquet files, data sets on the Hub; held, or streamed."""
+"""Rows from anywhere: generated sets, files, data sets on disk or on the Hub; held in memory, or read as they come."""
 
-import codecs
-import datetime
-import decimal
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow.parquet
-from datasets import DatasetDict, load_dataset, load_from_disk
+from datasets import Dataset, load_dataset, load_from_disk
 
 from ..tiny import problems
-from .messages import RowError
-
-_UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
-_EXACT_BY_REPR = (
-    bytes,
-    datetime.date,
-    datetime.time,
-    datetime.timedelta,
-    decimal.Decimal,
-    RowError,
-)
+from .errors import RowError, unexpected
 
 
-class Rows(list):
-    """A list of rows that knows where they come from, so that an error can say which row of what is wrong."""
+class Rows:
+    """Rows, and where they come from.
 
-    def __init__(self, rows: Iterable, source: str):
-        super().__init__(rows)
+    Args:
+        rows: dictionaries, or a function that reads them anew each time: then they have no length and no slices.
+        source: the file or data set, for errors and reports.
+        name: what the ids of rows begin with that have none; by default `source`.
+        digest: a quick key of what `rows` reads.
+
+    >>> rows = bt.Rows([{"question": "3 + 4?", "answer": "7"}], source="mine")
+    >>> len(rows), rows[0]["answer"], rows[:1].source
+    (1, '7', 'mine')
+    """
+
+    def __init__(
+        self,
+        rows: Iterable | Callable[[], Iterator],
+        source: str,
+        name: str | None = None,
+        digest: Callable[[], str | None] = lambda: None,
+    ):
         self.source = source
-        if not self:
-            raise ValueError(f"{source}: no rows; a data set needs at least one")
+        self.name = name or source
+        self._rows = rows if callable(rows) else list(rows)
+        self._digest = digest
 
-    def __getitem__(self, index):
-        found = super().__getitem__(index)
-        return Rows(found, self.source) if isinstance(index, slice) else found
+    def __iter__(self) -> Iterator:
+        return self._rows() if callable(self._rows) else iter(self._rows)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int | slice) -> "dict | RowError | Rows":
+        rows = self._rows[index]
+        return Rows(rows, self.source, self.name) if isinstance(index, slice) else rows
+
+    def __repr__(self) -> str:
+        return f"Rows({self.source!r})"
 
     def digest(self) -> str | None:
-        """A key for these rows and their source; None where a row holds what JSON cannot write."""
-        digest = hashlib.blake2b(self.source.encode())
+        """A key of these rows and their name, the same in every process; None where there is none."""
+        # To read rows that are not held would take long; their file has a key.
+        if callable(self._rows):
+            key = self._digest()
+            return f"{self.name} {key}" if key else None
+        digest = hashlib.blake2b(self.name.encode())
         try:
-            for row in self:
-                digest.update(json.dumps(row, sort_keys=True, default=_exactly).encode() + b"\n")
+            for row in self._rows:
+                digest.update(json.dumps(row, sort_keys=True).encode() + b"\n")
+        # A row may hold what JSON cannot write.
         except (TypeError, ValueError, RecursionError):
             return None
         return digest.hexdigest()
-
-
-@dataclass
-class RowStream:
-    """Rows that `read` gives anew whenever they are iterated over, and that are never held.
-
-    `digest()` is as for `Rows`; None where it cannot be known without reading them, as on the Hub.
-    """
-
-    read: Callable[[], Iterator]
-    source: str
-    digest: Callable[[], str | None]
-
-    def __iter__(self) -> Iterator:
-        return self.read()
 
 
 def load_rows(
@@ -72,167 +75,134 @@ def load_rows(
     *,
     stream: bool = False,
     strict: bool = True,
-) -> Rows | RowStream:
+) -> Rows:
     """Rows as dictionaries.
 
     Args:
-        name: `tiny/pretrain`, `tiny/teacher`, `tiny/messy` or `tiny/test` (generated); a path that ends in .json (a
-            list, or an object with a list for each split), .jsonl or .parquet; the folder of a data set that was
-            saved to disk; or the id of one on the Hub.
-        split, config: which split (of an object or on the Hub) and which configuration (on the Hub).
-        stream: read rows when they are asked for, again each time: .jsonl by line, .parquet by batch, the Hub as it
-            comes. A `RowStream` has no length.
+        name: a .json (a list, or an object with a list for each split), .jsonl or .parquet file; a data set that was
+            saved to disk; `tiny/pretrain`, `tiny/teacher`, `tiny/messy` or `tiny/test` (generated); or the id of a
+            data set on the Hub.
+        split: of an object of lists, or of a data set.
+        config: of a data set on the Hub.
+        stream: read rows as they are needed, again each time, instead of holding them.
         strict: raise where a row cannot be read. Else its RowError stands in its place.
 
     Raises:
         FileNotFoundError: no such file, or no such data set on the Hub.
         RowError: a file or a row that cannot be read, by file, row and line.
         ValueError: no rows, an unknown tiny set or split, or another kind of file.
+
+    >>> bt.load_rows("tiny/test")[0]["question"]
+    'Ben has 9 eggs. He finds 7 eggs and drops 4. How many eggs does Ben have?'
     """
-    name, path = str(name), Path(name)
-    if name.startswith("tiny/"):
-        key = name.removeprefix("tiny/")
-        if key not in problems.SIZES:
-            raise ValueError(
-                f"unknown data set {name!r}; generated are tiny/{', tiny/'.join(problems.SIZES)}"
-            )
-        rows = Rows(problems.rows(key), name)
-    elif any((path / file).is_file() for file in ("dataset_dict.json", "state.json")):
-        rows = _from_disk(path, split)
-    elif path.suffix not in (".json", ".jsonl", ".parquet"):
-        if path.exists():
-            raise ValueError(f"{name}: a file that ends in .json, .jsonl or .parquet wanted")
-        rows = _from_hub(name, split, config, stream)
-    elif not path.is_file():
-        raise FileNotFoundError(f"{name}: no such file, seen from {Path.cwd()}")
-    elif path.suffix == ".json":
-        rows = _from_json(path, split, strict)
+    path = Path(name)
+    known = [f"tiny/{key}" for key in problems.SIZES]
+    # What is there comes first: a folder may be called tiny, too.
+    if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
+        rows = _from_path(path, split, strict)
+    elif path.suffix in (".json", ".jsonl", ".parquet"):
+        if not path.is_file():
+            raise FileNotFoundError(f"{path}: no such file, seen from {Path.cwd()}")
+        rows = _from_path(path, split, strict)
+    elif str(name) in known:
+        rows = Rows(problems.rows(path.name), str(name))
+    elif path.parts[0] == "tiny":
+        raise ValueError(f"unknown data set {name!r}; known: {', '.join(known)}")
+    elif path.exists():
+        raise ValueError(f"{path} is neither a .json, .jsonl or .parquet file nor a saved data set")
     else:
-        read = _from_lines if path.suffix == ".jsonl" else _from_parquet
-        rows = RowStream(
-            lambda: _placed(read(path), name, strict), name, lambda: _file_digest(path)
-        )
-    if stream == isinstance(rows, RowStream):
+        hub = load_dataset(str(name), config, split=split, streaming=stream)
+        # Two configurations of a set are different rows, so their ids differ.
+        rows = Rows(hub.__iter__, f"{name} [{config}, {split}]" if config else f"{name} [{split}]")
+    if stream:
         return rows
-    return RowStream(rows.__iter__, rows.source, rows.digest) if stream else Rows(rows, rows.source)
+    held = Rows(rows, rows.source, rows.name)
+    if not len(held):
+        raise ValueError(f"{rows.source}: no rows")
+    return held
 
 
-def _from_hub(name: str, split: str, config: str | None, stream: bool) -> RowStream:
-    try:
-        rows = load_dataset(name, config, split=split, streaming=stream)
-    except (ConnectionError, FileNotFoundError) as error:
-        raise FileNotFoundError(
-            f"{name}: neither a file nor a data set that the Hub gave: {error}"
-        ) from error
-    return RowStream(rows.__iter__, f"{name} [{split}]", lambda: None)
-
-
-def _from_disk(path: Path, split: str) -> RowStream:
-    rows = load_from_disk(str(path))
-    if isinstance(rows, DatasetDict):
-        if split not in rows:
-            raise ValueError(f"{path}: no split {split!r}; there are {', '.join(rows)}")
-        rows = rows[split]
-    return RowStream(rows.__iter__, str(path), lambda: rows._fingerprint)
-
-
-def _from_json(path: Path, split: str, strict: bool) -> Rows:
-    name, content = str(path), path.read_bytes()
-    rows = (
-        _parsed(content, "a list of rows or an object of lists", list, dict)
-        if content.strip()
-        else []
-    )
-    if isinstance(rows, RowError):
-        raise RowError(rows.problem, source=name)
+def _from_path(path: Path, split: str, strict: bool) -> Rows:
+    """The rows of a file, or of the folder of a saved data set."""
+    source = str(path)
+    # The file and its folder: the same however the path is spelled, and on every machine.
+    name = "/".join(Path(os.path.abspath(path)).parts[-2:])
+    if path.suffix in (".jsonl", ".parquet"):
+        reader = _json_lines if path.suffix == ".jsonl" else _parquet_rows
+        return Rows(
+            lambda: _checked(reader(path), source, strict), source, name, lambda: _hash(path)
+        )
+    rows = _json(path) if path.is_file() else load_from_disk(source)
+    # An object of lists, or a DatasetDict
     if isinstance(rows, dict):
-        splits = [key for key, value in rows.items() if isinstance(value, list)]
-        found = [key for key in splits if key.lower() == split.lower()]
-        if len(found) != 1:
-            raise ValueError(
-                f"{name}: one list called {split!r} wanted, in any case; the lists there: {splits}"
-            )
-        rows, name = rows[found[0]], f"{name} [{found[0]}]"
-    return Rows(_placed(rows, name, strict), name)
+        splits = {key: value for key, value in rows.items() if isinstance(value, (list, Dataset))}
+        matching = [key for key in splits if key.lower() == split.lower()]
+        if len(matching) != 1:
+            problem = f"{len(matching)} splits are called {split!r}; there are {', '.join(splits)}"
+            raise ValueError(f"{source}: {problem}")
+        rows = splits[matching[0]]
+        source += f" [{matching[0]}]"
+        name += f" [{matching[0]}]"
+    digest = _hash if path.is_file() else lambda _: rows._fingerprint
+    return Rows(lambda: _checked(rows, source, strict), source, name, lambda: digest(path))
 
 
-def _from_lines(path: Path) -> Iterator[dict | RowError]:
+def _hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "blake2b").hexdigest()
+
+
+def _json(path: Path) -> list | dict:
+    content = path.read_bytes()
+    try:
+        rows = _parsed(content) if content.strip() else []
+        if not isinstance(rows, (list, dict)):
+            raise unexpected(rows, "a list of rows or an object of lists")
+    except RowError as error:
+        raise error.at(str(path), None) from None
+    return rows
+
+
+def _json_lines(path: Path) -> Iterator[object]:
+    """The rows, or an error in place of a line that is none."""
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
-            if line.strip():
-                row = _parsed(line.rstrip(), "a JSON object", dict)
-                if number == 1 and line.startswith(_UTF_16):
-                    raise row.at(str(path), 0)  # nothing that follows can be read either
-                yield (
-                    RowError(f"line {number}: {row.problem}") if isinstance(row, RowError) else row
-                )
+            if not line.strip():
+                continue
+            try:
+                row = _parsed(line.rstrip(), number)
+                if not isinstance(row, dict):
+                    raise RowError(f"line {number}: expected a JSON object")
+            except RowError as error:
+                row = error
+            yield row
 
 
-def _from_parquet(path: Path) -> Iterator[dict | RowError]:
+def _parsed(content: bytes, line: int = 1) -> object:
+    """A JSON value in UTF-8, which begins in this line of its file."""
+    try:
+        return json.loads(content.decode("utf-8-sig"))
+    except json.JSONDecodeError as error:
+        place = f"line {line + error.lineno - 1}, column {error.colno}"
+        raise RowError(f"{place}: not valid JSON: {error.msg}") from None
+    except (ValueError, RecursionError) as error:
+        raise RowError(f"line {line}: not readable as JSON in UTF-8: {error}") from None
+
+
+def _parquet_rows(path: Path) -> Iterator[dict]:
     try:
         for batch in pyarrow.parquet.ParquetFile(path).iter_batches(batch_size=1024):
-            yield from _listed(batch)
-    except (pyarrow.ArrowException, OSError) as error:
-        raise RowError(f"not a parquet file that can be read: {error}", source=str(path)) from error
+            yield from batch.to_pylist()
+    except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:
+        raise RowError(f"not readable as parquet: {error}", source=str(path)) from error
 
 
-def _listed(batch: pyarrow.RecordBatch) -> list[dict | RowError]:
-    try:
-        return batch.to_pylist()
-    except (
-        ValueError,
-        OverflowError,
-    ) as error:  # text that is not UTF-8, a date of a year that Python has not
-        if len(batch) == 1:
-            return [RowError(f"not readable: {error}")]
-        return [row for i in range(len(batch)) for row in _listed(batch.slice(i, 1))]
-
-
-def _placed(rows: Iterable, source: str, strict: bool) -> Iterator[dict | RowError]:
-    """The rows; in the place of what is none, an error that says where it stands, or that is raised if `strict`."""
+def _checked(rows: Iterable, source: str, strict: bool) -> Iterator[dict | RowError]:
+    """The rows; in place of what is none, an error with its place, which is raised if `strict`."""
     for i, row in enumerate(rows):
         if not isinstance(row, dict):
-            problem = (
-                row.problem
-                if isinstance(row, RowError)
-                else f"a JSON object wanted, got {type(row).__name__}"
-            )
-            row = RowError(problem, source=source, row=i)
+            error = row if isinstance(row, RowError) else unexpected(row, "a JSON object")
+            row = error.at(source, i)
             if strict:
                 raise row
         yield row
-
-
-def _parsed(content: bytes, wanted: str, *kinds: type) -> list | dict | RowError:
-    """The value of a JSON text, if it is of the kinds that `wanted` describes; else the error that it stands for."""
-    if content.startswith(_UTF_16):
-        return RowError("UTF-16 text, by its byte order mark; save the file as UTF-8")
-    try:
-        value = json.loads(content.decode("utf-8-sig"))
-        if isinstance(value, kinds):
-            return value
-        problem = f"{wanted} wanted, got {type(value).__name__}"
-    except UnicodeDecodeError as error:
-        problem = (
-            f"not UTF-8 text: {error.reason} at byte {error.start + 1}; save the file as UTF-8"
-        )
-    except json.JSONDecodeError as error:
-        line = f"line {error.lineno}, " if error.lineno > 1 else ""
-        problem = f"not valid JSON: {error.msg}, at {line}column {error.colno}"
-    except RecursionError:
-        problem = "JSON that is nested too deeply to be read"
-    except ValueError as error:
-        problem = f"JSON that cannot be read: {error}"  # a number of more than 4,300 digits
-    return RowError(problem)
-
-
-def _exactly(value: object) -> str:
-    """For json.dumps: what writes out in full and the same in every process."""
-    if isinstance(value, _EXACT_BY_REPR):
-        return repr(value)
-    raise TypeError(f"{type(value).__name__} has no exact text")
-
-
-def _file_digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return f"{path} {hashlib.file_digest(file, 'blake2b').hexdigest()}"
