@@ -180,7 +180,7 @@ def main() -> None:
     for name, taken in seconds.items():
         print(f"{name:<10} {taken:7.2f} s  {len(rows) / taken:8,.0f} rows/s")
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    ours.rows = bt.Rows(rows * (1 if options.quick else 4), rows.source)
+    ours.rows = bt.Rows(list(rows) * (1 if options.quick else 4), rows.source)
     for processes in (n for n in (2, 4, 8) if n <= os.cpu_count()):
         pair = medians({"one": ours, "all": lambda n=processes: ours(n)}, 1 if options.quick else 3)
         print(
