@@ -1,199 +1,234 @@
-"""The command line: `btsft --config run.yaml threshold=0.5`, or `python -m btsft_nb train ...`; `--help` lists all."""
+"""Blurred-Thoughts SFT from the command line.
+
+  btsft [train] --config FILE [key=value ...]   fine-tune; --dry-run measures what it would take, and stops
+  btsft train --resume RUN                      go on from the last checkpoint of a run folder
+  btsft prepare --config FILE [key=value ...]   rows -> examples, and a report of what became of each row
+  btsft evaluate RUN... test=ROWS               sample the test prompts from runs, measure, and write a report
+  btsft merge RUN [FOLDER] [dtype=float16]      the adapter merged into its model, by default as RUN/merged
+  btsft inspect [RUN] [--config FILE]           a page of the examples' tokens: weights, blur, and the run's losses
+
+FILE is YAML or JSON, one setting a line; a run folder stands for its settings.yaml. key=value, or --key value,
+overrules it. `python -m btsft_nb` is the same, and what torchrun and accelerate launch start (-m btsft_nb).
+"""
 
 import argparse
+import logging
 import sys
 from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
-import torch
 import yaml
 
-from ..data.rows import load_rows
-from ..evaluation.comparison import compare
-from ..evaluation.scoring import score
-from ..evaluation.summary import table
 from ..models.keys import load_secrets
-from ..models.load import load_model, load_tokenizer
-from ..tiny import way_of
-from ..training.card import model_card
-from ..training.checkpoints import CONFIG, checkpoints, is_whole
-from ..training.export import merge
-from ..training.run import Run
-from ..views.inspector import TokenInspector
-from .settings import FILE, describe, read_settings
-from .stages import finetune, plan, prepare_data
+from .settings import SETTINGS_FILE, Settings, read_settings
+from .settings_help import describe
 
-_HELP = """Blurred-Thoughts SFT from the command line.
-
-  btsft [train] --config FILE [key=value ...]   fine-tune; with --dry-run say what it would take, and stop
-  btsft train --resume RUN                      go on from the last checkpoint of a run folder
-  btsft prepare --config FILE [key=value ...]   rows -> examples, and a report of what became of each row
-  btsft evaluate RUN... test=ROWS               sample the test prompts from runs, measure, and write a report
-  btsft merge RUN [FOLDER]                      the adapter merged into its model, by default as RUN/merged
-  btsft inspect [RUN] [--config FILE]           a page of the examples' tokens: weights, blur, and the run's losses
-
-FILE is YAML or JSON, one setting a line; a run folder stands for its settings.yaml. key=value overrules it. `python -m
-btsft_nb` is the same, and what torchrun and accelerate launch start (-m btsft_nb). Settings:
-"""
+# What a command needs is imported when it runs, so that help and a misspelt setting answer without torch.
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs a command; the arguments are those of the process where none are given.
+    """Runs a command, by default with the arguments of the process.
 
-    Returns the exit status: 0; 2 after an error that the one who called can mend, told without a traceback; 130 after
-    an interrupt.
+    Returns:
+        The exit status: 0; 2 after an error of the user's, told without a traceback; 130 after an interrupt.
     """
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
-    if not arguments or {"-h", "--help"} & set(arguments):
-        print(_HELP + describe())
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if not words or {"-h", "--help"} & set(words):
+        print(f"{__doc__}\nSettings:\n{describe()}")
         return 0
-    command = _COMMANDS[arguments.pop(0)] if arguments[0] in _COMMANDS else _train
+    if words[0] not in _COMMANDS:
+        words.insert(0, "train")
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("btsft_nb").setLevel(logging.INFO)
     try:
         load_secrets()
-        command(_asked(arguments, train=command is _train))
-    except (ValueError, OSError, ImportError, torch.OutOfMemoryError) as error:
-        print("\n".join([f"btsft: {error}", *getattr(error, "__notes__", ())]), file=sys.stderr)
-        return 2
+        options, rest = _parser().parse_known_args(words)
+        options.changes, options.runs = _split(rest)
+        _COMMANDS[options.command](options)
     except KeyboardInterrupt as error:
         print(f"btsft: interrupted {error}", file=sys.stderr)
         return 130
+    except Exception as error:
+        # by its name, since torch may not be imported
+        is_memory = type(error).__name__ == "OutOfMemoryError"
+        if not isinstance(error, (ValueError, OSError, ImportError)) and not is_memory:
+            raise
+        print("\n".join([f"btsft: {error}", *getattr(error, "__notes__", ())]), file=sys.stderr)
+        return 2
     return 0
 
 
-def _asked(arguments: list[str], train: bool) -> argparse.Namespace:
-    """What the command line says: `settings`, `runs`, and what only one command has."""
-    parser = argparse.ArgumentParser(
-        "btsft", add_help=False, exit_on_error=False, allow_abbrev=False
-    )
-    parser.add_argument("--config")
-    parser.add_argument("--resume", metavar="RUN")
-    parser.add_argument("--dry-run", action="store_true")
-    parser.add_argument("--overwrite", action="store_true")
-    parser.add_argument("words", nargs="*")
-    try:
-        found, unknown = parser.parse_known_intermixed_args(arguments)
-    except argparse.ArgumentError as error:
-        raise ValueError(f"{error}; btsft --help says what there is") from error
-    if not train and (found.resume or found.dry_run or found.overwrite):
-        raise ValueError(
-            "--resume, --dry-run and --overwrite are for train; btsft --help says what there is"
-        )
-    if unknown:
-        raise ValueError(f"unknown option {unknown[0]}; btsft --help says what there is")
-    given, runs = {}, []
-    for word in found.words:
-        key, equals, text = word.partition("=")
-        if not (equals and key.isidentifier()):
-            runs.append(word)
+def _parser() -> argparse.ArgumentParser:
+    """The commands and their own options; settings and runs are what the parser leaves over."""
+    parser = argparse.ArgumentParser("btsft", add_help=False)
+    commands = parser.add_subparsers(dest="command")
+    for name in _COMMANDS:
+        command = commands.add_parser(name, add_help=False, allow_abbrev=False)
+        command.error = _refuse
+        command.add_argument("--config")
+        if name == "train":
+            command.add_argument("--resume")
+            command.add_argument("--dry-run", action="store_true")
+            command.add_argument("--overwrite", action="store_true")
+    return parser
+
+
+def _refuse(message: str) -> None:
+    raise ValueError(message)
+
+
+def _split(words: list[str]) -> tuple[dict[str, Any], list[str]]:
+    """Settings, as `key=value`, `--key=value` or `--key value`; and the words that are none."""
+    settings = {}
+    others = []
+    remaining = iter(words)
+    for word in remaining:
+        key, equals, text = word.removeprefix("--").partition("=")
+        if word.startswith("--") and not equals:
+            text = next(remaining, "true")
+        elif not equals or not key.isidentifier():
+            others.append(word)
             continue
         try:
-            given[key] = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            said = " ".join(str(error).split())
-            raise ValueError(f"{word}: no YAML after the equals sign: {said}") from error
-    if found.resume:
-        run = (
-            Path(found.resume).parent
-            if Path(found.resume, "trainer_state.json").is_file()
-            else Path(found.resume)
-        )
-        given |= {"output_dir": str(run), "resume_from_checkpoint": found.resume}
-    file = found.config or (found.resume and run)
-    if file is None and len(runs) == 1 and Path(runs[0], FILE).is_file():
-        file = runs[0]
-    found.settings, found.runs = read_settings(file, "command line", **given), runs
-    return found
+            settings[key] = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise ValueError(f"{word}: not YAML after the equals sign") from None
+    return settings, others
 
 
-def _no_runs(asked: argparse.Namespace) -> None:
-    if asked.runs:
+def _settings(options: argparse.Namespace) -> Settings:
+    """Those of --config, else of the run if one is named."""
+    file = options.config
+    if not file and len(options.runs) == 1 and Path(options.runs[0], SETTINGS_FILE).is_file():
+        file = options.runs[0]
+    return read_settings(file, **options.changes)
+
+
+def _check_runs(options: argparse.Namespace, most: int) -> None:
+    if len(options.runs) > most:
         raise ValueError(
-            f"{asked.runs[0]}: neither key=value nor one of the commands {', '.join(_COMMANDS)}"
+            f"{options.runs[most]}: neither key=value nor one of the commands {', '.join(_COMMANDS)}"
         )
 
 
-def _train(asked: argparse.Namespace) -> None:
-    _no_runs(asked)
-    settings = asked.settings
-    if asked.dry_run:
-        print(plan(settings).to_string(header=False))
+def _train(options: argparse.Namespace) -> None:
+    _check_runs(options, 0)
+    if options.resume:
+        resumed = Path(options.resume)
+        is_checkpoint = (resumed / "trainer_state.json").is_file()
+        options.changes["output_dir"] = resumed.parent if is_checkpoint else resumed
+        options.changes["resume_from_checkpoint"] = resumed
+        options.config = options.config or options.changes["output_dir"]
+    settings = _settings(options)
+
+    from ..training.checkpoints import CONFIG_FILE
+    from . import planning, stages
+
+    if options.dry_run:
+        print(planning.plan(settings).to_string(header=False))
         return
-    folder, first = Path(settings.training.output_dir), settings.training.process_index == 0
-    there = [file for file in (FILE, CONFIG) if (folder / file).is_file()]
-    if first and there and not (asked.overwrite or settings.training.resume_from_checkpoint):
-        whole = any(
-            map(is_whole, checkpoints(folder))
-        )  # of several processes the first one writes, and ends all
-        go_on = f"go on with it (btsft train --resume {folder}), " if whole else ""
+    training = settings.training
+    folder = Path(training.output_dir)
+    # of several processes the first one writes, and ends all
+    is_first = training.process_index == 0
+    is_run = any((folder / file).is_file() for file in (SETTINGS_FILE, CONFIG_FILE))
+    if is_first and is_run and not (options.overwrite or training.resume_from_checkpoint):
         raise ValueError(
-            f"{folder} holds a run: {go_on}name another output_dir, or lose it with --overwrite"
+            f"{folder} holds a run: go on with it (btsft train --resume {folder}), name another "
+            "output_dir, or lose it with --overwrite"
         )
-    finetune(settings, show_plan=True)
-    if first:
+    stages.finetune(settings)
+    if is_first:
         print(f"saved in {folder}")
 
 
-def _prepare(asked: argparse.Namespace) -> None:
-    _no_runs(asked)
-    model = asked.settings.model
-    prepare_data(asked.settings, load_tokenizer(model.tokenizer or model.model))
+def _prepare(options: argparse.Namespace) -> None:
+    _check_runs(options, 0)
+    settings = _settings(options)
+
+    from . import stages
+
+    stages.prepare_data(settings, stages.tokenizer_of(settings))
 
 
-def _evaluate(asked: argparse.Namespace) -> None:
-    how, runs = asked.settings.evaluation, asked.runs or [asked.settings.training.output_dir]
-    if how.test is None or (how.report is None and len(runs) > 1):
+def _evaluate(options: argparse.Namespace) -> None:
+    settings = _settings(options)
+    evaluation = settings.evaluation
+    runs = options.runs or [settings.values["output_dir"]]
+    if evaluation.test is None or (evaluation.report is None and len(runs) > 1):
         raise ValueError(
-            "evaluate needs test=ROWS, with the field answer; and report=FOLDER where runs are several"
+            "evaluate needs test=ROWS, with the field answer, and report=FOLDER for several runs"
         )
-    found = compare(
+
+    from .. import tiny
+    from ..data.rows import load_rows
+    from ..evaluation import comparison, summary
+    from ..training.card import model_card
+    from ..training.run import Run
+
+    rows = load_rows(evaluation.test, evaluation.test_split, evaluation.test_config)
+    compared = comparison.compare(
         runs,
-        load_rows(how.test, how.test_split, how.test_config),
-        how.report or Path(runs[0], "evaluation"),
-        prompts=how.test_prompts,
-        answer=how.answer,
-        text_scores=how.text_scores,
-        way_of=way_of if how.test.startswith("tiny/") else None,
-        base=how.evaluate_base,
-        **how.sampling(),
+        rows,
+        evaluation.report or Path(runs[0], "evaluation"),
+        prompts=evaluation.test_prompts,
+        answer=evaluation.answer,
+        text_scores=evaluation.text_scores,
+        way_of=tiny.ways_in(rows.source),
+        base=evaluation.evaluate_base,
+        **evaluation.sampling(),
     )
-    print(table(found.summaries).T.to_string())
-    if len(found.summaries) > 1:
-        print(f"\nless {next(iter(found.summaries))}, with 95 % intervals:")
-        print(found.differences().to_string(float_format="{:+.3f}".format))
-    if how.report is None:
+    print(summary.table(compared.summaries).T.to_string())
+    if len(compared.summaries) > 1:
+        print(f"\nless {next(iter(compared.summaries))}, with 95 % intervals:")
+        print(compared.differences().to_string(float_format="{:+.3f}".format))
+    if evaluation.report is None:
         model_card(Run(runs[0])).save(Path(runs[0], "README.md"))
-    print(f"\n{found.folder / 'evaluation.json'}\n{found.folder / 'index.html'}")
+    print(f"\n{compared.folder / 'evaluation.json'}\n{compared.folder / 'index.html'}")
 
 
-def _merge(asked: argparse.Namespace) -> None:
-    if len(asked.runs) not in (1, 2):
-        raise ValueError(
-            "merge needs a run folder, and where the merged model goes, if not to RUN/merged"
-        )
-    folder = asked.runs[1] if len(asked.runs) == 2 else Path(asked.runs[0], "merged")
-    print(merge(asked.runs[0], folder, dtype=asked.settings.values.get("dtype", "auto")))
+def _merge(options: argparse.Namespace) -> None:
+    _check_runs(options, 2)
+    if not options.runs or options.config or set(options.changes) - {"dtype"}:
+        raise ValueError("merge needs a run folder, and takes another folder and dtype=")
+
+    from ..training.export import merge
+
+    folder = options.runs[1] if len(options.runs) == 2 else Path(options.runs[0], "merged")
+    print(merge(options.runs[0], folder, **options.changes))
 
 
-def _inspect(asked: argparse.Namespace) -> None:
-    settings, training = asked.settings, asked.settings.training
-    if len(asked.runs) > 1:
-        raise ValueError(
-            f"inspect shows one run, not {len(asked.runs)}; name the others in calls of their own"
-        )
-    if asked.runs:
-        model, tokenizer = load_model(asked.runs[0])
+def _inspect(options: argparse.Namespace) -> None:
+    _check_runs(options, 1)
+    settings = _settings(options)
+
+    from ..evaluation.scoring import score
+    from ..models.load import load_model
+    from ..views.inspector import TokenInspector
+    from . import stages
+
+    training = settings.training
+    model = None
+    if options.runs:
+        model, tokenizer = load_model(options.runs[0])
     else:
-        tokenizer = load_tokenizer(settings.model.tokenizer or settings.model.model)
-    examples = list(islice(prepare_data(settings, tokenizer)[0], 20))
-    dials = {
-        name: getattr(training, name)
-        for name in ("threshold", "beta", "unit", "keep_first", "seed")
-    }
-    scores = score(model, tokenizer, examples) if asked.runs else None
-    path = Path(asked.runs[0] if asked.runs else training.output_dir, "inspector.html")
+        tokenizer = stages.tokenizer_of(settings)
+    examples = list(islice(stages.prepare_data(settings, tokenizer)[0], 20))
+    inspector = TokenInspector(
+        examples,
+        tokenizer,
+        score=score(model, tokenizer, examples) if model else None,
+        threshold=training.threshold,
+        beta=training.beta,
+        unit=training.unit,
+        keep_first=training.keep_first,
+        seed=training.seed,
+    )
+    path = Path(options.runs[0] if options.runs else training.output_dir, "inspector.html")
     path.parent.mkdir(parents=True, exist_ok=True)
-    TokenInspector(examples, tokenizer, score=scores, **dials).to_html(path)
+    inspector.to_html(path)
     print(path)
 
 

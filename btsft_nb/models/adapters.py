@@ -24,14 +24,14 @@ _log = logging.getLogger(__name__)
 def lora_config(config: ModelConfig) -> LoraConfig:
     """The adapters that a configuration asks for."""
     targets = config.lora_targets
-    names = [targets] if isinstance(targets, str) else targets
-    # PEFT takes text as a regular expression, and the ends of names as a list
-    is_pattern = len(names) == 1 and not re.fullmatch(r"[\w.]+", names[0])
+    # PEFT takes text as a regular expression, and only a list as names
+    if isinstance(targets, str) and re.fullmatch(r"[\w.]+", targets):
+        targets = [targets]
     return LoraConfig(
         r=config.lora_r,
         lora_alpha=config.lora_alpha,
         lora_dropout=config.lora_dropout,
-        target_modules=names[0] if is_pattern or names == ["all-linear"] else names,
+        target_modules=targets,
         use_dora=config.dora,
         use_rslora=config.rslora,
         task_type="CAUSAL_LM",

@@ -52,12 +52,13 @@ class ModelConfig:
     dtype: str = "auto"
     attention: str = "auto"
     device_map: str | None = None
-    # of such a union HfArgumentParser takes the second member: text, which is JSON here
     max_memory: dict[str, str] | str | None = None
 
     def __post_init__(self):
-        if isinstance(self.max_memory, str):
+        if isinstance(self.max_memory, str):  # from a command line
             self.max_memory = json.loads(self.max_memory)
+        if isinstance(self.lora_targets, list) and len(self.lora_targets) == 1:
+            self.lora_targets = self.lora_targets[0]  # the same, however it was given
         check_choice("method", self.method, ("qlora", "lora", "full"))
         check_choice("bits", self.bits, (4, 8))
         check_choice("dtype", self.dtype, ("auto", "float32", "bfloat16", "float16"))

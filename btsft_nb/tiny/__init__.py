@@ -4,6 +4,7 @@
 """
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 from .problems import SIZES, WAYS, rows, way_of
@@ -34,6 +35,11 @@ DEMO = TRAINING | {
 }
 
 
+def ways_in(source: str) -> Callable[[str], str | None] | None:
+    """`way_of` for rows of the generated sets, by their source, which is `tiny/...`; None for all others."""
+    return way_of if source.startswith("tiny/") else None
+
+
 def evidence() -> dict:
     """What benchmarks/evidence.py measured of the dials, on this model and on a harder family of problems.
 
@@ -45,4 +51,4 @@ def evidence() -> dict:
     return json.loads(Path(__file__).with_name("evidence.json").read_text(encoding="utf-8"))
 
 
-__all__ = ["DEMO", "SIZES", "TRAINING", "WAYS", "evidence", "rows", "way_of"]
+__all__ = ["DEMO", "SIZES", "TRAINING", "WAYS", "evidence", "rows", "way_of", "ways_in"]
