@@ -1,6 +1,8 @@
 """Numbers and choices checked by name."""
 
+import difflib
 import math
+from collections.abc import Iterable, Sequence
 from numbers import Integral, Real
 
 
@@ -21,3 +23,12 @@ def check_choice(name: str, value: object, known: tuple[str, ...]) -> None:
         raise ValueError(
             f"{name}={value!r}: {', '.join(map(repr, known[:-1]))} or {known[-1]!r} wanted"
         )
+
+
+def check_keys(keys: Iterable[str], known: Sequence[str]) -> None:
+    """Raises ValueError for a key that is not known, with the nearest one that is."""
+    for key in keys:
+        if key not in known:
+            nearest = difflib.get_close_matches(key, known, n=1)
+            hint = f", did you mean {nearest[0]!r}?" if nearest else ""
+            raise ValueError(f"unknown setting {key!r}{hint}")

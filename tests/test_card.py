@@ -9,6 +9,7 @@ from huggingface_hub import ModelCard
 from payloads import PAYLOADS
 
 import btsft_nb as bt
+from btsft_nb.text import visible
 from btsft_nb.training.card import model_card
 
 
@@ -60,14 +61,19 @@ def folder_of(
 
 
 def test_the_front_matter_is_what_the_hub_reads(tmp_path):
-    """Read back by the Hub's own library; base model and data set by their ids, and the last measurement."""
-    model_card(bt.Run(folder_of(tmp_path / "demo"))).save(tmp_path / "README.md")
+    """Read back by the Hub's own library; base model and data set by their ids, and the evaluation."""
+    evaluation = {
+        "settings": {"test": "tiny/test"},
+        "summaries": {"demo": {"metrics": {"accuracy": {"value": 0.75}}}},
+    }
+    folder = folder_of(tmp_path / "demo", evaluation=evaluation)
+    model_card(bt.Run(folder)).save(tmp_path / "README.md")
     card = ModelCard.load(tmp_path / "README.md")
     assert card.data.base_model == "Qwen/Qwen3-0.6B" and card.data.datasets == "open-r1/OpenR1-Math"
     assert card.data.library_name == "peft" and {"blurred-thoughts-sft", "lora"} <= set(
         card.data.tags
     )
-    assert [(r.metric_type, r.metric_value) for r in card.data.eval_results] == [("loss", 0.75)]
+    assert [(r.metric_type, r.metric_value) for r in card.data.eval_results] == [("accuracy", 0.75)]
     assert card.data.eval_results[0].unique_identifier and card.data.model_name == "demo"
     full = model_card(bt.Run(folder_of(tmp_path / "full", adapter=False)))
     assert full.data.library_name == "transformers" and "lora" not in full.data.tags
@@ -83,18 +89,16 @@ def test_only_what_is_on_the_hub_is_linked(tmp_path, name):
 
 def test_the_text_says_what_it_is_and_how_far(tmp_path):
     """Also which files there are, and only those that are there."""
-    text = model_card(bt.Run(folder_of(tmp_path / "demo"))).text
+    run = bt.Run(folder_of(tmp_path / "demo"))
+    text = model_card(run).text
     assert "Not complete: 30 of 60 steps" in text and "| threshold | 0\\.3 |" in text
-    assert "    open-r1/OpenR1-Math [train]: 5 rows -> 4 examples of 1 to 7 tokens" in text
-    assert (
-        "- history\\.jsonl: loss" in text
-        and "samples" not in text
-        and "evaluation\\.json" not in text
-    )
+    lines = [f"    {line}" for line in str(run.report).splitlines()]
+    assert "open-r1/OpenR1-Math [train]: 5 rows" in lines[0] and "\n".join(lines) in text
+    assert "- `history.jsonl`: loss" in text and "`evaluation`" not in text
     assert "bt.load_model(" in text
 
 
-def test_an_evaluation_comes_before_what_was_measured_in_mid_run(tmp_path):
+def test_the_evaluation_of_the_run_among_others(tmp_path):
     metrics = {"accuracy": {"value": 0.5, "low": 0.4, "high": 0.6, "n": 9}}
     summaries = {"before": {"metrics": {"accuracy": {"value": 0.1}}}, "demo": {"metrics": metrics}}
     evaluation = {"settings": {"test": "tiny/test"}, "summaries": summaries}
@@ -136,7 +140,7 @@ def test_hostile_names_are_text(tmp_path):
         content = str(card)
         front, body = re.fullmatch(r"---\n(.*?)\n---\n(.*)", content, re.DOTALL).groups()
         metric = yaml.safe_load(front)["model-index"][0]["results"][0]["metrics"][0]["type"]
-        assert metric == "".join(c if c.isprintable() else "\ufffd" for c in payload)
+        assert metric == visible(payload)
         tokens = [
             child for token in markdown.parse(body) for child in [token, *(token.children or [])]
         ]

@@ -6,10 +6,10 @@ benchmarks/kill.py kills at random moments; here are the moments that chance may
 import json
 import multiprocessing
 import os
-import re
 import resource
 import shutil
 import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -131,6 +131,32 @@ def test_a_kill_while_a_checkpoint_is_written(tmp_path, alone):
     assert result(tmp_path) == alone
 
 
+def train_until_told(folder, threads: int, stepped) -> None:
+    """In a process of its own: says when step 3 has begun."""
+    torch.set_num_threads(threads)
+    make_trainer(folder, [At(3, stepped.set), At(3, lambda: time.sleep(2))]).train()
+
+
+def test_a_scheduler_stops_a_run_by_sigterm(tmp_path, alone):
+    """As Slurm and spot machines do (bug 21), twice where torchrun passes it on: the step ends, with a checkpoint."""
+    context = multiprocessing.get_context("spawn")
+    stepped = context.Event()
+    arguments = (tmp_path, torch.get_num_threads(), stepped)
+    process = context.Process(target=train_until_told, args=arguments)
+    process.start()
+    assert stepped.wait(60)
+    for _ in range(2):
+        process.terminate()
+        time.sleep(0.3)
+    process.join(60)
+    # the traceback of a KeyboardInterrupt, not the death by signal that SIGTERM is
+    assert process.exitcode == 1
+    assert checkpoints(tmp_path) == [2, 3] and is_whole(tmp_path / "checkpoint-3")
+    assert not bt.Run(tmp_path).finished
+    make_trainer(tmp_path).train(resume_from_checkpoint=True)
+    assert result(tmp_path) == alone
+
+
 def test_a_kill_after_the_last_checkpoint(tmp_path, alone):
     """Only the final adapter was missing: resuming makes no further step, although the epoch is not over."""
     make_trainer(tmp_path).train()
@@ -183,9 +209,7 @@ def test_the_last_checkpoint_is_the_newest(tmp_path):
 
 def test_nothing_to_resume(tmp_path):
     """The message says what is missing and what would do, also where there is no folder yet."""
-    with pytest.raises(
-        ValueError, match=r"none has no whole checkpoint.*train\(\) without it starts anew"
-    ):
+    with pytest.raises(ValueError, match=r"none has no whole checkpoint.*train\(\) starts anew"):
         make_trainer(tmp_path / "none").train(resume_from_checkpoint=True)
 
 
@@ -325,24 +349,17 @@ def test_a_resume_with_other_settings_says_what_differs(tmp_path, alone):
         max_steps=8,
         optim="adamw_torch",
     )
-    with pytest.raises(ValueError, match="of a run with other settings") as caught:
+    with pytest.raises(ValueError, match="checkpoint-3 was begun with other settings") as caught:
         make_trainer(tmp_path, **changed).train(resume_from_checkpoint=True)
-    table = [line.split() for line in str(caught.value).splitlines() if "  " in line]
-    told = {tuple(row) for row in table}
-    assert {
-        ("threshold", "0.5", "0.4"),
-        ("learning_rate", "0.001", "0.002"),
-        ("max_steps", "6", "8"),
-    } < told
-    assert ("examples", "per", "step", "4", "8") in told and len(
-        told
-    ) == 6  # with optim and the heading
-    assert "another output_dir" in str(caught.value) and "lr_scheduler_type='constant'" in str(
-        caught.value
+    told = str(caught.value)
+    differences = (
+        "examples_per_step was 4 and is 8; max_steps was 6 and is 8; threshold was 0.5 and is 0.4; "
+        "learning_rate was 0.001 and is 0.002; optim was 'adamw_torch_fused' and is 'adamw_torch'. "
     )
+    assert f"other settings: {differences}Set them back" in told and "another output_dir" in told
     other = make_trainer(tmp_path)
     other.train_dataset = other.train_dataset.select(range(12))
-    with pytest.raises(ValueError, match=r"examples +16 +12"):
+    with pytest.raises(ValueError, match="examples was 16 and is 12"):
         other.train(resume_from_checkpoint=True)
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
     same = dict(
@@ -371,20 +388,20 @@ def test_a_constant_schedule_goes_on_for_longer(tmp_path):
         tmp_path / "whole"
     )
     moving = make_trainer(tmp_path / "more", max_steps=6, threshold_end=0.9, **constant)
-    with pytest.raises(ValueError, match=r"threshold_end +None +0.9"):
+    with pytest.raises(ValueError, match=r"threshold_end was None and is 0\.9"):
         moving.train(resume_from_checkpoint=True)
 
 
-def test_a_checkpoint_that_does_not_say_how_it_was_made(tmp_path, capsys):
+def test_a_checkpoint_that_does_not_say_how_it_was_made(tmp_path, caplog):
     """Of an earlier version: it goes on, and says that nothing was compared."""
     make_trainer(tmp_path, max_steps=2).train()
     (tmp_path / "checkpoint-2" / "environment.json").unlink()
     make_trainer(tmp_path, max_steps=2, seed=1).train(resume_from_checkpoint=True)
-    assert "checkpoint-2 does not say how it was made" in capsys.readouterr().out
+    assert "checkpoint-2 does not say how it was made" in caplog.text
 
 
 def test_out_of_memory_says_what_to_change(tmp_path):
-    """In order, with the values in use, after the words of torch; of the same type, and the folder can go on."""
+    """After the words of torch; of the same type, and the folder can go on."""
 
     def exhausted():
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
@@ -394,42 +411,10 @@ def test_out_of_memory_says_what_to_change(tmp_path):
         torch.OutOfMemoryError, match=r"^CUDA out of memory\. Tried to allocate 2\.00 GiB\."
     ) as caught:
         trainer.train()
-    ways = (
-        "per_device_train_batch_size (now 2)",
-        "gradient_accumulation_steps (now 2)",
-        "gradient_checkpointing=True",
-    )
-    ways += (
-        "max_length",
-        f"{trainer.train_dataset.report.lengths['sequence']['longest']} tokens",
-        "qlora=True",
-        "a smaller model",
-    )
-    places = [str(caught.value).find(way) for way in ways]
-    assert -1 not in places and places == sorted(places)
+    assert "Halve per_device_train_batch_size" in str(caught.value)
     halved = dict(per_device_train_batch_size=1, gradient_accumulation_steps=4)
     make_trainer(tmp_path, **halved).train(resume_from_checkpoint=True)
     assert bt.Run(tmp_path).finished
-
-
-@pytest.mark.parametrize(
-    ("settings", "count"), [({}, 3), ({"save_total_limit": 1}, 2), ({"save_strategy": "no"}, 0)]
-)
-def test_a_disk_too_small_is_told_before_the_first_step(tmp_path, monkeypatch, settings, count):
-    """The estimate is near what the checkpoints and the model then take, without the tokenizer and the like."""
-    usage = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=100_000))
-    with pytest.raises(
-        OSError, match=rf"{count} checkpoints and the model take about [\d.]+ MB.*0.1 MB left"
-    ) as caught:
-        make_trainer(tmp_path, **settings).train()
-    assert checkpoints(tmp_path) == []
-    monkeypatch.undo()
-    if not settings:
-        told = float(re.search(r"about ([\d.]+) MB", str(caught.value))[1]) * 1e6
-        make_trainer(tmp_path).train()
-        files = [path for name in (ADAPTER, "optimizer.pt") for path in tmp_path.rglob(name)]
-        assert told == pytest.approx(sum(path.stat().st_size for path in files), rel=0.2)
 
 
 def received(trainer) -> list:

@@ -171,5 +171,5 @@ def test_settings_of_the_command_line_and_of_none(tmp_path):
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path):
     for folder in (tmp_path, tmp_path / "none"):
-        with pytest.raises(FileNotFoundError, match="so this is no run of btsft_nb"):
+        with pytest.raises(FileNotFoundError, match="is no run of btsft_nb: it has neither"):
             bt.Run(folder)

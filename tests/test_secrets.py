@@ -98,7 +98,7 @@ names = bt.load_secrets()
 assert len(names) == 3, names
 model, tokenizer = bt.load_model("tiny", qlora=True)
 data = bt.prepare(bt.load_rows("tiny/teacher")[:4], tokenizer)
-trackers = dict(report_to=["tensorboard", "wandb-offline"], run_group="group-7", run_tags=["tag-7"], job_type="job-7")
+trackers = dict(report_to=["tensorboard", "wandb-offline"])
 config = bt.BTSFTConfig("run", max_steps=2, save_steps=1, logging_steps=1, per_device_train_batch_size=2, **trackers)
 track = bt.TrackSamples(["How many?"], tokenizer, every=1, n=1, max_new_tokens=2)
 trainer = bt.BTSFTTrainer(model, config, data, processing_class=tokenizer, callbacks=[track])
@@ -120,6 +120,9 @@ def test_a_whole_training_writes_no_secret(tmp_path):
     environment = os.environ | {
         "HF_TOKEN": SECRETS["HF_TOKEN"],
         "WANDB_SILENT": "true",
+        "WANDB_RUN_GROUP": "group-7",
+        "WANDB_TAGS": "tag-7",
+        "WANDB_JOB_TYPE": "job-7",
         "PYTHONPATH": os.pathsep.join(sys.path),
     }
     environment.pop("WANDB_MODE", None)

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from peft import LoraConfig
 from transformers import Qwen3Config, Qwen3ForCausalLM, TrainerCallback
 
 import btsft_nb as bt
+from btsft_nb.training.step_logs import Throughput
 
 LORA = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM")
 PARTS = ("loss_nll", "loss_anchor", "loss_format")
@@ -514,7 +516,7 @@ def test_curves_outside_a_notebook_draw_nothing(tmp_path, examples, tiny_tokeniz
 
 
 def test_each_training_has_a_wandb_run_of_its_own(tmp_path, monkeypatch, examples, tiny_tokenizer):
-    """With its group and tags, though one process makes several; and one in the same folder goes on in its own.
+    """Though one process makes several; and one in the same folder goes on in its own.
 
     Offline by name of the tracker, without a change to the environment.
     """
@@ -523,23 +525,42 @@ def test_each_training_has_a_wandb_run_of_its_own(tmp_path, monkeypatch, example
     monkeypatch.delenv("WANDB_MODE", raising=False)
     seen = []
     for name in ("one", "two", "two"):
-        settings = dict(
-            report_to="wandb-offline",
-            run_group=name,
-            run_tags=[name],
-            job_type="test",
-            project="mine",
-        )
+        settings = dict(report_to="wandb-offline", project="mine", run_name=name)
         make_trainer(tmp_path / name, adapted_model(), examples, tiny_tokenizer, **settings).train()
-        seen.append(
-            (wandb.run.id, wandb.run.group, wandb.run.tags, wandb.run.job_type, wandb.run.project)
-        )
+        seen.append((wandb.run.id, wandb.run.name, wandb.run.project))
     assert wandb.run.offline and "WANDB_MODE" not in os.environ
     wandb.finish()
-    assert [found[1:] for found in seen] == [
-        (name, (name,), "test", "mine") for name in ("one", "two", "two")
-    ]
+    assert [run[1:] for run in seen] == [(name, "mine") for name in ("one", "two", "two")]
     assert seen[0][0] != seen[1][0] == seen[2][0]
+
+
+def test_a_training_ends_in_one_line(tmp_path, capsys, examples, tiny_tokenizer):
+    """It names the folder; nothing where progress is switched off."""
+    for quiet in (False, True):
+        trainer = make_trainer(tmp_path / "run", adapted_model(), examples, tiny_tokenizer)
+        trainer.args.disable_tqdm = quiet
+        trainer.train()
+        lines = [line for line in capsys.readouterr().out.splitlines() if "->" in line]
+        loss = trainer.state.log_history[0]["loss"]
+        seconds = trainer.state.log_history[-1]["train_runtime"]
+        told = f"run: 1 steps, {seconds:.0f} s, loss {loss:.3g} -> {tmp_path / 'run'}"
+        assert lines == ([] if quiet else [told])
+
+
+def test_a_clock_that_stands_still_is_no_error(monkeypatch):
+    """Windows' has not moved after a step of the tiny model (bug 18)."""
+    monkeypatch.setattr(time, "perf_counter", lambda: 5.0)
+    throughput = Throughput(step=0, tokens=10)
+    assert throughput.tokens_per_second(30) > 0
+    assert throughput.tokens_per_second(10) == 0
+
+
+def test_the_clock_leaves_out_pauses(monkeypatch):
+    now = iter([100.0, 110.0])
+    monkeypatch.setattr(time, "perf_counter", lambda: next(now))
+    throughput = Throughput(step=0, tokens=0)
+    throughput.pause(6)
+    assert throughput.tokens_per_second(80) == 20
 
 
 def test_what_would_store_a_token_is_refused(tmp_path):

@@ -89,7 +89,7 @@ def test_full_fine_tuning_anchors_to_an_explicit_reference(tmp_path, messy, tiny
         (
             dict(anchor=1.0),
             64,
-            r"ref_model has \(tokens, width\) \(\d+, 64\), the model \(\d+, 128\)",
+            "ref_model has hidden_size=64, the model 128",
         ),
     ],
 )

@@ -1,55 +1,63 @@
-"""Examples -> a batch."""
+"""Prepared examples -> a batch of tensors."""
 
-from collections.abc import Iterable
-from itertools import accumulate
-
-import numpy as np
 import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from ..data.kinds import Kind
 from ..objective.blur import example_key
 
 
 class Collator:
-    """Examples -> a batch: everything that the objective needs but the blur.
+    """Examples -> a batch with everything that the objective needs except the blur.
 
-    The blur is drawn by the trainer, in its own process, so that no worker can hold an outdated epoch.
+    The trainer draws the blur in its own process, so that no data loader worker can hold an outdated epoch.
 
-    Returns a dict of (B, T) tensors `input_ids`, `labels` (-100 where nothing is supervised), `weights` float32,
-    `kinds` and `sequence` (which example a token belongs to), and `keys`, the `example_key` of each example. Examples
-    are padded on the right, with an `attention_mask`; or, with `padding_free`, laid end to end in one row, with
-    `position_ids` that start anew at each.
+    Args:
+        pad_token_id: fills `input_ids` up to the longest example, on the right.
+        padding_free: lay the examples end to end in one row instead.
+
+    Returns (when called) a dict of (B, T) tensors: `input_ids`, `labels` (-100 where nothing is supervised), `weights`
+    in float32, `kinds`, `sequence` (the example that a token belongs to), and `attention_mask`, or `position_ids` if
+    padding-free; and `keys` (examples,), the `example_key` of each.
+
+    >>> tokenizer = bt.load_tokenizer("tiny")
+    >>> examples = bt.prepare(bt.load_rows("tiny/teacher")[:2], tokenizer)
+    >>> batch = bt.Collator(tokenizer.pad_token_id)(list(examples))
+    >>> bool((batch["labels"][batch["weights"] != 0] != -100).all())
+    True
     """
 
     def __init__(self, pad_token_id: int, padding_free: bool = False):
-        self.pad_token_id, self.padding_free = pad_token_id, padding_free
+        self.pad_token_id = pad_token_id
+        self.padding_free = padding_free
 
-    def __call__(self, examples: list[dict]) -> dict[str, torch.Tensor]:
-        lengths = [len(e["input_ids"]) for e in examples]
-        places = [
-            slice(end - n, end) if self.padding_free else slice(n)
-            for end, n in zip(accumulate(lengths), lengths, strict=True)
-        ]
-        shape = (1, sum(lengths)) if self.padding_free else (len(examples), max(lengths))
-
-        def filled(values: Iterable, padding: float, dtype: type) -> torch.Tensor:
-            out = np.full(shape, padding, dtype)
-            for i, (place, value) in enumerate(zip(places, values, strict=True)):
-                out[0 if self.padding_free else i, place] = value
-            return torch.from_numpy(out)
-
+    def __call__(self, examples: list[dict]) -> dict[str, Tensor]:
+        ids = [torch.as_tensor(example["input_ids"]) for example in examples]
+        kinds = [torch.as_tensor(example["kinds"], dtype=torch.int64) for example in examples]
+        weights = [torch.as_tensor(example["weights"], dtype=torch.float32) for example in examples]
+        # nothing predicts the first token of an example
+        weights = [F.pad(row[1:], (1, 0)) for row in weights]
+        sequence = [torch.full_like(row, i) for i, row in enumerate(ids)]
         batch = {
-            "input_ids": filled((e["input_ids"] for e in examples), self.pad_token_id, np.int64),
-            # nothing predicts the first token of an example
-            "weights": filled(([0.0, *e["weights"][1:]] for e in examples), 0, np.float32),
-            "kinds": filled((e["kinds"] for e in examples), Kind.PROMPT, np.int64),
-            "sequence": filled(range(len(examples)), 0, np.int64),
+            "input_ids": self._join(ids, self.pad_token_id),
+            "weights": self._join(weights, 0),
+            "kinds": self._join(kinds, Kind.PROMPT),
         }
         if self.padding_free:
-            batch["position_ids"] = filled(map(np.arange, lengths), 0, np.int64)
+            batch["sequence"] = self._join(sequence, 0)
+            batch["position_ids"] = self._join([torch.arange(len(row)) for row in ids], 0)
         else:
-            batch["sequence"] = torch.arange(len(examples))[:, None].expand(shape).contiguous()
-            batch["attention_mask"] = filled([1] * len(examples), 0, np.int64)
+            # padding belongs to the example of its row
+            rows = torch.arange(len(examples))[:, None]
+            batch["sequence"] = rows.expand_as(batch["input_ids"]).contiguous()
+            batch["attention_mask"] = self._join([torch.ones_like(row) for row in ids], 0)
         batch["labels"] = batch["input_ids"].masked_fill(batch["weights"] == 0, -100)
-        batch["keys"] = torch.tensor([example_key(e["id"]) for e in examples])
+        batch["keys"] = torch.tensor([example_key(example["id"]) for example in examples])
         return batch
+
+    def _join(self, rows: list[Tensor], padding: int) -> Tensor:
+        if self.padding_free:
+            return torch.cat(rows)[None]
+        return pad_sequence(rows, batch_first=True, padding_value=float(padding))

@@ -1,5 +1,6 @@
-"""A stop between two steps, with a checkpoint."""
+"""A stop between two steps, with a checkpoint: for an interrupt, and for the SIGTERM of Slurm or a spot machine."""
 
+import logging
 import signal
 import threading
 from collections.abc import Iterator
@@ -10,54 +11,73 @@ from accelerate import Accelerator
 from transformers import TrainerCallback
 from transformers.trainer_utils import SaveStrategy
 
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_log = logging.getLogger(__name__)
+
 
 class StopOnInterrupt(TrainerCallback):
-    """Turns an interrupt into a checkpoint and a stop after the step that runs; a second one stops at once.
+    """Turns SIGINT or SIGTERM into a checkpoint and a stop after the current step.
 
-    `requested`: an interrupt came; `stopped`: it ended the run before its last step was through.
+    A second SIGINT stops at once; a second SIGTERM is ignored, since schedulers and torchrun both send one.
+
+    Attributes:
+        requested: a signal has come.
+        stopped: it ended the run before its last step.
     """
 
-    requested = stopped = False
+    requested = False
+    stopped = False
 
     @contextmanager
     def listening(self, accelerator: Accelerator) -> Iterator[None]:
-        """Within, interrupts are caught; in a thread other than the main one Python delivers none."""
-        self.requested, self.stopped, self._accelerator = False, False, accelerator
+        """Context manager: catch the signals. Python delivers them to the main thread only."""
+        self.requested = False
+        self.stopped = False
+        self._accelerator = accelerator
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        before = signal.signal(signal.SIGINT, self._note)
+        before = {number: signal.signal(number, self._note) for number in _SIGNALS}
         try:
             yield
         finally:
-            signal.signal(signal.SIGINT, before)
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
     def _note(self, number, frame):
-        if self.requested:
+        if not self.requested:
+            self.requested = True
+            _log.warning("Stopping after this step; interrupt again to stop at once.")
+        elif number == signal.SIGINT:
             raise KeyboardInterrupt
-        self.requested = True
-        print("Stopping after this step; interrupt again to stop at once.", flush=True)
 
     def on_step_end(self, args, state, control, **kwargs):
-        if self._accelerator.num_processes > 1:  # all stop at the same step, or none
+        if self._accelerator.num_processes > 1:
+            # all stop at the same step
             flag = torch.tensor(float(self.requested), device=self._accelerator.device)
             self.requested = self._accelerator.reduce(flag, "sum").item() > 0
-        overruled = (
-            control.should_evaluate and args.save_strategy == SaveStrategy.BEST
-        )  # an evaluation decides on saving
-        if self.requested and not overruled:
-            self.stopped = control.should_training_stop = True
-            # at the end of an epoch its evaluation comes first, and to save twice would risk the checkpoint
-            control.should_save = bool(state.epoch % 1) or args.save_strategy == SaveStrategy.BEST
+        only_best = args.save_strategy == SaveStrategy.BEST
+        # where an evaluation decides whether this step is saved, the stop waits for the next one
+        if self.requested and not (only_best and control.should_evaluate):
+            self.stopped = True
+            control.should_training_stop = True
+            # the last step of an epoch is saved once, after the evaluation that belongs to it
+            control.should_save = only_best or not _ends_epoch(state)
 
     def on_epoch_end(self, args, state, control, **kwargs):
-        if (
-            self.stopped and state.epoch % 1
-        ):  # what belongs to the end of an epoch comes when the epoch is over
-            control.should_log = control.should_evaluate = control.should_save = False
-        elif self.stopped:
+        if self.stopped and _ends_epoch(state):
             control.should_save = args.save_strategy != SaveStrategy.BEST
+        elif self.stopped:
+            # Trainer calls this in the middle of the epoch, too: what belongs to its end is not due
+            control.should_log = False
+            control.should_evaluate = False
+            control.should_save = False
 
     def on_save(self, args, state, control, **kwargs):
-        if self.stopped:  # else Trainer would end as if all were done: load the best model, and delete this checkpoint
+        if self.stopped:
+            # Trainer would load the best model and delete this checkpoint, as if the run were complete
             state.best_model_checkpoint = None
+
+
+def _ends_epoch(state) -> bool:
+    return state.epoch % 1 == 0

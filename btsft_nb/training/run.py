@@ -1,9 +1,10 @@
-"""A run folder, read back: what was asked, on what it ran, on which data, how it went, and its model."""
+"""A run folder read back: its settings, machine, data, history and model."""
 
 import json
 import platform
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from datetime import UTC, datetime
@@ -12,107 +13,102 @@ from pathlib import Path
 import pandas as pd
 import torch
 import yaml
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
 from ..data.report import Report
-from ..files import plain, read_lines, versions
-from ..models.load import RECORD, TINY, load_model
-from .checkpoints import CONFIG, ENVIRONMENT, REPORT, checkpoints, is_whole
+from ..files import read_lines, versions
+from ..models.load import BASE_FILE, TINY, load_model
+from ..text import visible
+from .checkpoints import CONFIG_FILE, ENVIRONMENT_FILE, REPORT_FILE, checkpoints, is_whole
 
-HISTORY = "history.jsonl"
+HISTORY_FILE = "history.jsonl"
 _LIBRARIES = ("btsft_nb", "torch", "transformers", "peft", "accelerate", "bitsandbytes", "datasets")
-_ASKED = (
-    "threshold",
-    "threshold_end",
-    "anchor",
-    "beta",
-    "unit",
-    "resample",
-    "keep_first",
-    "learning_rate",
-    "seed",
-)
-_LOGGED = (
-    *(
-        "loss",
-        "nll_tag",
-        "nll_think",
-        "nll_answer",
-        "expected_reward",
-        "blurred_share",
-        "eval_loss",
-    ),
-    *("tokens_per_second", "train_runtime"),
-)
-_FOLDERS = re.compile(
-    r"(?<![\w.~/\\])(~|[A-Za-z]:)?[/\\]([^/\\\s=]*[/\\])*"
-)  # those of an absolute path
+_SETTINGS = ("threshold", "threshold_end", "anchor", "beta", "unit", "learning_rate", "seed")
+_LOGS = ("loss", "nll_think", "expected_reward", "blurred_share", "eval_loss", "train_runtime")
+# the folders of an absolute path
+_FOLDERS = re.compile(r"(?<![\w.~/\\])(~|[A-Za-z]:)?[/\\]([^/\\\s=]*[/\\])*")
 _SECRET = re.compile(r"((?:token|key|secret|password)\s*[=\s]\s*)\S+|\bhf_\w+", re.IGNORECASE)
 
 
 class Run:
     """A run folder as it is now; while the training goes on, `Run(path)` once more reads what came since.
 
-    `config`: what the BTSFTConfig said, by name. `settings`: settings.yaml of the command line, else empty. `base`: the
-    base model of an adapter, else empty. `environment`: see `environment`, and `max_steps`. `report`: the data report,
-    or None. `history`: a DataFrame with a row for each log. `checkpoints`: folders of those written to their end.
-    `step`: of the last log. `max_steps`: None where an earlier version began the run. `finished`: its model is saved.
-    `summary`: the main things of all these, as far as they are known; a notebook shows it.
+    Attributes:
+        config: the fields of the BTSFTConfig.
+        settings: settings.yaml of the command line, else empty.
+        base: the base model of an adapter, else empty.
+        environment: see `environment`; and `max_steps`.
+        report: the data report, or None.
+        history: a DataFrame with a row for each log.
+        checkpoints: the folders of whole checkpoints.
+        step: the step of the last log.
+        max_steps: the steps of the whole run.
+        finished: whether its model is saved.
 
-    Raises FileNotFoundError where the folder holds no run of this library.
+    Raises:
+        FileNotFoundError: the folder is no run of this library.
+
+    >>> bt.Run("runs/none")
+    Traceback (most recent call last):
+    FileNotFoundError: runs/none is no run of btsft_nb: it has neither training_config.json nor btsft_base.json
     """
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
-        if not any((self.path / file).is_file() for file in (CONFIG, RECORD)):
+        if not any((self.path / name).is_file() for name in (CONFIG_FILE, BASE_FILE)):
             raise FileNotFoundError(
-                f"{path}: neither {CONFIG} nor {RECORD}, so this is no run of btsft_nb"
+                f"{path} is no run of btsft_nb: it has neither {CONFIG_FILE} nor {BASE_FILE}"
             )
-        self.config, self.base, self.environment, report = map(
-            self._read, (CONFIG, RECORD, ENVIRONMENT, REPORT)
-        )
-        settings = self.path / "settings.yaml"
-        self.settings = (
-            yaml.safe_load(settings.read_text(encoding="utf-8")) if settings.is_file() else {}
-        )
+        self.config = self._read(CONFIG_FILE)
+        self.settings = self._read("settings.yaml")
+        self.base = self._read(BASE_FILE)
+        self.environment = self._read(ENVIRONMENT_FILE)
+        report = self._read(REPORT_FILE)
         self.report = Report(**report) if report else None
-        self.history = pd.DataFrame(read_lines(self.path / HISTORY))
+        self.history = pd.DataFrame(read_lines(self.path / HISTORY_FILE))
         self.checkpoints = [folder for folder in checkpoints(path) if is_whole(folder)]
         self.step = int(self.history["step"].max()) if len(self.history) else 0
-        self.max_steps, self.finished = (
-            self.environment.get("max_steps"),
-            bool(self.environment.get("finished")),
-        )
-        found = {"base_model": self.environment.get("base_model")} | self.base
-        found |= {"data": self.report.source, "examples": self.report.kept} if report else {}
-        found |= {name: self.config.get(name) for name in _ASKED}
-        found |= {"step": self.step, "max_steps": self.max_steps, "finished": self.finished}
-        logged = [name for name in _LOGGED if name in self.history]
-        found |= {
-            name: float(value) for name in logged for value in self.history[name].dropna().tail(1)
-        }
-        self.summary = {name: value for name, value in found.items() if value is not None}
+        self.max_steps = self.environment.get("max_steps")
+        self.finished = bool(self.environment.get("finished"))
+
+    @property
+    def summary(self) -> dict:
+        """The main facts, by name, as far as they are known; a notebook shows them as a table."""
+        facts = {"base_model": self.environment.get("base_model"), **self.base}
+        if self.report:
+            facts |= {"data": self.report.source, "examples": self.report.kept}
+        facts |= {name: self.config.get(name) for name in _SETTINGS}
+        facts |= {"step": self.step, "max_steps": self.max_steps, "finished": self.finished}
+        facts |= {name: self.last(name) for name in _LOGS}
+        return {name: value for name, value in facts.items() if value is not None}
+
+    def last(self, name: str) -> float | None:
+        """The value of a column of `history` that was logged last, or None."""
+        values = self.history[name].dropna() if name in self.history else ()
+        return float(values.iloc[-1]) if len(values) else None
 
     def records(self, name: str) -> list[dict]:
-        """What a tracker has written: `records("samples")` reads samples.jsonl. Raises FileNotFoundError."""
-        if not (self.path / f"{name}.jsonl").is_file():
-            known = ", ".join(sorted(path.stem for path in self.path.glob("*.jsonl"))) or "none"
-            raise FileNotFoundError(f"{self.path}: no {name}.jsonl; there are {known}")
-        return read_lines(self.path / f"{name}.jsonl")
+        """What a tracker has written: `records("samples")` reads samples.jsonl."""
+        file = self.path / f"{name}.jsonl"
+        if not file.is_file():
+            names = sorted(path.stem for path in self.path.glob("*.jsonl"))
+            raise FileNotFoundError(f"{self.path}: no {file.name}; there are {', '.join(names)}")
+        return read_lines(file)
 
     def load(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-        """Model and tokenizer, by `load_model`; before they are saved, `load_model(run.checkpoints[-1])` gives some."""
+        """Model and tokenizer. Before they are saved, `load_model(run.checkpoints[-1])` gives those of a checkpoint."""
         return load_model(self.path)
 
     def _read(self, name: str) -> dict:
         file = self.path / name
-        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        if not file.is_file():
+            return {}
+        parse = json.loads if file.suffix == ".json" else yaml.safe_load
+        return parse(file.read_text(encoding="utf-8"))
 
     def _table(self) -> pd.DataFrame:
-        values = {
-            n: f"{v:,.4g}" if isinstance(v, float) else plain(v) for n, v in self.summary.items()
-        }
-        return pd.DataFrame({plain(self.path): values})
+        facts = pd.Series(self.summary).map(_text)
+        return facts.to_frame(visible(self.path))
 
     def __repr__(self) -> str:
         return self._table().to_string()
@@ -121,30 +117,39 @@ class Run:
         return self._table().to_html()  # which escapes
 
 
-def environment(model: PreTrainedModel, processes: int, examples: int) -> dict:
-    """What environment.json says as a run begins, no secret in it, no variable, no name of host or user's folder."""
+def _text(value: object) -> str:
+    return f"{value:,.4g}" if isinstance(value, float) else visible(value)
+
+
+def environment(model: PreTrainedModel, args: TrainingArguments, examples: int) -> dict:
+    """What environment.json says when a run begins: no secret, no variable, no name of a host or a user's folder."""
     name = model.config._name_or_path
-    cuda = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     command = shlex.join(_FOLDERS.sub("", argument) for argument in sys.argv)
+    batch = args.train_batch_size * args.gradient_accumulation_steps
     return {
-        "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": _SECRET.sub(lambda found: (found[1] or "") + "***", command),
+        "started": now(),
+        "command": _SECRET.sub(r"\1***", command),
         "git_commit": _commit(),
         "versions": {"python": platform.python_version(), **versions(_LIBRARIES)},
-        "devices": cuda or [f"{platform.machine()} CPU"],
-        "processes": processes,
+        "devices": gpus or [f"{platform.machine()} CPU"],
+        "processes": args.world_size,
         "examples": examples,
+        "examples_per_step": batch * args.world_size,
         "adapter": hasattr(model, "peft_config"),
         "base_model": "tiny" if name == str(TINY) else name,
     }
 
 
+def now() -> str:
+    """The time, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
 def _commit() -> str | None:
-    """The git commit of the working directory, with -dirty where files differ; None outside a repository."""
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    try:
-        return subprocess.run(
-            command, capture_output=True, text=True, check=True, timeout=10
-        ).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
+    """The git commit of the working directory, with -dirty if files differ; None outside a repository."""
+    if not shutil.which("git"):
         return None
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return done.stdout.strip() or None

@@ -1,28 +1,62 @@
-"""The sums of the objective, over processes, as the means that a log shows."""
+"""What stands behind a log: the sums of the objective since the last one, and how fast the steps were."""
 
+import time
 from collections import Counter
+from dataclasses import dataclass, field
 
 import torch
 from accelerate import Accelerator
 
+# Each mean of a log, and the count that its sum is divided by.
+_COUNT_OF = {
+    "nll_tag": "tokens_tag",
+    "nll_think": "tokens_think",
+    "nll_answer": "tokens_answer",
+    "p_open": "tags_open",
+    "p_close": "tags_close",
+    "expected_reward": "sequences",
+    "format_reward": "sequences",
+}
 
-def reduced(sums: Counter[str], accelerator: Accelerator) -> Counter[str]:
-    """Sums of `objective` over micro-batches, tensors on any device: over all processes, as numbers."""
-    if not sums:
-        return Counter()
-    values = torch.stack([sums[name].to(accelerator.device) for name in sorted(sums)])
-    return Counter(dict(zip(sorted(sums), accelerator.reduce(values, "sum").tolist(), strict=True)))
+
+class StepSums(Counter):
+    """Sums of `objective` over micro-batches, float64 tensors that stay on their device until a log needs them."""
+
+    def take(self, accelerator: Accelerator) -> Counter[str]:
+        """The sums over all processes as numbers; these here start anew."""
+        names = sorted(self)
+        values = torch.stack([self[name].to(accelerator.device) for name in names])
+        self.clear()
+        totals = accelerator.reduce(values, "sum").tolist()
+        return Counter(dict(zip(names, totals, strict=True)))
 
 
 def means(sums: Counter[str]) -> dict[str, float]:
-    """Means of what `objective` sums up, as far as there is something to divide by.
+    """The means of a log; one without anything to average is left out.
 
-    `nll_tag`, `nll_think` and `nll_answer` over supervised tokens, blurred or not; `blurred_share` of supervised
-    thought tokens; `p_open` and `p_close`, the probability of the tags where they stand; `expected_reward` and
-    `format_reward` (of the argmax) over sequences.
+    `nll_tag`, `nll_think` and `nll_answer` are over supervised tokens, blurred or not; `blurred_share` over supervised
+    thought tokens; `p_open` and `p_close`, the probabilities of the tags, over the places where they stand;
+    `expected_reward` and `format_reward` (of the most probable tokens) over sequences.
     """
-    over = {f"nll_{kind}": f"tokens_{kind}" for kind in ("tag", "think", "answer")}
-    over |= {"p_open": "tags_open", "p_close": "tags_close"}
-    over |= {"expected_reward": "sequences", "format_reward": "sequences"}
-    found = {name: sums[name] / sums[count] for name, count in over.items() if sums[count]}
-    return found | {"blurred_share": sums["blurred"] / max(sums["tokens_think"], 1)}
+    logs = {name: sums[name] / sums[count] for name, count in _COUNT_OF.items() if sums[count]}
+    logs["blurred_share"] = sums["blurred"] / max(sums["tokens_think"], 1)
+    return logs
+
+
+@dataclass
+class Throughput:
+    """A clock that runs while the model trains: its start, and the step and the tokens seen by then."""
+
+    step: int
+    tokens: int
+    since: float = field(default_factory=time.perf_counter)
+
+    def pause(self, seconds: float) -> None:
+        """Leaves out time that was spent on something other than training."""
+        self.since += seconds
+
+    def tokens_per_second(self, tokens: int) -> float:
+        """The speed since the start, when so many tokens have been seen by now."""
+        seconds = time.perf_counter() - self.since
+        # a coarse clock may not have moved
+        return (tokens - self.tokens) / max(seconds, 1e-6)
