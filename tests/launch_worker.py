@@ -34,13 +34,13 @@ class Die(TrainerCallback):
 
 def count_rendered() -> list[int]:
     """From now on, how many rows each chunk had that this process rendered."""
-    call, counts = data._Make.__call__, []
+    call, counts = data._Maker.__call__, []
 
-    def counting(self, rows):
-        counts.append(len(rows))
-        return call(self, rows)
+    def counting(self, batch, numbers):
+        counts.append(len(numbers))
+        return call(self, batch, numbers)
 
-    data._Make.__call__ = counting
+    data._Maker.__call__ = counting
     return counts
 
 

@@ -12,7 +12,7 @@ from accelerate.commands.launch import _validate_launch_command, launch_command_
 
 import btsft_nb as bt
 
-LAUNCH = Path(bt.__file__).with_name("launch")
+LAUNCH = Path(bt.__file__).parent / "training" / "launch"
 WORKER = Path(__file__).with_name("launch_worker.py")
 TYPES = {"ddp": "MULTI_GPU", "fsdp2": "FSDP", "zero2": "DEEPSPEED"}
 

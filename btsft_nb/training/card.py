@@ -32,7 +32,7 @@ def model_card(run: Run, merged: Path | None = None) -> ModelCard:
         results.append(EvalResult("text-generation", "held-out", test, name, value))
     front = ModelCardData(
         base_model=_hub_id(facts["base_model"]),
-        datasets=_hub_id(re.sub(r" \[[^\[\]]*\]$", "", facts["data"])),
+        datasets=_hub_id(facts["data"].partition(" [")[0]),
         library_name="peft" if is_adapter else "transformers",
         pipeline_tag="text-generation",
         tags=["btsft_nb", "blurred-thoughts-sft"] + (["lora"] if is_adapter else []),

@@ -121,7 +121,7 @@ def check_same(then: dict, now: dict, bound: Sequence[str], folder: str | Path) 
         )
 
 
-def check_resume(checkpoint: Path, files: dict[str, dict]) -> None:
+def check_resume(checkpoint: str | Path, files: dict[str, dict]) -> None:
     """Raises ValueError if a run would go on from a checkpoint with other settings, data or model.
 
     More steps make another schedule, unless learning rate and threshold are constant.
@@ -129,13 +129,13 @@ def check_resume(checkpoint: Path, files: dict[str, dict]) -> None:
     Args:
         files: what a checkpoint of the run as it is now would hold, by file name.
     """
-    if not (checkpoint / ENVIRONMENT_FILE).is_file():
+    if not Path(checkpoint, ENVIRONMENT_FILE).is_file():
         _log.warning("%s does not say how it was made: no setting is compared", checkpoint)
         return
     then = {}
     now = {}
     for name in (ENVIRONMENT_FILE, CONFIG_FILE):
-        then |= json.loads((checkpoint / name).read_text("utf-8"))
+        then |= json.loads(Path(checkpoint, name).read_text("utf-8"))
         now |= json.loads(json.dumps(files[name]))
     constant = then["lr_scheduler_type"] == "constant" and then["threshold_end"] is None
     bound = [name for name in _BOUND if not (constant and name in _LENGTH)]

@@ -11,7 +11,6 @@ from accelerate import Accelerator
 from transformers import TrainerCallback
 from transformers.trainer_utils import SaveStrategy
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _log = logging.getLogger(__name__)
 
 
@@ -30,14 +29,14 @@ class StopOnInterrupt(TrainerCallback):
 
     @contextmanager
     def listening(self, accelerator: Accelerator) -> Iterator[None]:
-        """Context manager: catch the signals. Python delivers them to the main thread only."""
+        """Context manager: catch the signals, if this is the main thread; Python gives no other any."""
         self.requested = False
         self.stopped = False
         self._accelerator = accelerator
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        before = {number: signal.signal(number, self._note) for number in _SIGNALS}
+        before = {}
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                before[number] = signal.signal(number, self._note)
         try:
             yield
         finally:

@@ -107,18 +107,16 @@ class Run:
         return parse(file.read_text(encoding="utf-8"))
 
     def _table(self) -> pd.DataFrame:
-        facts = pd.Series(self.summary).map(_text)
-        return facts.to_frame(visible(self.path))
+        texts = {}
+        for name, value in self.summary.items():
+            texts[name] = f"{value:,.4g}" if isinstance(value, float) else visible(value)
+        return pd.DataFrame({visible(self.path): texts})
 
     def __repr__(self) -> str:
         return self._table().to_string()
 
     def _repr_html_(self) -> str:
         return self._table().to_html()  # which escapes
-
-
-def _text(value: object) -> str:
-    return f"{value:,.4g}" if isinstance(value, float) else visible(value)
 
 
 def environment(model: PreTrainedModel, args: TrainingArguments, examples: int) -> dict:

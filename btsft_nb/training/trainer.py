@@ -86,12 +86,14 @@ class BTSFTTrainer(Trainer):
                 self.remove_callback(PrinterCallback)
                 self.remove_callback(DEFAULT_PROGRESS_CALLBACK)
         self.model_accepts_loss_kwargs = True
-        layout = {"padding_free": config.padding_free}
-        self.head_forward = HeadForward(model, self.tag_ids, **layout)
+        self.head_forward = self._with_head(model)
         self.ref_model = None
         if ref_model is not None:
-            self._ref_forward = HeadForward(ref_model.eval(), self.tag_ids, **layout)
+            self._ref_forward = self._with_head(ref_model.eval())
             self.ref_model = self.accelerator.prepare_model(ref_model, evaluation_mode=True)
+
+    def _with_head(self, model: PreTrainedModel) -> HeadForward:
+        return HeadForward(model, self.tag_ids, padding_free=self.args.padding_free)
 
     # ------------------------------------------------------------------ a run and its folder
 
@@ -110,15 +112,19 @@ class BTSFTTrainer(Trainer):
         self._train_sums.clear()
         self.throughput = None
         self._record.describe(self.model, self.args, self.train_dataset)
+        if resume_from_checkpoint is True:
+            resume_from_checkpoint = self.args.output_dir
         if resume_from_checkpoint:
-            resume_from_checkpoint = self._find_checkpoint(resume_from_checkpoint)
+            with self.accelerator.main_process_first():
+                resume_from_checkpoint = str(last_checkpoint(resume_from_checkpoint))
+            check_resume(resume_from_checkpoint, self._record.files)
         try:
             with self._interrupt.listening(self.accelerator):
                 output = super().train(resume_from_checkpoint, **kwargs)
         except torch.OutOfMemoryError as error:
             raise torch.OutOfMemoryError(
-                f"{error}\nHalve per_device_train_batch_size and double gradient_accumulation_steps, "
-                "or set gradient_checkpointing=True; btsft_nb.plan lists all remedies."
+                f"{error}\nHalve per_device_train_batch_size and double "
+                "gradient_accumulation_steps; btsft_nb.plan lists what else helps."
             ) from error
         if self._interrupt.stopped:
             self._record.update()
@@ -130,13 +136,6 @@ class BTSFTTrainer(Trainer):
         if self._interrupt.requested:
             raise KeyboardInterrupt("it came after the last step; the run is complete and saved")
         return output
-
-    def _find_checkpoint(self, source: str | bool) -> str:
-        folder = self.args.output_dir if source is True else source
-        with self.accelerator.main_process_first():
-            checkpoint = last_checkpoint(folder)
-        check_resume(checkpoint, self._record.files)
-        return str(checkpoint)
 
     def _print_end(self, mean_loss: float) -> None:
         last = {"loss": mean_loss}
@@ -181,20 +180,19 @@ class BTSFTTrainer(Trainer):
         args = self.args
         epoch = int(self.state.epoch or 0) if args.resample == "epoch" else 0
         threshold = self.threshold(self.state.global_step)
-        ids = batch["input_ids"].cpu()
-        kinds = batch["kinds"].cpu()
-        sequence = batch["sequence"].cpu()
-        blurred = torch.zeros_like(kinds, dtype=torch.bool)
+        on_cpu = {name: value.cpu() for name, value in batch.items()}
+        blurred = torch.zeros_like(on_cpu["kinds"], dtype=torch.bool)
         for i, key in enumerate(batch["keys"].tolist()):
-            place = sequence == i
-            example_kinds = kinds[place].numpy()
+            place = on_cpu["sequence"] == i
+            kinds = on_cpu["kinds"][place].numpy()
             units = None
             if args.unit != "token":
-                texts = token_texts(self.processing_class, ids[place].tolist())
-                units = unit_ids(example_kinds, texts, args.unit)
-            u = draws(example_kinds, key, args.seed, epoch, args.keep_first, units)
+                ids = on_cpu["input_ids"][place].tolist()
+                units = unit_ids(kinds, token_texts(self.processing_class, ids), args.unit)
+            u = draws(kinds, key, args.seed, epoch, args.keep_first, units)
             blurred[place] = torch.from_numpy(u < threshold)
-        return blurred.to(batch["kinds"].device) & (batch["weights"] != 0)
+        blurred &= on_cpu["weights"] != 0
+        return blurred.to(batch["kinds"].device)
 
     def _prepare_inputs(self, inputs: dict) -> dict:
         batch = super()._prepare_inputs(inputs)

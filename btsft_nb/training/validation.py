@@ -27,10 +27,7 @@ def check_trainable(
         raise ValueError("nothing to train: load the model with qlora=True or lora=LoraConfig(...)")
     rows = model.get_input_embeddings().weight.shape[0]
     if max(tag_ids) >= rows:
-        raise ValueError(
-            f"the think tags have the ids {tag_ids}, the model {rows} token rows: "
-            "resize and train its embeddings"
-        )
+        raise ValueError(f"the model has {rows} token rows, too few for the think tags {tag_ids}")
     if ref_model is not None:
         _check_reference(model, config, ref_model)
     elif config.is_anchored and not isinstance(model, PeftModel):
