@@ -19,9 +19,10 @@ from tokenizers import AddedToken
 
 import btsft_nb as bt
 from btsft_nb import Kind, Renderer, RowError, to_messages
+from btsft_nb.data.chat_templates import NAMES, use_template
+from btsft_nb.data.errors import UnsuitableRow
 from btsft_nb.data.formats import to_prompt
-from btsft_nb.data.messages import Block, Message, UnsuitableRow
-from btsft_nb.data.templates import TEMPLATES, use_template
+from btsft_nb.data.messages import Block, Message
 
 OPEN, CLOSE = "<think>", "</think>"
 SHARED = Path(__file__).parents[2] / "shared" / "data"
@@ -29,25 +30,22 @@ TRL = importlib.util.find_spec("trl")
 FILES = {
     re.sub(r"(\.tokenizer_config)?\.\w+$", "", path.name): path
     for path in (SHARED / "chat_templates").glob("*")
+    if path.suffix == ".jinja" or '"chat_template"' in path.read_text(encoding="utf-8")
 }
 if TRL:
     FILES |= {
         f"trl/{path.stem}": path
         for path in Path(TRL.origin).with_name("chat_templates").glob("*.jinja")
     }
-BASE = {
-    f"{model}, {name}": (model, name) for model in ("gpt2", "opt", "smollm") for name in TEMPLATES
-}
+BASE = {f"{model}, {name}": (model, name) for model in ("gpt2", "opt", "smollm") for name in NAMES}
 OWN = ("deepseek-r1-distill-qwen", "minimind", "phi-3-mini", "qwen3")
 
-VISION = "the text of a turn is not in what the template makes of it"
-CHANNELS = "the template writes more than white space before the text"
+VISION = "the chat template leaves out the text of turns"
+CHANNELS = "before an answer; set another one"
 REFUSED = {
     "NousResearch-Hermes-3-Llama-3.1-8B-tool_use": "'NoneType' object is not iterable",  # its list of tools
     "trl/llava_next": "'str object' has no attribute 'text'",  # takes lists of texts and images
     "trl/llava_next_training": "'str object' has no attribute 'text'",
-    "phi-4-mini-reasoning": "no chat_template in it",  # tokenizer_config.json without one
-    "smollm3": "no chat_template in it",
     "trl/idefics3": VISION, "trl/idefics3_training": VISION, "trl/smolvlm": VISION, "trl/smolvlm_training": VISION,
     "trl/gptoss": CHANNELS, "trl/gptoss_training": CHANNELS,
     "trl/muse_glimmer": CHANNELS, "trl/muse_glimmer_training": CHANNELS,
@@ -68,7 +66,9 @@ def with_template(name: str):
             use_template(tokenizer, template)
         return tokenizer
     tokenizer = bt.load_tokenizer(SHARED / "tokenizers" / "minimind")
-    use_template(tokenizer, FILES[name])
+    file = FILES[name]
+    is_jinja = file.suffix == ".jinja"
+    use_template(tokenizer, file if is_jinja else json.loads(file.read_text())["chat_template"])
     tokenizer.add_special_tokens({"bos_token": "<s>", "eos_token": "</s>"})
     tokenizer.add_tokens(sorted(set(CONTROL.findall(tokenizer.chat_template))), special_tokens=True)
     return tokenizer
@@ -480,12 +480,9 @@ def test_a_role_that_a_format_lacks_is_refused(gpt2, name, turns):
 
 
 def test_templates_from_files_and_text(gpt2, tmp_path):
-    """A .jinja file, a tokenizer_config.json with one template or several, or Jinja itself."""
+    """A .jinja file, by its path or its path's text, or Jinja itself."""
     source = "{% for m in messages %}{{ m.content }}{% endfor %}"
-    several = [{"name": "tool_use", "template": "{{ 0 }}"}, {"name": "default", "template": source}]
     (tmp_path / "chat_template.jinja").write_text(source)
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": source}))
-    (tmp_path / "several.json").write_text(json.dumps({"chat_template": several}))
     for template in (source, *tmp_path.iterdir(), str(tmp_path / "chat_template.jinja")):
         gpt2.chat_template = None
         use_template(gpt2, template)
@@ -495,25 +492,17 @@ def test_templates_from_files_and_text(gpt2, tmp_path):
 @pytest.mark.parametrize(
     ("template", "problem"),
     [
-        ("chatlm", "unknown chat template 'chatlm'; known are chatml, qa, alpaca"),
-        ("none.jinja", "none.jinja: no such chat template, seen from"),
-        ("{{ a }}\n{% for %}", "the template, line 2: not a Jinja template: Expected"),
-        ("broken.jinja", "broken.jinja, line 3: not a Jinja template"),
-        ("list.json", "list.json: no chat_template in it"),
-        ("text.json", "text.json: no chat_template in it"),
-        ("empty.json", "empty.json: no chat_template in it"),
+        ("chatlm", "unknown template 'chatlm'; known: chatml, qa, alpaca"),
+        ("none.jinja", "none.jinja"),
+        ("{{ a }}\n{% for %}", "the template, line 2: no Jinja: Expected"),
+        ("broken.jinja", "broken.jinja, line 3: no Jinja"),
+        ("tokenizer_config.json", "unknown template 'tokenizer_config.json'"),
     ],
 )
 def test_a_template_that_is_none_is_refused(gpt2, tmp_path, monkeypatch, template, problem):
     """By name, file and line; the tokenizer stays as it was."""
     monkeypatch.chdir(tmp_path)
-    for name, text in {
-        "broken.jinja": "\n\n{{ a",
-        "list.json": "[]",
-        "text.json": "x",
-        "empty.json": "{}",
-    }.items():
-        Path(name).write_text(text)
+    Path("broken.jinja").write_text("\n\n{{ a")
     with pytest.raises((ValueError, FileNotFoundError), match=re.escape(problem)):
         use_template(gpt2, template)
     assert gpt2.chat_template is None
@@ -522,5 +511,5 @@ def test_a_template_that_is_none_is_refused(gpt2, tmp_path, monkeypatch, templat
 def test_a_tokenizer_without_an_end_has_no_template_by_name(gpt2):
     """The formats end a turn with it."""
     gpt2.eos_token = None
-    with pytest.raises(ValueError, match="no eos_token, which 'qa' needs"):
+    with pytest.raises(ValueError, match="'qa' needs a tokenizer with eos_token"):
         use_template(gpt2, "qa")
