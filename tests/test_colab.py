@@ -26,9 +26,10 @@ ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 # What Colab has of all that the package and the notebooks import, or that changes what these do by being there.
 PRESENT = [
-    "absl-py", "accelerate", "anywidget", "datasets", "huggingface_hub", "ipykernel", "ipython", "ipywidgets",
-    "jupyter_client", "lxml", "matplotlib", "nbclient", "nltk", "numpy", "pandas", "peft", "psutil", "pyarrow", "regex",
-    "safetensors", "tabulate", "tokenizers", "torch", "torchao", "transformers",
+    "absl-py", "accelerate", "antlr4-python3-runtime", "anywidget", "datasets", "huggingface_hub", "ipykernel",
+    "ipython", "ipywidgets", "jupyter_client", "lxml", "matplotlib", "mpmath", "nbclient", "nltk", "numpy", "pandas",
+    "peft", "psutil", "pyarrow", "regex", "safetensors", "sympy", "tabulate", "tokenizers", "torch", "torchao",
+    "transformers",
 ]  # fmt: skip
 DIFFERS = {"torch": "2.13.0", "setuptools": "77.0.3"}  # torch 2.13 asks for setuptools 77 or newer
 ADDED = {
@@ -39,6 +40,8 @@ INSTALLED = {
     "bitsandbytes",
     "btsft-nb",
     "colorama",
+    "latex2sympy2-extended",
+    "math-verify",
     "portalocker",
     "rouge-score",
     "sacrebleu",

@@ -11,9 +11,7 @@ from sacrebleu.metrics import BLEU
 from btsft_nb.evaluation.diversity import words
 from btsft_nb.evaluation.metrics import (
     copied_ngrams,
-    copied_run,
     distinct_n,
-    run_lengths,
     self_bleu,
     unique_share,
     way_entropy,
@@ -92,38 +90,20 @@ def test_way_entropy(ways, bits):
     assert way_entropy(list(ways)) == (None if bits is None else pytest.approx(bits))
 
 
-def copied(text: str, training: list[str]) -> list[int]:
-    """Word by word, the longest stretch from there that a search finds in a training text."""
-    found, lengths = words(text), []
-    for i in range(len(found)):
-        stretches = [f" {' '.join(found[i:end])} " for end in range(i + 1, len(found) + 1)]
-        lengths.append(
-            sum(any(one in f" {' '.join(words(t))} " for t in training) for one in stretches)
-        )
-    return lengths
-
-
 @given(TEXTS, TEXTS.filter(len))
-def test_runs_are_those_of_a_plain_search(texts, training):
+def test_copied_ngrams_are_those_of_a_plain_search(texts, training):
     """None reaches from one training text into the next; texts of the same set do not count."""
-    runs = run_lengths(texts, training)
-    assert [found.tolist() for found in runs] == [copied(text, training) for text in texts]
-    for text, found in zip(texts, runs, strict=True):
-        size = len(words(text))
-        assert copied_run(found) == (max(found) / size if size else None)
-        grams = [text.split()[i : i + 3] for i in range(size - 2)]
+    for text, share in zip(texts, copied_ngrams(texts, training, 3), strict=True):
+        grams = [text.split()[i : i + 3] for i in range(len(text.split()) - 2)]
         known = [any(f" {' '.join(gram)} " in f" {t} " for t in training) for gram in grams]
-        assert copied_ngrams(found, 3) == (pytest.approx(np.mean(known)) if grams else None)
+        assert share == (pytest.approx(np.mean(known)) if grams else None)
 
 
-def test_a_copy_of_a_long_text_is_one_run():
-    """As long as the text."""
-    rng = np.random.default_rng(0)
-    text = " ".join(rng.choice(list("ab"), 3000))
-    (runs,) = run_lengths([f"c {text}"], ["b a", text, "a b"])
-    assert copied_run(runs) == 3000 / 3001 and runs[0] == 0
+def test_copied_ngrams_by_hand():
+    """Two of the three pairs of "a b c d" stand in a training text."""
+    assert copied_ngrams(["a b c d", "a"], ["x a b", "c d"], 2) == [2 / 3, None]
 
 
 def test_no_training_text_is_refused():
-    with pytest.raises(ValueError, match="training is empty"):
-        run_lengths(["a"], [])
+    with pytest.raises(ValueError, match="training must hold at least one text"):
+        copied_ngrams(["a"], [])

@@ -6,18 +6,7 @@ import numpy as np
 import pytest
 
 import btsft_nb as bt
-from btsft_nb.evaluation.likelihood import token_bytes
 from btsft_nb.evaluation.metrics import choose, log_prob_by_tag, nll_by_kind
-
-TEXT = "It is 3\u20ac, \u4f60\u597d \U0001f600\U0001f600 na\u00efve \ufffd end."
-
-
-def test_bytes_of_tokens_are_those_of_their_text(tokenizer):
-    """However a tokenizer cuts characters; special tokens have none."""
-    ids = tokenizer.encode(TEXT, add_special_tokens=False)
-    assert token_bytes(tokenizer, ids).sum() == pytest.approx(len(TEXT.encode()))
-    assert token_bytes(tokenizer, ids[1:-1]).min() > 0
-    assert token_bytes(tokenizer, [*ids, tokenizer.eos_token_id])[-1] == 0
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +49,20 @@ def test_perplexity_and_bits_per_byte_by_hand(scored):
         ), name
         assert found[name]["perplexity"]["n"] == 3
     assert found["answer"]["tokens"] > (answer & (ids != tokenizer.eos_token_id)).sum()
+
+
+def test_bytes_are_those_of_the_text(tokenizer):
+    """However a tokenizer cuts characters; special tokens have none."""
+    text = "It is 3\u20ac, \u4f60\u597d \U0001f600\U0001f600 na\u00efve \ufffd end."
+    ids = [*tokenizer.encode(text, add_special_tokens=False), tokenizer.eos_token_id]
+    kinds = [int(bt.Kind.THINK)] * len(ids)
+    example = {"input_ids": ids, "kinds": kinds, "weights": [1.0] * len(ids)}
+    scores = [{"log_probs": np.full(len(ids), -1.0)}]
+    found = nll_by_kind([example], scores, tokenizer)["think"]
+    assert found["bytes"] == len(text.encode()) and found["tokens"] == len(ids)
+    bits = (len(ids) - 1) / math.log(2) / len(text.encode())
+    assert found["bits_per_byte"]["value"] == pytest.approx(bits)
+    assert found["perplexity"]["value"] == pytest.approx(math.e)
 
 
 def test_only_supervised_tokens_count(scored):
@@ -113,12 +116,16 @@ def test_log_prob_of_tagged_blocks_by_hand():
 
 def test_scores_of_other_examples_are_refused(scored):
     tokenizer, examples, scores = scored
-    with pytest.raises(ValueError, match=r"scores must have one for each of the 3 examples.*scores\[2\]"):
+    with pytest.raises(
+        ValueError, match=r"scores must have one for each of the 3 examples.*scores\[2\]"
+    ):
         nll_by_kind(examples, scores[:2], tokenizer)
     shorter = [dict(scores[0]) | {"log_probs": scores[0]["log_probs"][:-1]}, *scores[1:]]
     with pytest.raises(ValueError, match=r"a value for each token; scores\[0\] does not fit"):
         log_prob_by_tag(examples, shorter)
-    with pytest.raises(ValueError, match=r"blurred must have one for each of the 3 examples.*blurred\[[01]\]"):
+    with pytest.raises(
+        ValueError, match=r"blurred must have one for each of the 3 examples.*blurred\[[01]\]"
+    ):
         nll_by_kind(examples, scores, tokenizer, [np.zeros(3, bool)])
 
 
@@ -140,11 +147,11 @@ def test_choose(log_probs, n_bytes, chosen):
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        (lambda: choose([], []), r"log_probs=\[\], n_bytes=\[\]: .* for each option wanted"),
-        (lambda: choose([-1], [1, 2]), r"log_probs=\[-1\], n_bytes=\[1, 2\]: "),
-        (lambda: choose([0.5], [1]), r"log_probs=\[0.5\], .* at most 0 "),
-        (lambda: choose([math.nan], [1]), r"log_probs=\[nan\], .* at most 0 "),
-        (lambda: choose([-1], [0]), r"n_bytes=\[0\]: .* above 0 "),
+        (lambda: choose([], []), r"got log_probs=\[\], n_bytes=\[\]"),
+        (lambda: choose([-1], [1, 2]), r"got log_probs=\[-1\], n_bytes=\[1, 2\]"),
+        (lambda: choose([0.5], [1]), r"at most 0 .* got log_probs=\[0.5\]"),
+        (lambda: choose([math.nan], [1]), r"at most 0 .* got log_probs=\[nan\]"),
+        (lambda: choose([-1], [0]), r"above 0, got .* n_bytes=\[0\]"),
     ],
 )
 def test_no_choice_is_refused(call, words):

@@ -1,12 +1,14 @@
 """Intervals over prompts, and the summary of a set of samples."""
 
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
 
-from btsft_nb import evaluate, table
+from btsft_nb import RowError, evaluate, table
 from btsft_nb.evaluation.metrics import interval, paired_difference, sums_interval
+from btsft_nb.evaluation.summary import references_of
 
 
 def test_the_interval_covers():
@@ -50,7 +52,7 @@ def test_the_interval_of_a_mean_as_sums_is_that_of_the_mean():
     found, mean = sums_interval(np.c_[values, np.ones(60)], lambda s: s[0] / s[1]), interval(values)
     assert found["value"] == pytest.approx(mean["value"]) and found["n"] == 60
     assert width(found) == pytest.approx(width(mean), rel=0.1)
-    with pytest.raises(ValueError, match="no sums to resample"):
+    with pytest.raises(ValueError, match="at least one prompt"):
         sums_interval([], sum)
 
 
@@ -70,9 +72,19 @@ def test_a_paired_difference_is_narrower():
     }
 
 
+def test_an_interval_of_many_prompts_needs_little_memory():
+    """Draws are made in batches: 2,000 times 20,000 prompts at once were 320 MB for the indices alone (bug 13)."""
+    values = np.random.default_rng(0).random((20_000, 1))
+    tracemalloc.start()
+    found = interval(values[:, 0].tolist())
+    assert tracemalloc.get_traced_memory()[1] < 60e6
+    tracemalloc.stop()
+    assert width(found) == pytest.approx(2 * 1.96 * values.std() / 20_000**0.5, rel=0.1)
+
+
 @pytest.mark.parametrize(
     ("a", "b", "words"),
-    [([1], [1, 2], "values of 1 and of 2 prompts"), ([1, None], [None, 1], "none of 2 prompts")],
+    [([1], [1, 2], "longer than"), ([1, None], [None, 1], "none of the 2 prompts has both")],
 )
 def test_a_paired_difference_wants_the_same_prompts(a, b, words):
     with pytest.raises(ValueError, match=words):
@@ -111,7 +123,9 @@ def test_evaluate_by_hand():
     assert values == pytest.approx(
         {
             "compliance": (1 + 0.5 + 0.5) / 3,
-            "unique thoughts": (0.5 + 1 + 1) / 3,
+            "unique thoughts": (1 + 1 + 1) / 2 / 3,  # of two samples each, one that fits and is new
+            "different right thoughts": (0.5 + 0.5 + 0) / 3,
+            "right ways": (1 + 1 + 0) / 3,
             "accuracy": (0.5 + 1 + 0) / 3,
             "pass@2": 2 / 3,
             "majority": (1 + 1 + 0) / 3,  # of one answer each the first
@@ -139,22 +153,45 @@ def test_evaluate_by_hand():
     )
 
 
-def test_missing_thoughts_are_neither_alike_nor_different():
-    """Diversity is that of the thoughts that are there, whatever the compliance; no value where there is none."""
+def test_unique_thoughts_are_a_share_of_all_samples():
+    """What is missing, empty, cut off or outside the format adds none; the other metrics are of what is there."""
     thoughts = [
         "<think>one two</think>",
-        "<think>one two</think>",
+        "<think>one  two</think>",
         "<think>one three</think>",
         "",
         "<think></think>",
     ]
     samples = [record(0, i, f"{thought}4") for i, thought in enumerate(thoughts)]
     samples += [record(1, i, "4") for i in range(5)]
-    summary = evaluate(samples, None)
-    assert summary["values"]["unique thoughts"] == [pytest.approx(2 / 3), None]
+    summary = evaluate(samples, ["4", "4"])
+    assert summary["values"]["unique thoughts"] == [2 / 5, 0]
     assert summary["values"]["distinct-2"] == [pytest.approx(2 / 3), None]
-    assert summary["metrics"]["unique thoughts"]["n"] == 1
-    assert "unique thoughts" not in evaluate(samples[5:], None)["metrics"]
+    assert summary["values"]["different right thoughts"] == [2 / 5, 0]
+    assert summary["metrics"]["unique thoughts"]["n"] == 2
+
+
+@pytest.mark.parametrize("broken", ["4", "<think>one", "one</think>4", "Hm <think>two</think>4"])
+def test_unique_thoughts_cannot_rise_as_compliance_falls(broken):
+    """Bug 4: one thought in eight samples was all unique; and a cut made a second one of two that were alike."""
+    whole = [record(0, i, "<think>one two</think>4") for i in range(8)]
+    for kept in range(7, -1, -1):
+        finished = broken != "<think>one"
+        more = [record(0, i, broken, finished=finished) for i in range(kept, 8)]
+        summary = evaluate(whole[:kept] + more, None)
+        assert summary["values"]["unique thoughts"] == [1 / 8 if kept else 0]
+        assert summary["values"]["compliance"] == [kept / 8]
+
+
+def test_diversity_among_right_samples_by_hand():
+    """Of six samples four are right; these have three different thoughts in two ways."""
+    texts = ["Count a", "Count a", "Count b", "Split a", "Guess a", "Split b"]
+    answers = "777789"
+    samples = [record(0, i, f"<think>{text}</think>{answers[i]}") for i, text in enumerate(texts)]
+    summary = evaluate(samples, ["7"], lambda thought: thought.split()[0])
+    values = {name: column[0] for name, column in summary["values"].items()}
+    assert values["unique thoughts"] == 5 / 6 and values["ways of thinking"] == 3
+    assert values["different right thoughts"] == 3 / 6 and values["right ways"] == 2
 
 
 def test_evaluate_without_ways_has_none():
@@ -171,7 +208,7 @@ def test_evaluate_without_references_judges_no_answer():
     kept = {
         name: value
         for name, value in judged["metrics"].items()
-        if name not in ("accuracy", "pass@2", "majority")
+        if name not in ("accuracy", "pass@2", "majority", "different right thoughts")
     }
     assert summary["metrics"] == kept and summary["unparsed"] is None and judged["unparsed"] == 1
 
@@ -188,7 +225,6 @@ def test_evaluate_measures_thoughts_of_several_words():
     values = {name: column[0] for name, column in summary["values"].items()}
     assert values["distinct-2"] == pytest.approx(5 / 9)
     assert values["way entropy"] == pytest.approx(math.log2(3) - 2 / 3)
-    assert values["copied run"] == pytest.approx((1 + 1 + 3 / 4 + 0) / 4)
     assert values["training 4-grams"] == pytest.approx((1 + 1 + 0) / 3)
     assert values["majority"] == 0 and values["pass@4"] == 1
 
@@ -202,6 +238,33 @@ def test_evaluate_reads_answers_as_it_is_told():
     assert summary["values"]["majority"] == [1]
     summary = evaluate([record(0, 0, "<think>a</think>The answer is (B).")], ["B"], answer="choice")
     assert summary["values"]["accuracy"] == [1] and "self-BLEU" not in summary["values"]
+
+
+def test_what_cannot_be_compared_is_counted_and_wrong():
+    """A time, where a number is wanted; prose, where a formula is; equal votes for one value in two spellings."""
+    texts = ["at 9:30", "no idea", r"\boxed{\frac{\sqrt{8}}{2}}", r"\boxed{\sqrt2}", "it is 3"]
+    samples = [record(0, i, f"<think>a</think>{text}") for i, text in enumerate(texts)]
+    summary = evaluate(samples, [r"\sqrt{2}"])
+    assert summary["unparsed"] == 2 and summary["values"]["accuracy"] == [2 / 5]
+    assert summary["values"]["majority"] == [1]
+    summary = evaluate(samples[:2], ["30"])
+    assert summary["unparsed"] == 2 and summary["values"]["accuracy"] == [0]
+
+
+def test_references_may_be_numbers():
+    assert evaluate(SAMPLES, [4, 7, 9])["values"] == evaluate(SAMPLES, ["4", "7", "9"])["values"]
+
+
+def test_references_of_rows():
+    """In any case, numbers as text; some without, or one of another kind, are named by their row."""
+    assert references_of([{"q": "a", "Answer": 4}, {"q": "b", "answer": "7"}]) == ["4", "7"]
+    assert references_of([{"q": "a"}, "b"]) is None
+    with pytest.raises(ValueError, match="rows: 1 of 2 rows have no answer, the first is row 1"):
+        references_of([{"answer": "4"}, {"q": "b"}])
+    with pytest.raises(
+        RowError, match="rows, row 1: the reference 'five' has no answer of the kind"
+    ):
+        references_of([{"answer": "4"}, {"answer": "five"}], "number")
 
 
 def test_evaluate_takes_records_in_any_order():
@@ -218,7 +281,7 @@ def test_evaluate_takes_records_in_any_order():
         (SAMPLES, ["4", "7"], "2 references for 3 prompts up to number 2"),
         (SAMPLES[:5], ["4", "7", "9"], r"same number of samples, got \[1, 2\]"),
         ([], [], "same number of samples"),
-        (SAMPLES, ["4", "7", ""], "the reference '' has no answer of the kind 'exact'"),
+        (SAMPLES, ["4", "7", ""], "the reference '' has no answer of the kind 'auto'"),
     ],
 )
 def test_evaluate_refuses_what_does_not_match(samples, references, words):

@@ -77,9 +77,9 @@ def test_rouge_is_the_mean_of_rouge_scores():
 def test_texts_without_their_reference_are_refused(score):
     for texts, references, message in [
         (["a"], ["a", "b"], "1 texts and 2 references"),
-        ([], [], "0 texts and 0 references"),
-        ("ab", ["a", "b"], "a list of one or more of each"),
-        (["a", []], ["a", "b"], r"texts\[1\] has no samples"),
+        ([], [], "each prompt needs at least one text"),
+        ("ab", ["a", "b"], "expected two lists of one length"),
+        (["a", []], ["a", "b"], r"each prompt needs at least one text, got \[\['a'\], \[\]\]"),
     ]:
         with pytest.raises(ValueError, match=message):
             score(texts, references)

@@ -5,45 +5,52 @@ import re
 from collections import Counter
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
+from typing import NamedTuple
 
-ANSWERS = ("exact", "number", "boxed", "choice")
+from ..data import think
+from .formulas import Formula, are_equal, read_formula
+
+ANSWERS = ("exact", "word", "number", "choice", "math", "boxed")
+Value = str | Fraction | Formula
+
 _DECIMAL = (
-    r"(?:(?:\d{1,3}(?:[,\u00a0\u2009\u202f]\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)"  # thousands by comma or narrow space
-    r"(?:[eE][-+]?\d+)?"
+    r"(?:(?:\d{1,3}(?:[,\u00a0\u2009\u202f]\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)"  # grouped thousands
+    r"(?:[eE][-+]?\d{1,3}(?!\d))?"
 )
 # a sign counts where no digit or bracket stands before it: "7-9" holds 7 and 9
 _NUMBER = re.compile(
     rf"((?<![\d)\]])[-+])?(?:(\d+) +(?=\d+/\d))?({_DECIMAL})(?: ?/ ?({_DECIMAL}))?"
 )
-_POWER = re.compile(
-    r"(?:(\d)\s*(?:\\times|\\cdot|[x*\u00d7\u00b7])\s*|(?<![\d.,]))10\s*\^\s*(?:\{\s*([-+]?\d+)\s*\}|([-+]?\d+))"
+# $...$, \\(...\\), \\[...\\], and what has LaTeX in it up to the next space
+_FORMULA = re.compile(
+    r"(?<!\\)\$(?:\\.|[^$\\\n])*\$|\\\(.*?\\\)|\\\[.*?\\\]|(?<!\S)[^\s\\^]*+(?:\\[A-Za-z]|\^)\S*",
+    re.DOTALL,
 )
-_FRACTION = re.compile(
-    r"(?:(\d) *)?\\[dt]?frac\s*(?:\{\s*([-+]?\d+)\s*\}|(\d))\s*(?:\{\s*(\d+)\s*\}|(\d))"
+# what holds numbers and is none: 9:30, 2024-03-05, H2O, x < 4, (1, 4)
+_COMPOUND = re.compile(
+    r"\d+(?::\d+)+|\d+(?:[-/]\d+){2,}|[^\W\d_]+\d\S*|[<>\u2264\u2265]=?\s*[-+]?\d\S*"
+    r"|[(\[{][^()\[\]{}\n]{0,60}?\d\s*,(?!\d{3}\b)\s*[-+]?\d[^()\[\]{}\n]{0,60}[)\]}]"
 )
+_TOKEN = re.compile(f"({_FORMULA.pattern})|({_COMPOUND.pattern})|{_NUMBER.pattern}", re.DOTALL)
 
 _BRACES = re.compile(
     r"\\boxed\s+([-+]?\d+(?:[.,/]\d+)*|[A-Z]\b)|(\\boxed\s*\{)|\\.|[{}]", re.DOTALL
 )
-_WRAPPED = re.compile(r"\\(?:text|textbf|mbox|mathrm|mathbf)\s*\{([^{}]*)\}")
-_UNIT = re.compile(r"(?<=[\d}])\s*\\(?:text|mbox)\s*\{[^{}]*\}\s*$")
-_NOISE = re.compile(r"\\left(?![a-z])|\\right(?![a-z])|\\[!,;:$%]|\^\\circ|\^\{\\circ\}|[$%]")
-_BARE_FRACTION = re.compile(r"\\frac(?:(\d)(\d)|(\d)(\{[^{}]*\})|(\{[^{}]*\})(\d))")
-_EXPRESSION = re.compile(r"[\\^]|[^\d\s.]\s*/\s*\d|\d\s*/\s*[^\d\s.]")
-
-_LETTER = re.compile(r"[\W_]*([A-Za-z])[\W_]*")
-_MARKUP = re.compile(r"\\[()\[\]]|[*$`]")
-_STATED = re.compile(
-    r"(?i:\b(?:(?:answer|choice|option)(?:\s+is\b|\s*:|[ \t]*\n)|I\s+choose\b)(?:\s+(?:option|choice)\b)?)[\s:\"']*"
-    r"(?:[(\[{]\s*([A-Za-z])\s*[)\]}]|([A-Z])(?![\w'\u2019]|[ \t]+(?!(?:or|and|because|since|as)\b)[A-Za-z]))"
-    r"(\s*(?:or\b|and\b|[,/&])\s*[(\[]?[A-HJ-Z](?![\w'\u2019]))?"  # a second letter, where none is chosen
+_MARKUP = re.compile(r"\\(?:text|textbf|mbox|mathrm|mathbf)\s*\{([^{}]*)\}|\\[()\[\]]|[*$`]")
+# what follows "answer is", up to the end of the sentence or its reason
+_STATEMENT = re.compile(
+    r"(?:####|(?i:\b(?:answer|choice|option)(?:\s+is\b|[*\s]*:|[ \t]*\n)|\bI\s+choose\b))"
+    r"[:*\s]*(?:(?i:option|choice)\s)?(.+?)(?:\.\s|,?\s(?:because|since|as)\b|$)",
+    re.MULTILINE,
 )
+_LETTER = re.compile(r"[\s(\[{\"'.:]*([A-Za-z])[\s)\]}\"'.:]*")
 _LISTED = re.compile(r"^[ \t]*([A-Z])[).:]\s|[(\[]([A-Z])[)\]]", re.MULTILINE)
 
 
 @dataclass(frozen=True)
 class Parsed:
-    """A completion cut into thought and answer. `problem` names the first thing wrong with its format, or is None."""
+    """A completion cut into thought and answer, and the first thing wrong with its format, or None."""
 
     thought: str
     answer: str
@@ -53,211 +60,228 @@ class Parsed:
 def parse(text: str, *, prefilled: bool = False, finished: bool = True) -> Parsed:
     """Checks a completion against the strict think format.
 
-    That is: `<think>` first, a thought that is not empty, `</think>`, an answer that is not empty, and no other tag.
-    Where the prompt already holds the open tag (`prefilled`), the completion starts inside the thought. A completion
-    that was cut off by its length (`finished=False`) is told apart from one that broke the format.
+    That is `<think>`, a thought that is not empty, `</think>`, an answer that is not empty, and no other tag.
+
+    Args:
+        prefilled: the prompt ended in the open tag, so the completion starts inside the thought.
+        finished: False for a completion that was cut off by its length.
+
+    >>> parse("<think>3 + 4</think>7")
+    Parsed(thought='3 + 4', answer='7', problem=None)
     """
-    text = "<think>" + text if prefilled else text
-    before, opens, rest = text.partition("<think>")
-    thought, closes, answer = rest.partition("</think>")
+    parts = think.split(think.OPEN + text if prefilled else text)
+    thought = parts.thought.strip()
+    answer = parts.answer.strip()
     problems = {
-        "no open tag": not opens,
-        "text before the thought": bool(before.strip()),
+        "no open tag": parts.open_at is None,
+        "text before the thought": bool(parts.before.strip()),
         "cut off": not finished,
-        "no close tag": not closes,
-        "more than one open tag": text.count("<think>") > 1,
-        "more than one close tag": text.count("</think>") > 1,
-        "empty thought": not thought.strip(),
-        "no answer": not answer.strip(),
+        "no close tag": parts.close_at is None,
+        "more than one open tag": parts.extra_opens > 0,
+        "more than one close tag": parts.extra_closes > 0,
+        "empty thought": not thought,
+        "no answer": not answer,
     }
     problem = next((name for name, is_so in problems.items() if is_so), None)
-    if (
-        not opens
-    ):  # what stands before a lone close tag is taken for the thought, else all for the answer
-        thought, closes, answer = text.partition("</think>")
-        if not closes:
-            thought, answer = "", text
-    return Parsed(thought.strip(), answer.strip(), problem)
+    return Parsed(thought, answer, problem)
 
 
-def last_number(text: str) -> float | None:
-    """The last number in a text; None where there is none, or it is beyond a float.
-
-    Fractions (1/2, 2 1/2, `\\frac{1}{2}`) and powers of ten (1e5, 10^5, `3 \\times 10^5`) are one number, and so are
-    thousands in groups.
-    """
-    found = list(_NUMBER.finditer(_plain(text)))
-    return _value(found[-1]) if found else None
-
-
-def _plain(text: str) -> str:
-    """The text with fractions as 1/2, powers of ten as 1e5, and without TeX's spaces in numbers."""
-    text = re.sub(r"\\[,!]", "", text.replace("{,}", ",").replace("\u2212", "-"))
-    text = _POWER.sub(lambda m: f"{m[1] or 1}e{m[2] or m[3]}", text)
-    return _FRACTION.sub(
-        lambda m: f"{m[1] + ' ' if m[1] else ''}{m[2] or m[3]}/{m[4] or m[5]}", text
-    )
-
-
-def _value(number: re.Match) -> float | None:
-    sign, whole, over, under = (re.sub(r"[,\s]", "", part or "") for part in number.groups())
-    value = (
-        float(whole or 0) + float(over) / divisor if (divisor := float(under or 1)) else math.inf
-    )
-    return float(sign + "1") * value if math.isfinite(value) else None
+# ---------------------------------------------------------------------------------------------- reading
 
 
 def boxed(text: str) -> str | None:
-    """What stands in the last `\\boxed{...}` whose braces are balanced, or `\\boxed 5`; None where there is none."""
-    opened, last = (
-        [],
-        (-1, None),
-    )  # where the content of each open brace starts, or -1 if it is no box
-    for found in _BRACES.finditer(text):
-        if found[1]:
-            last = found.start(1), found[1]
-        elif found[2] or found[0] == "{":
-            opened.append(found.end() if found[2] else -1)
-        elif found[0] == "}" and opened:
-            start = opened.pop()
-            last = max(last, (start, text[start : found.start()]), key=lambda box: box[0])
-    return last[1]
+    r"""What stands in the last `\boxed{...}` whose braces are balanced, or `\boxed 5`; None without one.
 
-
-def normalise_latex(latex: str) -> str | float:
-    """An answer in LaTeX in the one spelling that it is compared in; a number or a simple fraction as a float.
-
-    In the style of `is_equiv` of Hendrycks et al. 2021, https://arxiv.org/abs/2103.03874: white space, `\\left` and
-    `\\right`, dollar, percent and degree signs, a unit in `\\text{...}` behind a number or brace, braces around all,
-    a left side `x=` and a final full stop go; `\\dfrac` and `\\tfrac` become `\\frac`, `\\frac12` becomes
-    `\\frac{1}{2}`, `\\sqrt2` becomes `\\sqrt{2}`.
+    >>> boxed(r"so \boxed{\frac{1}{2}}.")
+    '\\frac{1}{2}'
     """
-    latex = _NOISE.sub("", re.sub(r"~|\\ ", " ", latex).replace("{,}", ",").replace("\u2212", "-"))
-    latex = _WRAPPED.sub(r"\1", _UNIT.sub("", latex))
-    if latex.startswith("{") and boxed("\\boxed" + latex) == latex[1:-1]:
-        latex = latex[1:-1]
-    # white space is kept where it parts numbers: 2 1/2 is not 21/2, and 1, 234 is not 1234
-    latex = re.sub(r"(?<![\d,])\s|\s(?![\d,])", "", re.sub(r"\s{2,}", " ", latex)).rstrip(".")
-    latex = re.sub(r"\\[dt]frac", r"\\frac", latex)
-    latex = _BARE_FRACTION.sub(_braced, re.sub(r"\\sqrt(\w)", r"\\sqrt{\1}", latex))
-    left, equals, right = latex.partition("=")
-    if equals and re.fullmatch(r"[A-Za-z]'?", left) and "=" not in right:
-        latex = right
-    number = _NUMBER.fullmatch(_plain(latex))
-    value = number and _value(number)
-    return re.sub(r"\s", "", latex) if value is None else value
+    open_braces = []  # where the content of each begins; -1 for a brace that opens no box
+    start = -1
+    content = None
+    for match in _BRACES.finditer(text):
+        if match[1]:
+            start = match.start(1)
+            content = match[1]
+        elif match[2] or match[0] == "{":
+            open_braces.append(match.end() if match[2] else -1)
+        elif match[0] == "}" and open_braces:
+            begin = open_braces.pop()
+            if begin > start:
+                start = begin
+                content = text[begin : match.start()]
+    return content
 
 
-def _braced(fraction: re.Match) -> str:
-    over, under = (part.strip("{}") for part in fraction.groups() if part is not None)
-    return f"\\frac{{{over}}}{{{under}}}"
+def extract(text: str, how: str) -> Value | None:
+    """What a text answers, in the form in which answers are compared; None where nothing of the kind is found.
 
+    Args:
+        how: "exact", the text, white space folded; "word", its box, or what follows "answer is", or all of it, in any
+            case; "number", that of its box, else the last; "choice", a letter; "math", its box or last formula;
+            "boxed", only its last `\\boxed{...}`.
 
-def choice(text: str) -> str | None:
-    """The letter that a text chooses, as a capital; None where it names none, or several.
-
-    In this order: the letter of its last box ("B", "B. Paris"); the last "answer is (B)", "Answer: B", "I choose B",
-    "choice: (b)"; the whole text ("b", "**B**"); the only letter in brackets or at the start of a line ("(B)",
-    "B) Paris").
+    >>> extract("The answer is (B).", "choice"), extract("It is 1,000.", "number")
+    ('B', Fraction(1000, 1))
     """
-    bare, inside = (
-        _MARKUP.sub("", _WRAPPED.sub(r"\1", part)) for part in (text, boxed(text) or "")
-    )
-    if letter := _only_letter(inside):
-        return letter
-    if stated := _STATED.findall(bare):
-        bracketed, alone, second = stated[-1]
-        return None if second else (bracketed or alone).upper()
-    return _only_letter(bare)
+    if how == "exact":
+        return " ".join(text.split()) or None
+    if how == "choice":
+        return _letter(_final_part(text))
+    if how == "word":
+        return _words(_final_part(text))
+    if how not in ANSWERS:
+        raise ValueError(f"answer must be one of {('auto', *ANSWERS)}, got {how!r}")
+    inside = boxed(text)
+    if inside is not None:
+        return _mathematics(inside)
+    if how == "number":
+        return _last_number(text)
+    if how == "boxed":
+        return None
+    part = _final_part(text)
+    formulas = _FORMULA.findall(part)
+    return _mathematics(formulas[-1] if formulas else part)
 
 
-def _only_letter(text: str) -> str | None:
-    if found := _LETTER.fullmatch(text):
-        return found[1].upper()
+def _final_part(text: str) -> str:
+    """What a text gives as its answer: its box, else what follows "answer is" or "####", else all of it."""
+    inside = boxed(text)
+    if inside is not None:
+        return inside
+    statements = _STATEMENT.findall(text)
+    return statements[-1] if statements else text
+
+
+def _words(text: str) -> str | None:
+    """A text without what sets it off: case, markup, white space, punctuation around it. None for nothing."""
+    return " ".join(_MARKUP.sub(r"\1", text).casefold().split()).strip(" .,;:!\"'") or None
+
+
+def _mathematics(text: str) -> Value | None:
+    """The number or formula that all of a text is, else its words."""
+    text = _ascii(text)
+    number = _NUMBER.fullmatch(text.strip("$* \n").removesuffix("."))
+    value = _fraction(*number.groups()) if number else read_formula(text)
+    return _words(text) if value is None else value
+
+
+def _ascii(text: str) -> str:
+    return text.replace("{,}", ",").replace("\u2212", "-")
+
+
+def _last_number(text: str) -> Value | None:
+    """The number or formula that a text ends with; None where its last number is part of something else."""
+    tokens = _TOKEN.findall(_ascii(text))
+    if not tokens:
+        return None
+    formula, _, *number = tokens[-1]
+    if formula:
+        return _mathematics(formula)
+    return _fraction(*number) if number[2] else None
+
+
+def _fraction(sign: str, whole: str, over: str, under: str) -> Fraction | None:
+    try:
+        whole, over, under = (re.sub(r"[,\s]", "", part or "") for part in (whole, over, under))
+        value = Fraction(whole or 0) + Fraction(over) / Fraction(under or 1)
+    except (ValueError, ZeroDivisionError):  # more digits than Python reads, or 1/0
+        return None
+    return -value if sign == "-" else value
+
+
+def _letter(text: str) -> str | None:
+    """The only letter of a text (b, **B**), in brackets, or at the start of a line (B. Paris), as a capital."""
+    text = _MARKUP.sub(r"\1", text)
+    letter = _LETTER.fullmatch(text)
+    if letter:
+        return letter[1].upper()
     letters = {listed or bracketed for listed, bracketed in _LISTED.findall(text)}
     return letters.pop() if len(letters) == 1 else None
 
 
-def extract(text: str, how: str) -> str | float | None:
-    """What a text answers, in the form in which answers are compared; None where it cannot be parsed.
+# ---------------------------------------------------------------------------------------------- judging
 
-    Args:
-        how: "exact", the text, white space folded; "number", the last in its box, else in the text; "boxed", the last
-            `\\boxed{...}`, as `normalise_latex` writes it; "choice", a letter.
 
-    Raises ValueError for any other.
+class RightAnswer(NamedTuple):
+    """How answers are compared with a reference, one of ANSWERS, and the reference in that form."""
+
+    how: str
+    value: Value
+
+
+def right_answer(reference: str, how: str = "auto") -> RightAnswer:
+    r"""Reads a reference.
+
+    "auto" takes it (or what follows "####", or its box) for a "choice" where it is a lone letter, for a "number" where
+    all of it is one, for "math" where math-verify reads it (`\sqrt{2}`, (1, 2), 5 cm, x < 3), else for a "word".
+
+    Raises:
+        ValueError: the reference has nothing of the kind.
     """
-    if how == "number":
-        inside = last_number(boxed(text) or "")
-        return last_number(text) if inside is None else inside
-    if how == "boxed":
-        found = boxed(text)
-        return normalise_latex(found) if found and found.strip() else None
-    if how == "choice":
-        return choice(text)
-    if how == "exact":
-        return " ".join(text.split()) or None
-    raise ValueError(f"answer={how!r}: one of {('auto', *ANSWERS)} wanted")
-
-
-def right_answer(reference: str, how: str = "auto") -> tuple[str, str | float]:
-    """How answers are compared with a reference, one of ANSWERS, and the reference in that form.
-
-    "auto" is "boxed" where the reference, or its last line, is LaTeX or a formula and no number (`\\sqrt{2}`, `x/2`);
-    else "number" where it has a number (`\\frac{1}{2}`, "#### 72"); else "exact". With "boxed" a reference without a
-    box is taken whole, as the field `answer` of MATH.
-
-    Raises ValueError where the reference has nothing of the kind.
-    """
+    part = _final_part(reference)
+    if how == "auto" and _LETTER.fullmatch(_words(part) or ""):
+        how = "choice"
+    is_whole = how in ("auto", "boxed")
+    value = _mathematics(part) if is_whole else extract(reference, how)
+    if value is None:
+        raise ValueError(f"the reference {reference[:60]!r} has no answer of the kind {how!r}")
     if how == "auto":
-        inside = boxed(reference)
-        whole = normalise_latex(inside or reference)
-        if isinstance(whole, float):
-            return "number", whole
-        is_formula = inside or _EXPRESSION.search(reference.strip().rpartition("\n")[2])
-        how = "boxed" if is_formula else "exact" if last_number(reference) is None else "number"
-    wanted = extract(reference, how)
-    if how == "boxed" and wanted is None and reference.strip():
-        wanted = normalise_latex(reference)
-    if wanted is None:
-        raise ValueError(
-            f"the reference {reference[:60]!r} has no answer of the kind {how!r}: choose another kind"
-        )
-    return how, wanted
+        how = {Fraction: "number", Formula: "math", str: "word"}[type(value)]
+    return RightAnswer(how, value)
 
 
-def is_same(given: str | float | None, wanted: str | float) -> bool:
-    """Whether two extracted answers are the same; numbers to nine digits."""
-    if isinstance(given, float) and isinstance(wanted, float):
-        return math.isclose(given, wanted, rel_tol=1e-9, abs_tol=1e-9)
-    return given == wanted
+def compare(given: Value | None, wanted: Value) -> bool | None:
+    """Whether two extracted answers are the same; None where they cannot be compared.
+
+    Whole numbers are compared exactly, others to nine significant digits, formulas by math-verify.
+    """
+    if isinstance(given, str) and isinstance(wanted, str):
+        return given == wanted
+    if given is None or isinstance(given, str):
+        return None
+    if isinstance(given, Fraction) and isinstance(wanted, Fraction):
+        are_whole = given.denominator == wanted.denominator == 1
+        tolerance = 0 if are_whole else max(abs(given), abs(wanted)) / 10**9
+        return abs(given - wanted) <= tolerance
+    return False if isinstance(wanted, str) else are_equal(given, wanted)
 
 
 def is_correct(answer: str, reference: str, how: str = "auto") -> bool:
-    """Whether an answer equals the reference; one that cannot be parsed does not.
+    r"""Whether an answer equals the reference; one that cannot be compared with it does not.
 
     Args:
         how: as `extract`; "auto" as `right_answer` chooses.
 
-    Raises ValueError where the reference itself cannot be parsed so.
+    Raises:
+        ValueError: the reference itself cannot be read so.
+
+    >>> is_correct("6 * 7 = 42", "42"), is_correct("(3, 4)", "(1, 4)"), is_correct(r"\boxed{\sqrt{8}}", r"2\sqrt2")
+    (True, False, True)
     """
-    how, wanted = right_answer(reference, how)
-    return is_same(extract(answer, how), wanted)
+    right = right_answer(reference, how)
+    return bool(compare(extract(answer, right.how), right.value))
 
 
 def majority(answers: Sequence[Hashable | None]) -> Hashable | None:
     """The most frequent of the answers that are not None, of equally frequent ones the first; None without any.
 
     Self-consistency: Wang et al. 2022, https://arxiv.org/abs/2203.11171.
+
+    >>> majority([7, 5, None, 5])
+    5
     """
-    return next(iter(dict(Counter(a for a in answers if a is not None).most_common(1))), None)
+    votes = Counter(answer for answer in answers if answer is not None)
+    return max(votes, key=votes.get, default=None)
 
 
 def pass_at_k(n: int, correct: int, k: int) -> float:
     """The unbiased estimate of the chance that one of k samples is right, from n samples of which `correct` are.
 
     1 - C(n - c, k) / C(n, k); Chen et al. 2021, https://arxiv.org/abs/2107.03374, equation 1.
+
+    >>> pass_at_k(n=4, correct=1, k=2)
+    0.5
     """
     if not 0 < k <= n:
-        raise ValueError(f"k={k}: 1 to n={n} wanted")
+        raise ValueError(f"k must be between 1 and n={n}, got {k}")
     return 1.0 - math.comb(n - correct, k) / math.comb(n, k)

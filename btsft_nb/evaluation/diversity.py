@@ -8,18 +8,34 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 
-import numpy as np
-
 _WORD = re.compile(r"\w+|[^\w\s]")
 
 
 def words(text: str) -> list[str]:
-    """The words of a text: "3+4 = 7." has six."""
+    """The words of a text.
+
+    >>> words("3+4 = 7.")
+    ['3', '+', '4', '=', '7', '.']
+    """
     return _WORD.findall(text)
 
 
+def ngrams(text: str, n: int) -> list[tuple[str, ...]]:
+    """The word n-grams of a text.
+
+    >>> ngrams("a b c", 2)
+    [('a', 'b'), ('b', 'c')]
+    """
+    split = words(text)
+    return [tuple(split[i : i + n]) for i in range(len(split) - n + 1)]
+
+
 def unique_share(texts: Sequence[str]) -> float:
-    """Distinct texts over all texts, white space folded: 1/n where all n are the same, 1 where none are."""
+    """Distinct texts over all texts, white space folded: 1/n where all n are the same, 1 where none are.
+
+    >>> unique_share(["one two", "one  two", "three", "four"])
+    0.75
+    """
     return len({" ".join(text.split()) for text in texts}) / len(texts)
 
 
@@ -27,14 +43,20 @@ def distinct_n(texts: Sequence[str], n: int = 2) -> float | None:
     """Distinct word n-grams over all word n-grams of the texts; None where there are none.
 
     Li et al. 2016, https://arxiv.org/abs/1510.03055, section 5.
+
+    >>> distinct_n(["a b a b", "b c"])
+    0.75
     """
-    split = [words(text) for text in texts]
-    grams = [tuple(text[i : i + n]) for text in split for i in range(len(text) - n + 1)]
+    grams = [gram for text in texts for gram in ngrams(text, n)]
     return len(set(grams)) / len(grams) if grams else None
 
 
 def self_bleu(texts: Sequence[str]) -> float | None:
-    """The mean of `self_bleus`, 1 where all texts are the same; None where fewer than two have a word."""
+    """The mean of `self_bleus`, 1 where all texts are the same; None where fewer than two have a word.
+
+    >>> self_bleu(["a b c d", "a b c d"]), self_bleu(["a b", "c d"])
+    (1.0, 0.0)
+    """
     scores = [score for score in self_bleus(texts) if score is not None]
     return sum(scores) / len(scores) if scores else None
 
@@ -46,17 +68,14 @@ def self_bleus(texts: Sequence[str]) -> list[float | None]:
     """
     from sacrebleu.metrics import BLEU
 
-    metric, split = (
-        BLEU(effective_order=True, tokenize="none"),
-        [" ".join(words(text)) for text in texts],
-    )
+    metric = BLEU(effective_order=True, tokenize="none")
+    split = [" ".join(words(text)) for text in texts]
     scores: list[float | None] = [None] * len(texts)
     for i, text in enumerate(split):
         others = [other for other in split[:i] + split[i + 1 :] if other]
         if text and others:
-            scores[i] = min(
-                metric.sentence_score(text, others).score / 100, 1.0
-            )  # which rounds above
+            score = metric.sentence_score(text, others).score / 100
+            scores[i] = min(score, 1.0)  # sacrebleu's rounding can exceed it
     return scores
 
 
@@ -64,79 +83,30 @@ def way_entropy(ways: Sequence[str | None]) -> float | None:
     """The entropy in bits of the ways of thinking that could be told: 2 for four in equal parts; None where none could.
 
     The plug-in estimate (Shannon 1948), which from n samples is too low and at most log2(n).
+
+    >>> way_entropy(["count", "count", "split", "split", None])
+    1.0
     """
     counts = Counter(way for way in ways if way is not None)
     total = counts.total()
     return math.fsum(c / total * math.log2(total / c) for c in counts.values()) if total else None
 
 
-def run_lengths(texts: Sequence[str], training: Sequence[str]) -> list[np.ndarray]:
-    """Of each text and word, how many words from there on stand in one piece in a training text.
+def copied_ngrams(texts: Sequence[str], training: Sequence[str], n: int = 4) -> list[float | None]:
+    """The share of each text's word n-grams that stand in a training text too; None where it has fewer than n words.
 
-    All texts are ranked together by their first 1, 2, 4, ... words, until no two are equal (prefix doubling: Manber
-    and Myers 1993, https://doi.org/10.1137/0222058). The longest match of a word is then with its nearest training
-    neighbour in that order, before it or after it.
+    Raises:
+        ValueError: there is no training text.
 
-    Returns:
-        For each text (its words,) integers.
-
-    Raises ValueError where there is no training text.
+    >>> copied_ngrams(["one two three", "one"], ["say one two"], n=2)
+    [0.5, None]
     """
     if not training:
-        raise ValueError("training is empty: the texts of training thoughts wanted")
-    split = [words(text) for text in [*training, *texts]]
-    known: dict[str, int] = {}
-    ids = [
-        [known.setdefault(word, len(known)) for word in text] + [-1 - i]
-        for i, text in enumerate(split)
-    ]
-    starts = np.cumsum([0, *map(len, ids)])
-    ranks = [
-        np.unique(np.concatenate(ids), return_inverse=True)[1]
-    ]  # each text ends in a word of its own
-    while ranks[-1].max() + 1 < len(ranks[-1]):
-        step = 1 << (len(ranks) - 1)
-        after = np.append(ranks[-1][step:] + 1, np.zeros(min(step, len(ranks[-1])), int))
-        ranks.append(np.unique(ranks[-1] * (len(after) + 1) + after, return_inverse=True)[1])
-    order = np.argsort(ranks[-1])
-    is_training = order < starts[len(training)]
-    place = np.arange(len(order))
-    before = np.maximum.accumulate(np.where(is_training, place, 0))
-    after = np.minimum.accumulate(np.where(is_training, place, len(order) - 1)[::-1])[::-1]
-    longest = np.zeros(len(order), int)
-    for neighbour in (before, after):
-        pairs = order[~is_training], order[neighbour][~is_training]
-        longest[pairs[0]] = np.maximum(
-            longest[pairs[0]], _common(ranks, *pairs, starts[len(training)])
-        )
-    return [
-        longest[a : b - 1]
-        for a, b in zip(starts[len(training) : -1], starts[len(training) + 1 :], strict=True)
-    ]
-
-
-def _common(ranks: list[np.ndarray], a: np.ndarray, b: np.ndarray, training: int) -> np.ndarray:
-    """How many words from a on equal those from b on, which stand in the first `training` words; else 0."""
-    common, is_training = np.zeros(len(a), int), b < training
-    for level in reversed(range(len(ranks))):
-        at = np.minimum(a + common, len(ranks[0]) - 1), np.minimum(b + common, len(ranks[0]) - 1)
-        common += (ranks[level][at[0]] == ranks[level][at[1]]) * (1 << level)
-    return np.where(is_training, common, 0)
-
-
-def copied_run(runs: np.ndarray) -> float | None:
-    """The longest run of words that stands in a training text too, as a share of a text's words; None without words.
-
-    Args:
-        runs: (words,) of one text, from `run_lengths`.
-    """
-    return float(runs.max() / len(runs)) if len(runs) else None
-
-
-def copied_ngrams(runs: np.ndarray, n: int = 4) -> float | None:
-    """The share of a text's word n-grams that stand in a training text too; None where it has fewer than n words.
-
-    Args:
-        runs: (words,) of one text, from `run_lengths`.
-    """
-    return float(np.mean(runs[: len(runs) - n + 1] >= n)) if len(runs) >= n else None
+        raise ValueError("training must hold at least one text, got none")
+    known = {gram for text in training for gram in ngrams(text, n)}
+    shares: list[float | None] = []
+    for text in texts:
+        grams = ngrams(text, n)
+        copied = sum(gram in known for gram in grams)
+        shares.append(copied / len(grams) if grams else None)
+    return shares

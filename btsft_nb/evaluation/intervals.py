@@ -1,4 +1,4 @@
-"""Means of per-prompt values and ratios of per-prompt sums, each with its count and a bootstrap interval over prompts.
+"""Means over prompts and ratios of sums over prompts, each with its count and a bootstrap interval over prompts.
 
 Intervals are 95 % percentile intervals: Efron and Tibshirani 1993, An Introduction to the Bootstrap, chapter 13.
 """
@@ -8,20 +8,21 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 _DRAWS = 2000
+_BATCH = (
+    1_000_000  # numbers that are drawn at a time, so that memory does not grow with the prompts
+)
 
 
 def interval(values: Sequence[float | None]) -> dict | None:
-    """The mean of per-prompt values: `{"value", "low", "high", "n"}`, n the prompts that have one; None without any."""
-    known = np.array([value for value in values if value is not None], dtype=float)
-    if not len(known):
+    """The mean of per-prompt values: `{"value", "low", "high", "n"}`, n the prompts that have one; None without any.
+
+    >>> interval([1, 1, None, 1])
+    {'value': 1.0, 'low': 1.0, 'high': 1.0, 'n': 3}
+    """
+    present = [value for value in values if value is not None]
+    if not present:
         return None
-    picks = np.random.default_rng(0).integers(len(known), size=(_DRAWS, len(known)))
-    return _summary(known.mean(), known[picks].mean(axis=1), len(known))
-
-
-def _summary(value: float, drawn: Sequence[float], n: int) -> dict:
-    low, high = np.percentile(drawn, [2.5, 97.5])
-    return {"value": float(value), "low": float(low), "high": float(high), "n": n}
+    return sums_interval([[value] for value in present], lambda sums: sums[0] / len(present))
 
 
 def sums_interval(
@@ -36,15 +37,25 @@ def sums_interval(
     Returns:
         `{"value", "low", "high", "n"}`, n = P.
 
-    Raises ValueError where there are no prompts.
+    Raises:
+        ValueError: there are no prompts.
+
+    >>> right_and_all = [[4, 8], [4, 8]]
+    >>> sums_interval(right_and_all, lambda sums: sums[0] / sums[1])
+    {'value': 0.5, 'low': 0.5, 'high': 0.5, 'n': 2}
     """
     sums = np.asarray(sums, dtype=float)
-    if not len(sums):
-        raise ValueError("no sums to resample: a row for each of one or more prompts wanted")
-    times = np.random.default_rng(0).multinomial(
-        len(sums), np.full(len(sums), 1 / len(sums)), size=_DRAWS
-    )
-    return _summary(statistic(sums.sum(0)), [statistic(drawn) for drawn in times @ sums], len(sums))
+    n = len(sums)
+    if not n:
+        raise ValueError("an interval needs at least one prompt, got none")
+    rng = np.random.default_rng(0)
+    drawn = []
+    rows = max(1, _BATCH // sums.size)
+    for start in range(0, _DRAWS, rows):
+        picks = rng.integers(n, size=(min(rows, _DRAWS - start), n))
+        drawn += [statistic(total) for total in sums[picks].sum(axis=1)]
+    low, high = np.percentile(drawn, [2.5, 97.5])
+    return {"value": float(statistic(sums.sum(0))), "low": float(low), "high": float(high), "n": n}
 
 
 def paired_difference(values_a: Sequence[float | None], values_b: Sequence[float | None]) -> dict:
@@ -55,14 +66,14 @@ def paired_difference(values_a: Sequence[float | None], values_b: Sequence[float
     Args:
         values_a, values_b: a value or None for each prompt, as in `evaluate(...)["values"]`.
 
-    Raises ValueError where the numbers of prompts differ, or no prompt has both.
+    Raises:
+        ValueError: the numbers of prompts differ, or no prompt has both values.
+
+    >>> paired_difference([0.25, 0.5, None], [0.5, 0.75, 1.0])
+    {'value': 0.25, 'low': 0.25, 'high': 0.25, 'n': 2}
     """
-    if len(values_a) != len(values_b):
-        raise ValueError(
-            f"values of {len(values_a)} and of {len(values_b)} prompts: the same prompts wanted"
-        )
     pairs = zip(values_a, values_b, strict=True)
-    found = interval([None if a is None or b is None else b - a for a, b in pairs])
-    if found is None:
-        raise ValueError(f"none of {len(values_a)} prompts has both values")
-    return found
+    difference = interval([None if a is None or b is None else b - a for a, b in pairs])
+    if difference is None:
+        raise ValueError(f"none of the {len(values_a)} prompts has both values")
+    return difference

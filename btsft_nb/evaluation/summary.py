@@ -1,23 +1,18 @@
-"""Samples + references -> a summary: each metric with its interval over prompts; summaries -> a table."""
+"""Samples and references -> a summary, each metric with its interval over prompts; summaries -> a table."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from itertools import groupby
 
 import pandas as pd
 
-from .answers import Parsed, extract, is_same, majority, parse, pass_at_k, right_answer
-from .diversity import (
-    copied_ngrams,
-    copied_run,
-    distinct_n,
-    run_lengths,
-    self_bleu,
-    unique_share,
-    way_entropy,
-)
+from ..data.errors import RowError
+from ..data.formats import reference_of
+from .answers import compare, extract, majority, parse, right_answer
+from .diversity import copied_ngrams, distinct_n, self_bleu, way_entropy
 from .intervals import interval
 from .text_scores import bleu, rouge
+
+_RIGHT = ("right",)  # the vote of every right answer, however it is written
 
 
 def evaluate(
@@ -34,8 +29,8 @@ def evaluate(
     Args:
         references: the right answer of each prompt, in the order of the prompts; None where there are none.
         way_of: names the way of thinking that a thought follows, where that can be told.
-        answer: how answers are read and compared: "auto", "exact", "number", "boxed" or "choice", see
-            `metrics.is_correct`.
+        answer: how answers are read and compared: "auto", "exact", "word", "number", "choice", "math" or "boxed", see
+            `metrics.extract`.
         training: the texts of training thoughts, to tell what was copied from them.
         text_scores: also compare answers with references as texts.
 
@@ -45,155 +40,166 @@ def evaluate(
         is said:
 
         - `compliance` with the format; `cut off`, whatever else is wrong with them.
-        - of the thoughts that are there, where there are any: `unique thoughts`; `distinct-2`, of their word pairs;
-          with two samples or more `self-BLEU`, 0 to 1. A missing or empty thought counts in `compliance` alone.
+        - `unique thoughts`: different thoughts over all samples. A sample that breaks the format adds none, so this
+          cannot rise as compliance falls.
+        - of the thoughts that are there, where there are any: `distinct-2`, of their word pairs; with two samples or
+          more `self-BLEU`, 0 to 1.
         - with `way_of`: `ways of thinking`, their number, and `way entropy`, in bits.
-        - with `references`: `accuracy`; `pass@n`; `majority`, whether the most frequent answer is right.
+        - with `references`: `accuracy`; `pass@n`; `majority`, whether the most frequent answer is right; `different
+          right thoughts`, as `unique thoughts` among right samples, over all samples; with `way_of` also `right
+          ways`, how many ways of thinking there are among right samples.
+        - with `training`: `training 4-grams`, the share of a thought's word 4-grams that stand in a training thought
+          too, the mean over samples.
         - with `text_scores`: `bleu`, `rouge1`, `rouge2` and `rougeL` of the answers, see `metrics.bleu` and `.rouge`;
           they are in `metrics` alone.
-        - with `training`: `copied run`, words of a thought's longest run that stands in a training thought too, over
-          its words, and `training 4-grams`, the share of its word 4-grams that do; means over samples.
 
         `values`: name -> a value or None for each prompt; `problems`: what is wrong with the format -> completions;
-        `ways`: way -> completions; `unparsed`: answers in which nothing of the kind was found, all counted as wrong,
-        None without references; `prompts` and `samples`: how many.
+        `ways`: way -> completions; `unparsed`: answers that could not be read or compared, all counted as wrong, None
+        without references; `prompts` and `samples`: how many.
 
-    Raises ValueError where prompts and references do not match, prompts have unequal numbers of samples, a reference
-    has no answer of the kind, or `text_scores` has no references.
+    Raises:
+        ValueError: prompts and references do not match, prompts have unequal numbers of samples, a reference has no
+            answer of the kind, or `text_scores` has no references.
+
+    >>> texts = ["<think>3 + 4</think>7", "<think>4 + 3</think>7", "<think>3 * 4</think>12", "7"]
+    >>> samples = [
+    ...     {"prompt": 0, "sample": i, "text": text, "prefilled": False, "finished": True}
+    ...     for i, text in enumerate(texts)
+    ... ]
+    >>> summary = bt.evaluate(samples, ["7"])
+    >>> {name: summary["values"][name][0] for name in ("accuracy", "unique thoughts", "different right thoughts")}
+    {'accuracy': 0.75, 'unique thoughts': 0.75, 'different right thoughts': 0.5}
     """
     if text_scores and references is None:
         raise ValueError("text_scores compares answers with references, and there are none")
-    groups = _by_prompt(samples, references)
-    parsed = [
-        [parse(r["text"], prefilled=r["prefilled"], finished=r["finished"]) for r in group]
-        for group in groups
-    ]
-    thoughts = [[p.thought for p in group] for group in parsed]
-    ways = [[way_of(thought) for thought in group] for group in thoughts] if way_of else []
-    rows = [_format(*pair) for pair in zip(groups, parsed, strict=True)]
-    unparsed = None if references is None else 0
-    for i, row in enumerate(rows):
-        row |= _diversity(thoughts[i], ways[i] if ways else None)
-        if references is not None:
-            judged, lacking = _accuracy([p.answer for p in parsed[i]], references[i], answer)
-            row |= judged
-            unparsed += lacking
+    _check_counts(samples, references)
+    frame = pd.DataFrame(samples).sort_values(["prompt", "sample"], ignore_index=True)
+    texts = zip(frame["text"], frame["prefilled"], frame["finished"], strict=True)
+    parsed = [parse(text, prefilled=opened, finished=ended) for text, opened, ended in texts]
+    frame = frame.join(pd.DataFrame(parsed))
+    # the thoughts that count as different: those of completions that keep the format
+    folded = frame["thought"].map(lambda thought: " ".join(thought.split()))
+    frame["kept thought"] = folded.where(frame["problem"].isna())
+    if way_of is not None:
+        frame["way"] = frame["thought"].map(way_of).astype(object)
+    if references is not None:
+        frame = frame.join(_judged(frame, references, answer))
     if training is not None:
-        rows = [row | copied for row, copied in zip(rows, _copied(thoughts, training), strict=True)]
-    values = {name: [row[name] for row in rows] for name in rows[0]}
-    metrics = {name: found for name, column in values.items() if (found := interval(column))}
+        frame["copied"] = copied_ngrams(list(frame["thought"]), training)
+
+    groups = [group for _, group in frame.groupby("prompt")]
+    values = _columns([_prompt_values(group) for group in groups])
+    intervals = {name: interval(column) for name, column in values.items()}
+    metrics = {name: found for name, found in intervals.items() if found is not None}
     if text_scores:
-        answers = [[p.answer for p in group] for group in parsed]
+        answers = [list(group["answer"]) for group in groups]
         metrics |= {"bleu": bleu(answers, references)} | rouge(answers, references)
+    ways = {} if way_of is None else frame["way"].fillna("other").value_counts().to_dict()
     return {
         "metrics": metrics,
         "values": values,
-        "problems": dict(
-            Counter(p.problem for group in parsed for p in group if p.problem).most_common()
-        ),
-        "ways": dict(Counter(way or "other" for group in ways for way in group).most_common()),
-        "unparsed": unparsed,
+        "problems": frame["problem"].value_counts().to_dict(),
+        "ways": ways,
+        "unparsed": None if references is None else int(frame["right"].isna().sum()),
         "prompts": len(groups),
         "samples": len(samples),
     }
 
 
-def _by_prompt(samples: list[dict], references: Sequence[str] | None) -> list[list[dict]]:
-    """The samples of each prompt, in the order of prompts and of samples."""
-    sizes = Counter(record["prompt"] for record in samples)
-    if len(set(sizes.values())) != 1:
+def _check_counts(samples: list[dict], references: Sequence[str] | None) -> None:
+    counts = Counter(record["prompt"] for record in samples)
+    sizes = sorted(set(counts.values()))
+    if len(sizes) != 1:
+        raise ValueError(f"every prompt needs the same number of samples, got {sizes}")
+    if references is not None and sorted(counts) != list(range(len(references))):
         raise ValueError(
-            f"every prompt needs the same number of samples, got {sorted(set(sizes.values()))}"
+            f"got {len(references)} references for {len(counts)} prompts up to number {max(counts)}"
         )
-    if references is not None and sorted(sizes) != list(range(len(references))):
-        raise ValueError(
-            f"{len(references)} references for {len(sizes)} prompts up to number {max(sizes)}"
-        )
-    ordered = sorted(samples, key=lambda record: (record["prompt"], record["sample"]))
-    return [list(group) for _, group in groupby(ordered, lambda record: record["prompt"])]
 
 
-def _format(group: list[dict], parsed: list[Parsed]) -> dict[str, float]:
-    """The metrics of a prompt's format."""
-    return {
-        "compliance": sum(p.problem is None for p in parsed) / len(group),
-        "cut off": sum(not record["finished"] for record in group) / len(group),
-    }
-
-
-def _diversity(thoughts: list[str], ways: list[str | None] | None) -> dict[str, float | None]:
-    """The metrics of how much a prompt's thoughts differ."""
-    there = [thought for thought in thoughts if thought]
-    row = {
-        "unique thoughts": unique_share(there) if there else None,
-        "distinct-2": distinct_n(there, 2),
-    }
-    if len(thoughts) > 1:
-        row["self-BLEU"] = self_bleu(there)
-    if ways:
-        row |= {"ways of thinking": len(set(ways) - {None}), "way entropy": way_entropy(ways)}
-    return row
-
-
-def _accuracy(answers: list[str], reference: str, how: str) -> tuple[dict[str, float], int]:
-    """The metrics of a prompt's answers, and how many could not be parsed."""
-    how, wanted = right_answer(reference, how)
-    given, n = [extract(answer, how) for answer in answers], len(answers)
-    right = sum(is_same(found, wanted) for found in given)
-    row = {"accuracy": right / n, f"pass@{n}": pass_at_k(n, right, n)}
-    return row | {"majority": float(is_same(majority(given), wanted))}, given.count(None)
-
-
-def _copied(thoughts: list[list[str]], training: Sequence[str]) -> list[dict[str, float | None]]:
-    """The metrics of each prompt's overlap with the training thoughts."""
-    runs = iter(run_lengths([thought for group in thoughts for thought in group], training))
+def _judged(frame: pd.DataFrame, references: Sequence[str], how: str) -> pd.DataFrame:
+    """Of each sample whether it is `right`, None where that cannot be told, and its `vote` in the majority."""
+    wanted = [right_answer(str(reference), how) for reference in references]
     rows = []
-    for group in thoughts:
-        found, row = [next(runs) for _ in group], {}
-        for name, measure in (("copied run", copied_run), ("training 4-grams", copied_ngrams)):
-            known = [value for one in found if (value := measure(one)) is not None]
-            row[name] = sum(known) / len(known) if known else None
-        rows.append(row)
-    return rows
+    for prompt, answer in zip(frame["prompt"], frame["answer"], strict=True):
+        value = extract(answer, wanted[prompt].how)
+        right = compare(value, wanted[prompt].value)
+        rows.append({"right": right, "vote": _RIGHT if right else value})
+    return pd.DataFrame(rows, dtype=object)
 
 
-def given_answer(row: dict | str) -> object:
-    """The field `answer` of a row, or `Answer`; None without one."""
-    return (
-        next((row[key] for key in ("answer", "Answer") if key in row), None)
-        if isinstance(row, dict)
-        else None
-    )
+def _prompt_values(group: pd.DataFrame) -> dict[str, float | None]:
+    """The metrics of one prompt's samples."""
+    n = len(group)
+    thoughts = [thought for thought in group["thought"] if thought]
+    values = {
+        "compliance": group["problem"].isna().mean(),
+        "cut off": 1 - group["finished"].mean(),
+        "unique thoughts": group["kept thought"].nunique() / n,
+        "distinct-2": distinct_n(thoughts, 2),
+    }
+    if n > 1:
+        values["self-BLEU"] = self_bleu(thoughts)
+    if "way" in group:
+        values["ways of thinking"] = group["way"].nunique()
+        values["way entropy"] = way_entropy(list(group["way"].dropna()))
+    if "right" in group:
+        right = group[group["right"].eq(True)]
+        values["accuracy"] = len(right) / n
+        values[f"pass@{n}"] = len(right) > 0
+        values["majority"] = majority(group["vote"]) == _RIGHT
+        values["different right thoughts"] = right["kept thought"].nunique() / n
+        if "way" in group:
+            values["right ways"] = right["way"].nunique()
+    if "copied" in group:
+        copied = group["copied"].dropna()
+        values["training 4-grams"] = copied.mean() if len(copied) else None
+    return values
 
 
-def references_of(rows: Sequence[dict | str], how: str) -> list[str] | None:
-    """The field `answer` of each row, None where no row has one.
+def _columns(rows: list[dict[str, float | None]]) -> dict[str, list[float | None]]:
+    return {
+        name: [None if row[name] is None else float(row[name]) for row in rows] for name in rows[0]
+    }
 
-    Raises ValueError, by row, where only some rows have one, or one has no answer of the kind `how`.
+
+def references_of(rows: Sequence[dict | str], how: str = "auto") -> list[str] | None:
+    """The right answer of each row, from its column `answer`; None where no row has one.
+
+    Raises:
+        RowError: an answer is no text or number, or nothing of the kind `how`.
+        ValueError: only some rows have one.
     """
-    answers, source = [given_answer(row) for row in rows], getattr(rows, "source", "rows")
-    absent = [i for i, answer in enumerate(answers) if answer is None]
-    if absent and len(absent) < len(rows):
-        raise ValueError(
-            f"{source}: {len(absent)} of {len(rows)} rows lack the field answer, first row {absent[0]}; fill it, "
-            "or take it from all rows, and nothing that needs one is measured"
-        )
-    if absent:
-        return None
-    for i, answer in enumerate(answers):
+    source = getattr(rows, "source", "rows")
+    answers = []
+    for i, row in enumerate(rows):
         try:
-            right_answer(str(answer), how)
+            answers.append(reference_of(row))
+            if answers[-1] is not None:
+                right_answer(answers[-1], how)
         except ValueError as error:
-            raise ValueError(f"{source}, row {i}: {error}") from None
-    return [str(answer) for answer in answers]
+            raise RowError(str(error), source=source, row=i) from None
+    absent = answers.count(None)
+    if 0 < absent < len(answers):
+        raise ValueError(
+            f"{source}: {absent} of {len(answers)} rows have no answer, the first is row {answers.index(None)}; "
+            "give all rows an answer, or none"
+        )
+    return None if absent else answers
 
 
 def table(summaries: dict[str, dict]) -> pd.DataFrame:
-    """Summaries by model -> a table of `value [low, high]`, a row for each model."""
+    """Summaries by model -> a table of `value [low, high]`, a row for each model.
+
+    >>> accuracy = {"value": 0.5, "low": 0.25, "high": 0.75, "n": 8}
+    >>> bt.table({"before": {"metrics": {"accuracy": accuracy}}})
+                     accuracy
+    before  0.50 [0.25, 0.75]
+    """
     rows = {
         model: {
-            name: "{value:.2f} [{low:.2f}, {high:.2f}]".format(**m)
-            for name, m in summary["metrics"].items()
+            name: "{value:.2f} [{low:.2f}, {high:.2f}]".format(**metric)
+            for name, metric in summary["metrics"].items()
         }
         for model, summary in summaries.items()
     }

@@ -7,6 +7,7 @@ imported when they are needed.
 from collections.abc import Sequence
 
 import numpy as np
+import pandas as pd
 
 from .intervals import interval, sums_interval
 
@@ -20,20 +21,24 @@ def bleu(texts: Sequence[str | Sequence[str]], references: Sequence[str]) -> dic
     Returns:
         `{"value", "low", "high", "n"}`.
 
-    Raises ValueError where texts and references do not match.
+    Raises:
+        ValueError: texts and references do not match.
+
+    >>> bleu(["the cat is on the mat"], ["the cat is on the mat"])
+    {'value': 100.0, 'low': 100.0, 'high': 100.0, 'n': 1}
     """
     from sacrebleu.metrics import BLEU
 
-    metric, sums = BLEU(), []
-    for samples, reference in _pairs(texts, references):
-        found = metric.corpus_score(samples, [[reference] * len(samples)])
-        sums.append([found.sys_len, found.ref_len, *found.counts, *found.totals])
+    metric = BLEU()
+    sums = []
+    for _, pairs in _pairs(texts, references).groupby("prompt"):
+        score = metric.corpus_score(pairs["text"].tolist(), [pairs["reference"].tolist()])
+        sums.append([score.sys_len, score.ref_len, *score.counts, *score.totals])
 
     def corpus(total: np.ndarray) -> float:
         lengths, counts, totals = np.split(total, [2, 2 + metric.max_ngram_order])
-        smoothing = {"smooth_method": metric.smooth_method, "smooth_value": metric.smooth_value}
-        return BLEU.compute_bleu(
-            counts.tolist(), totals.tolist(), *lengths.astype(int).tolist(), **smoothing
+        return metric.compute_bleu(
+            counts.tolist(), totals.tolist(), *lengths.astype(int).tolist(), metric.smooth_method
         ).score
 
     return sums_interval(sums, corpus)
@@ -48,17 +53,21 @@ def rouge(texts: Sequence[str | Sequence[str]], references: Sequence[str]) -> di
     Returns:
         `rouge1`, `rouge2` and `rougeL`, each `{"value", "low", "high", "n"}`.
 
-    Raises ValueError where texts and references do not match.
+    Raises:
+        ValueError: texts and references do not match.
+
+    >>> rouge(["a b c d"], ["b a c d"])["rougeL"]["value"]
+    0.75
     """
     from rouge_score.rouge_scorer import RougeScorer
 
-    names = ("rouge1", "rouge2", "rougeL")
-    scorer, values = RougeScorer(names), {name: [] for name in names}
-    for samples, reference in _pairs(texts, references):
-        found = [scorer.score(reference, text) for text in samples]
-        for name in names:
-            values[name].append(np.mean([score[name].fmeasure for score in found]))
-    return {name: interval(found) for name, found in values.items()}
+    names = ["rouge1", "rouge2", "rougeL"]
+    scorer = RougeScorer(names)
+    pairs = _pairs(texts, references)
+    scores = [scorer.score(pair.reference, pair.text) for pair in pairs.itertuples()]
+    for name in names:
+        pairs[name] = [score[name].fmeasure for score in scores]
+    return _means(pairs, names)
 
 
 def bert_score(
@@ -76,7 +85,11 @@ def bert_score(
     Returns:
         `precision`, `recall` and `f1`, each `{"value", "low", "high", "n"}`.
 
-    Raises ImportError where bert-score is not installed, ValueError where texts and references do not match.
+    Raises:
+        ImportError: bert-score is not installed.
+        ValueError: texts and references do not match.
+
+    >>> bert_score(["a cat"], ["the cat"], "roberta-large", num_layers=17)  # doctest: +SKIP
     """
     try:
         from bert_score import score
@@ -85,33 +98,28 @@ def bert_score(
             "bert_score needs bert-score: pip install 'btsft_nb[bertscore]'"
         ) from error
     pairs = _pairs(texts, references)
-    flat = [(text, reference) for samples, reference in pairs for text in samples]
-    found = score(*map(list, zip(*flat, strict=True)), model_type=model, num_layers=num_layers)
-    ends = np.cumsum([len(samples) for samples, _ in pairs])[:-1]
-    return {
-        name: interval([float(part.mean()) for part in np.split(values.numpy(), ends)])
-        for name, values in zip(("precision", "recall", "f1"), found, strict=True)
-    }
+    both = (pairs["text"].tolist(), pairs["reference"].tolist())
+    names = ["precision", "recall", "f1"]
+    scores = score(*both, model_type=model, num_layers=num_layers)
+    for name, values in zip(names, scores, strict=True):
+        pairs[name] = values.numpy()
+    return _means(pairs, names)
 
 
-def _pairs(
-    texts: Sequence[str | Sequence[str]], references: Sequence[str]
-) -> list[tuple[list[str], str]]:
-    """The samples and the reference of each prompt."""
-    if (
-        isinstance(texts, str)
-        or isinstance(references, str)
-        or len(texts) != len(references)
-        or not len(texts)
-    ):
+def _pairs(texts: Sequence[str | Sequence[str]], references: Sequence[str]) -> pd.DataFrame:
+    """A row for each text: its prompt, text and reference."""
+    if isinstance(texts, str) or isinstance(references, str) or len(texts) != len(references):
         raise ValueError(
-            f"{len(texts)} texts and {len(references)} references: a list of one or more of each wanted"
+            f"expected two lists of one length, got {len(texts)} texts and {len(references)} references"
         )
-    pairs = [
-        ([text] if isinstance(text, str) else list(text), ref)
-        for text, ref in zip(texts, references, strict=True)
-    ]
-    empty = next((i for i, (samples, _) in enumerate(pairs) if not samples), None)
-    if empty is not None:
-        raise ValueError(f"texts[{empty}] has no samples: one or more wanted for each prompt")
-    return pairs
+    samples = [[text] if isinstance(text, str) else list(text) for text in texts]
+    if not samples or [] in samples:
+        raise ValueError(f"each prompt needs at least one text, got {samples}")
+    table = pd.DataFrame({"text": samples, "reference": references})
+    return table.explode("text").rename_axis("prompt").reset_index()
+
+
+def _means(pairs: pd.DataFrame, names: list[str]) -> dict[str, dict]:
+    """Of each column the mean over prompts, first over a prompt's samples, with its interval."""
+    by_prompt = pairs.groupby("prompt")[names].mean()
+    return {name: interval(by_prompt[name].tolist()) for name in names}
