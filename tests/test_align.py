@@ -360,7 +360,7 @@ def test_prompts_come_with_their_answers(tiny_tokenizer):
     [
         (["fine", "a<|im_end|>b"], bt.RowError, r"rows, row 1: as text.*spells a control token"),
         ([{"question": "2+2?"}], bt.RowError, r"rows, row 0.*"),
-        ([ROWS[0], "2+2?"], ValueError, r"rows: 1 of 2 rows lack the field answer, first row 1"),
+        ([ROWS[0], "2+2?"], ValueError, r"rows: 1 of 2 rows have no answer, the first is row 1"),
         ([{"question": "2+2?", "answer": " "}], ValueError, r"row 0.*has no answer of the kind"),
     ],
     ids=["control token", "malformed", "some answers", "no answer"],
@@ -533,7 +533,7 @@ ANSWERS = {  # completion, reference, ours, TRL's
     "an equal expression": (
         r"<think>a</think>\boxed{\sqrt{2}/2}",
         r"$\frac{\sqrt{2}}{2}$",
-        0,
+        1,
         1,
     ),
     "text": ("<think>a</think>Paris", "Paris", 1, None),  # TRL's passes over what is no mathematics

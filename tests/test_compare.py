@@ -102,7 +102,7 @@ def test_the_summaries_are_those_of_evaluate(found):
         training = data and [thought for thought in thoughts[data] if thought]
         wanted = bt.evaluate(found.samples[name], answers, bt.tiny.way_of, training=training)
         assert found.summaries[name] == wanted
-        assert ("copied run" in wanted["metrics"]) == (data is not None)
+        assert ("training 4-grams" in wanted["metrics"]) == (data is not None)
 
 
 def test_differences_are_paired_with_the_first_model(found):
@@ -233,7 +233,7 @@ def test_training_data_is_read_once(runs, tmp_path, monkeypatch):
         [runs["plain"], runs["full"]], ["How many?"], tmp_path, n=1, max_new_tokens=4
     )
     assert read == ["tiny/teacher"] and all(
-        "copied run" in s["values"] for s in found.summaries.values()
+        "training 4-grams" in s["values"] for s in found.summaries.values()
     )
 
 
@@ -286,7 +286,7 @@ def test_training_data_that_is_not_at_hand_is_told(runs, tmp_path, monkeypatch):
     for run, note in zip(copies, SOURCES.values(), strict=True):
         told = [one for one in found.settings["notes"] if one.startswith(f"{run.name}: ")]
         assert len(told) == (note is not None)
-        assert ("copied run" in found.summaries[run.name]["metrics"]) == (note is None)
+        assert ("training 4-grams" in found.summaries[run.name]["metrics"]) == (note is None)
         if note is not None:
             assert re.search(note, told[0]) and note.split(":")[0].replace("\\", "") in page
 
@@ -309,10 +309,10 @@ def test_training_data_that_is_not_at_hand_is_told(runs, tmp_path, monkeypatch):
         (
             {"test": ["a", {"question": "b", "answer": "1"}]},
             ValueError,
-            "1 of 2 rows lack the field answer, first row 0",
+            "1 of 2 rows have no answer, the first is row 0",
         ),
         ({"prompts": 0}, ValueError, "prompts=0: 1 or more wanted"),
-        ({"answer": "guess"}, ValueError, "tiny/test, row 0: answer='guess'"),
+        ({"answer": "guess"}, ValueError, "tiny/test, row 0: answer must be one of"),
         (
             {"answer": "choice"},
             ValueError,
