@@ -211,3 +211,9 @@ def test_a_key_does_not_reach_the_configuration(no_key):
 def test_settings_of_the_objective_name_what_would_do(setting, message):
     with pytest.raises(ValueError, match=message):
         BTSFTConfig("runs/x", **setting)
+
+
+def test_a_process_uses_one_of_several_gpus(monkeypatch):
+    """torch's DataParallel, which Trainer would wrap the model in, passes the head by."""
+    monkeypatch.setattr(BTSFTConfig, "n_gpu", property(lambda config: 2))
+    assert BTSFTConfig("runs/x")._n_gpu == 1

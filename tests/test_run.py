@@ -73,7 +73,7 @@ def test_a_finished_run_reads_back_as_it_was(watched):
 
 def test_the_model_loads_from_its_run(watched):
     folder, trainer, _ = watched
-    model, tokenizer = bt.Run(folder).load()
+    model, tokenizer = bt.load_model(folder)
     assert tokenizer.get_vocab() == trainer.processing_class.get_vocab()
     wanted = {
         name: value.tolist() for name, value in trainer.model.named_parameters() if "lora" in name

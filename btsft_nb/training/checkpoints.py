@@ -1,7 +1,6 @@
 """The checkpoints of a run folder: written whole or not at all, and resumed only with the same settings."""
 
 import json
-import logging
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -55,7 +54,6 @@ _BOUND = (
     "deepspeed",
 )
 _LENGTH = ("max_steps", "num_train_epochs")
-_log = logging.getLogger(__name__)
 
 
 def is_whole(checkpoint: Path) -> bool:
@@ -128,10 +126,10 @@ def check_resume(checkpoint: str | Path, files: dict[str, dict]) -> None:
 
     Args:
         files: what a checkpoint of the run as it is now would hold, by file name.
+
+    Raises:
+        FileNotFoundError: a checkpoint of another trainer, which does not say how it was made.
     """
-    if not Path(checkpoint, ENVIRONMENT_FILE).is_file():
-        _log.warning("%s does not say how it was made: no setting is compared", checkpoint)
-        return
     then = {}
     now = {}
     for name in (ENVIRONMENT_FILE, CONFIG_FILE):

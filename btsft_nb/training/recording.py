@@ -7,6 +7,7 @@ from pathlib import Path
 from datasets import Dataset
 from transformers import PreTrainedModel, TrainerCallback, TrainingArguments
 
+from ..data.report import report_of
 from ..files import write
 from .card import model_card
 from .checkpoints import CONFIG_FILE, ENVIRONMENT_FILE, REPORT_FILE
@@ -30,7 +31,7 @@ class Record(TrainerCallback):
         """Keeps how a run begins, for `files`."""
         machine = environment(model, args, len(examples))
         self.files = {CONFIG_FILE: args.to_dict(), ENVIRONMENT_FILE: machine}
-        report = getattr(examples, "report", None)
+        report = report_of(examples)
         if report:
             machine["data"] = report.source
             self.files[REPORT_FILE] = asdict(report)

@@ -1,4 +1,4 @@
-"""A run folder read back: its settings, machine, data, history and model."""
+"""A run folder read back: its settings, machine, data and history."""
 
 import json
 import platform
@@ -13,11 +13,11 @@ from pathlib import Path
 import pandas as pd
 import torch
 import yaml
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
+from transformers import PreTrainedModel, TrainingArguments
 
 from ..data.report import Report
 from ..files import read_lines, versions
-from ..models.load import BASE_FILE, TINY, load_model
+from ..models.load import BASE_FILE, TINY
 from ..text import visible
 from .checkpoints import CONFIG_FILE, ENVIRONMENT_FILE, REPORT_FILE, checkpoints, is_whole
 
@@ -94,10 +94,6 @@ class Run:
             names = sorted(path.stem for path in self.path.glob("*.jsonl"))
             raise FileNotFoundError(f"{self.path}: no {file.name}; there are {', '.join(names)}")
         return read_lines(file)
-
-    def load(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-        """Model and tokenizer. Before they are saved, `load_model(run.checkpoints[-1])` gives those of a checkpoint."""
-        return load_model(self.path)
 
     def _read(self, name: str) -> dict:
         file = self.path / name
