@@ -1,18 +1,25 @@
 """What `prepare` does beyond one row: lengths, duplicates, processes, streams, the cache, sets mixed and compared."""
 
+import gc
+import hashlib
 import json
+import os
+import pickle
 import re
+import sqlite3
 from collections import Counter
-from itertools import islice
 
 import numpy as np
 import pytest
+from datasets import Dataset, load_from_disk
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.utils.data import DataLoader
 
 import btsft_nb as bt
 from btsft_nb import Kind, RowError, Rows, load_rows, prepare
 from btsft_nb.data.fit import fit
+from btsft_nb.data.preparation import CACHE_VERSION
 
 COLUMNS = ("id", "input_ids", "weights", "kinds", "tags", "flags")
 
@@ -231,22 +238,29 @@ def test_a_stream_gives_the_same_examples_and_blur(
     assert columns(stream) == columns(plain) and stream.report == plain.report
 
 
-def test_a_pool_reads_a_stream_no_faster_than_it_works(tiny_tokenizer):
-    """A set larger than memory must not pile up before the workers."""
-    read, most = 0, 0
+class Counted(dict):
+    """A row that counts how many of its kind are alive."""
 
-    def counting():
-        nonlocal read
-        for i in range(8_000):
-            read += 1
-            yield talk(f"answer {i}")
+    alive = 0
+    most = 0
 
-    make = bt.data._Make("s", tiny_tokenizer, 1024, None, None, None, "drop", True)
-    numbered, done = enumerate(counting()), 0
-    for table, _ in bt.data._parts(make, iter(lambda: list(islice(numbered, 256)), []), 2):
-        done += len(table)
-        most = max(most, read - done)
-    assert done == 8_000 and most <= 12 * 256
+    def __init__(self, *args):
+        super().__init__(*args)
+        Counted.alive += 1
+        Counted.most = max(Counted.most, Counted.alive)
+
+    def __del__(self):
+        Counted.alive -= 1
+
+    def __reduce__(self):
+        return dict, (dict(self),)
+
+
+def test_a_stream_is_never_held(tiny_tokenizer):
+    """A set larger than memory must not pile up, whether its rows are read or its examples written."""
+    stream = Rows(lambda: (Counted(talk(f"answer {i}")) for i in range(8_000)), "s")
+    assert len(prepare(stream, tiny_tokenizer)) == 8_000
+    assert Counted.most <= 3
 
 
 def test_an_error_in_a_process_is_the_same_error(tiny_tokenizer):
@@ -268,7 +282,7 @@ def test_an_error_in_a_process_is_the_same_error(tiny_tokenizer):
 def cache(tmp_path, monkeypatch):
     """An empty cache; calling it tells how many prepared sets it holds."""
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
-    return lambda: len(list((tmp_path / "cache" / "btsft_nb").glob("*")))
+    return lambda: len(list((tmp_path / "cache" / "btsft_nb").glob("*.arrow")))
 
 
 def test_the_same_call_is_read_from_the_cache(tiny_tokenizer, cache, capsys):
@@ -285,7 +299,7 @@ def test_the_same_call_is_read_from_the_cache(tiny_tokenizer, cache, capsys):
     "change",
     [
         {"max_length": 500}, {"weights": {"think": 0.5}}, {"weights": {"think": 0.25}}, {"strict": False},
-        {"too_long": "shorten"}, {"duplicates": "drop"}, {"format": "messages"}, {"format": lambda row: row},
+        {"too_long": "shorten"}, {"format": "messages"}, {"format": lambda row: row},
         {"rows": 51}, {"template": True}, {"tags": True},
     ],
     ids=lambda change: "-".join(change),
@@ -302,19 +316,106 @@ def test_whatever_matters_makes_another_entry(cache, change):
     assert cache() == 2
 
 
-def test_a_failed_call_leaves_nothing(tiny_tokenizer, cache):
-    """Neither a cache entry nor a temporary file."""
+def test_a_failed_call_leaves_nothing(tiny_tokenizer, cache, tmp_path):
+    """Neither a cache entry nor a temporary file; where every row is dropped, the next call says so again."""
     with pytest.raises(RowError):
-        prepare([talk("fine"), talk(5)], tiny_tokenizer)
-    with pytest.raises(ValueError, match="nothing left"):
-        prepare([talk("fine")], tiny_tokenizer, 3)
-    assert cache() == 0
+        prepare([talk("fine")] * 300 + [talk(5)], tiny_tokenizer)
+    assert cache() == 0 and not any((tmp_path / "cache").rglob("tmp*"))
+    for _ in range(2):
+        with pytest.raises(ValueError, match="nothing left"):
+            prepare([talk("fine")], tiny_tokenizer, 3)
+
+
+def test_duplicates_are_dropped_from_the_same_entry(tiny_tokenizer, cache):
+    """Whether they are is decided after the cache."""
+    rows = [talk("a"), talk("a"), talk("b")]
+    assert len(prepare(rows, tiny_tokenizer)) == 3
+    assert len(prepare(rows, tiny_tokenizer, duplicates="drop")) == 2
+    assert cache() == 1
+
+
+def test_a_function_without_a_hash_is_not_cached(tiny_tokenizer, cache, caplog):
+    """It may hold a connection, which nothing can pickle; the examples are made all the same."""
+    connection = sqlite3.connect(":memory:")
+
+    def weights(row: dict, text: str) -> list:
+        return [(0, 1, float(connection.execute("select 0.5").fetchone()[0]))]
+
+    examples = prepare([talk("abc")], tiny_tokenizer, weights=weights)
+    assert 0.5 in examples[0]["weights"]
+    assert cache() == 0 and "not cached" in caplog.text
+
+
+def test_what_was_not_used_for_long_is_deleted(tiny_tokenizer, cache, tmp_path):
+    """When a new set comes; what is read again counts as used."""
+    prepare([talk("a")], tiny_tokenizer)
+    prepare([talk("b")], tiny_tokenizer)
+    for file in (tmp_path / "cache").rglob("*.arrow"):
+        os.utime(file, (0, 0))
+    prepare([talk("a")], tiny_tokenizer)
+    assert cache() == 1
+    prepare([talk("c")], tiny_tokenizer)
+    assert cache() == 2
+
+
+def test_other_examples_need_another_version(tiny_tokenizer):
+    """If this fails and examples were meant to change: raise CACHE_VERSION, and note the new digest here."""
+    examples = prepare(load_rows("tiny/messy")[:200], tiny_tokenizer, 60, too_long="shorten")
+    text = json.dumps(columns(examples))
+    digest = hashlib.sha256(text.encode()).hexdigest()[:12]
+    assert (CACHE_VERSION, digest) == (1, "5baab4bf373d")
 
 
 def test_the_blur_is_no_part_of_the_cache(tiny_tokenizer, cache):
     """Threshold, seed and epoch are drawn from the ids while training."""
     data = prepare(load_rows("tiny/messy")[:50], tiny_tokenizer)
     assert set(data.column_names) == set(COLUMNS)
+
+
+# ---------------------------------------------------------------------------------------------- as any data set
+
+
+@pytest.fixture
+def loose(tiny_tokenizer):
+    """A prepared set that no cache keeps, from rows that are a data set; the object that `prepare` made is gone."""
+    rows = Dataset.from_list([talk(f"answer {i}", id=str(i)) for i in range(40)])
+    return prepare(rows, tiny_tokenizer, cache=False).shuffle(seed=1)
+
+
+def longest(example: dict) -> dict:
+    return {"size": len(example["input_ids"])}
+
+
+def test_a_prepared_set_survives_what_data_sets_go_through(loose, tiny_tokenizer, tmp_path):
+    """Its file stays, and the report is found."""
+    gc.collect()
+    other = prepare([talk("other", id="x")], tiny_tokenizer)
+    copies = {
+        "pickled": pickle.loads(pickle.dumps(loose)),
+        "selected": loose.select([3, 1]),
+        "mapped": loose.map(longest),
+        "mapped by processes": loose.map(longest, num_proc=2),
+        "filtered": loose.filter(lambda example: example["id"] == "7"),
+    }
+    loose.save_to_disk(tmp_path / "saved")
+    copies["saved"] = load_from_disk(tmp_path / "saved")
+    for name, copy in copies.items():
+        report = bt.report_of(copy)
+        assert report.kept == report.rows == 40 and report.source == "rows", name
+        known = {row["id"]: row for row in loose}
+        for example in copy:
+            assert example["input_ids"] == known[example["id"]]["input_ids"], name
+    mixed = bt.mix([loose, other], [40, 1])
+    report = bt.report_of(pickle.loads(pickle.dumps(mixed)))
+    assert (report.source, report.kept) == ("rows + rows", 41)
+    assert report.supervised == sum(sum(w != 0 for w in row["weights"]) for row in mixed)
+    assert bt.report_of(Dataset.from_list([{"a": 1}])) is None
+
+
+def test_workers_that_are_spawned_read_it(loose):
+    """As on macOS and Windows: they get the set pickled, and open its file by name."""
+    loader = DataLoader(loose, batch_size=None, num_workers=2, multiprocessing_context="spawn")
+    assert sorted(example["id"] for example in loader) == sorted(loose["id"])
 
 
 # ---------------------------------------------------------------------------------------------- tolerance, tags
@@ -443,8 +544,9 @@ def test_formatted_text_without_its_marker_is_refused(qwen3):
     with pytest.raises(RowError, match=r"rows, row 0: .*'### Answer:' is not in the text"):
         prepare([{"text": "Question: 2+2? 4"}], qwen3, response_marker="### Answer:")
     text = "### Question: 2+2? ### Answer: 4 ### Question: 3+3? ### Answer: 6"
-    with pytest.raises(RowError, match="two response markers"):
-        prepare([{"text": text}], qwen3, response_marker="### Answer:")
+    for wrong in (text, "### Question: 2+2? ### Answer: "):
+        with pytest.raises(RowError, match=r"row 0: after each response marker .* must stand text"):
+            prepare([{"text": wrong}], qwen3, response_marker="### Answer:")
 
 
 def test_plain_text_is_trained_from_its_first_to_its_last_token(tokenizer):

@@ -379,8 +379,25 @@ def test_several_turns_of_a_prompt_that_opens(opened):
 
 def test_a_prompt_that_opens_refuses_a_turn_without_thought(opened):
     """The model would learn to answer inside the thought."""
-    with pytest.raises(RowError, match=r"opens a thought.*the assistant turn has none"):
-        render(opened, "hi", "just an answer")
+    for assistant in ("just an answer", "Sure. <think>a</think>b"):
+        with pytest.raises(RowError, match="opens a thought.*the turn begins with none"):
+            render(opened, "hi", assistant)
+
+
+@pytest.mark.parametrize("assistant", ["<think>", "  <think>", "<think>\n", "<think>\n\n"])
+def test_a_prompt_that_opens_refuses_a_turn_with_nothing_after_the_tag(opened, assistant):
+    """Nothing would be left to learn but the end of the turn, in the middle of a thought."""
+    with pytest.raises(RowError, match="nothing follows <think>"):
+        render(opened, "hi", assistant)
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_one_such_turn_does_not_end_a_preparation(r1, strict):
+    """Its row is dropped and counted."""
+    rows = [{"question": "q", "answer": text} for text in ("<think>a</think>b", "<think>")]
+    examples = bt.prepare(rows, r1, strict=strict)
+    ((reason, numbers),) = examples.report.dropped.items()
+    assert "nothing follows <think>" in reason and numbers == [1] and len(examples) == 1
 
 
 def test_white_space_before_a_tag_that_the_prompt_supplies_is_dropped(opened):
@@ -474,7 +491,7 @@ def test_a_tokenizer_that_splits_the_tags_is_refused_and_the_advice_works(shared
     tokenizer = bt.load_tokenizer(shared / "tokenizers" / "gpt2")
     turns = "{% for m in messages %}{{ m.role + ': ' + m.content + '\n' }}{% endfor %}"
     tokenizer.chat_template = turns + "{{ 'assistant: ' }}"
-    with pytest.raises(ValueError, match=r"splits <think> into \d tokens.*add_tags") as error:
+    with pytest.raises(ValueError, match=r"splits the think tags into .*add_tags") as error:
         Renderer(tokenizer)
     assert tokenizer.name_or_path in str(error.value)
     assert bt.add_tags(tokenizer) == ["<think>", "</think>"]

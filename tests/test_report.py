@@ -1,21 +1,18 @@
-"""What became of each row: sums that add up, parts that merge, and outliers found, in print, HTML and JSON."""
+"""What became of each row: sums that add up, and outliers found, in print and JSON."""
 
 import json
-import pickle
-import re
 import time
 from dataclasses import asdict
-from html.parser import HTMLParser
-from itertools import pairwise
 
-import numpy as np
+import pandas as pd
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from btsft_nb.data.kinds import Kind
 from btsft_nb.data.render import Example
-from btsft_nb.data.report import Report, Tally
+from btsft_nb.data.report import Report, drop_duplicates, figures, make_report
 
 FLAGS = ("unclosed", "untagged", "empty thought", "extra tags")
 
@@ -29,49 +26,60 @@ def example(prompt=5, thought=20, answer=4, name="row", flags=(), start=0) -> Ex
     )
 
 
+def outcomes(made: list) -> pd.DataFrame:
+    """The frame that a report is made of, from (row, example or the reason why there is none, changes)."""
+    nothing = Example("", [], [], [])
+    examples = [nothing if isinstance(what, str) else what for _, what, _ in made]
+    columns = {
+        name: pa.array([getattr(one, name) for one in examples], pa.list_(kind))
+        for name, kind in (
+            ("input_ids", pa.int32()),
+            ("weights", pa.float32()),
+            ("kinds", pa.int8()),
+        )
+    }
+    frame = pd.DataFrame(figures(pa.table(columns)))
+    frame["row"] = [row for row, _, _ in made]
+    frame["id"] = [one.id for one in examples]
+    frame["flags"] = [one.flags for one in examples]
+    frame["dropped"] = [what if isinstance(what, str) else None for _, what, _ in made]
+    frame["changed"] = [changed for _, _, changed in made]
+    return frame
+
+
+def report_on(examples: list[Example], source: str = "s") -> Report:
+    """The report on one example a row."""
+    made = [(row, one, []) for row, one in enumerate(examples)]
+    return make_report(outcomes(made), source)
+
+
 @st.composite
 def events(draw):
-    """What happens to the rows of a set, in order: (row, example, or the reason why there is none)."""
+    """What happens to the rows of a set, in order: (row, example or the reason why there is none, changes)."""
     made = []
     for row in range(draw(st.integers(0, 12))):
         for _ in range(draw(st.integers(1, 2))):
             sizes = [draw(st.integers(0, 9)) for _ in range(3)]
             flags = draw(st.lists(st.sampled_from(FLAGS), unique=True))
-            found = example(*sizes, name=f"s#{row}", flags=flags, start=draw(st.integers(0, 2)))
-            made.append(
-                (row, draw(st.sampled_from([found, found, "too long", "every weight is 0"])))
-            )
+            one = example(*sizes, name=f"s#{row}", flags=flags, start=draw(st.integers(0, 2)))
+            what = draw(st.sampled_from([one, one, "too long", "every weight is 0"]))
+            made.append((row, what, ["a tag"] if row % 3 == 0 else []))
     return made
-
-
-def tallied(made: list) -> Tally:
-    tally = Tally()
-    for row, what in made:
-        if isinstance(what, str):
-            tally.drop(row, what)
-        else:
-            tally.add(row, what)
-            if row % 3 == 0:
-                tally.change(row, "a tag")
-    return tally
 
 
 @given(events())
 def test_the_figures_add_up(made):
     """Each against a plain count over the examples."""
-    report, kept = (
-        tallied(made).report("s"),
-        [(row, e) for row, e in made if not isinstance(e, str)],
-    )
-    assert report.rows == len({row for row, _ in made})
+    report = make_report(outcomes(made), "s")
+    kept = [(row, what) for row, what, _ in made if not isinstance(what, str)]
+    reasons = [(row, what) for row, what, _ in made if isinstance(what, str)]
+    assert report.rows == len({row for row, _, _ in made})
     assert report.kept + report.n_dropped == len(made) and report.kept == len(kept)
     assert report.dropped == {
-        reason: [row for row, what in made if what == reason]
-        for reason in {what for _, what in made if isinstance(what, str)}
+        reason: [row for row, what in reasons if what == reason] for _, reason in reasons
     }
-    assert report.changed == (
-        {"a tag": changed} if (changed := [r for r, _ in kept if r % 3 == 0]) else {}
-    )
+    changed = sorted({row for row, _, _ in made if row % 3 == 0})
+    assert report.changed == ({"a tag": changed} if changed else {})
     assert report.flagged == {
         flag: [row for row, e in kept if flag in e.flags]
         for flag in {f for _, e in kept for f in e.flags}
@@ -88,46 +96,41 @@ def test_the_figures_add_up(made):
     assert report.duplicates == [row for i, (row, e) in enumerate(kept) if e.input_ids in seen[:i]]
 
 
-@given(events(), st.integers(0, 24), st.integers(0, 24))
-def test_parts_merge_into_the_whole(made, first, second):
-    """Cut anywhere, and sent to another process and back."""
-    cuts = [0, *sorted((first, second)), len(made)]
-    total = Tally()
-    for start, stop in pairwise(cuts):
-        part = pickle.loads(pickle.dumps(tallied(made[start:stop])))
-        assert all(total.merge(part))
-    assert total.report("s", ["<think>"]) == tallied(made).report("s", ["<think>"])
+@given(events())
+def test_figures_count_each_example_by_itself(made):
+    """Whatever others stand in the table."""
+    frame = outcomes(made)
+    for i, (_, what, _) in enumerate(made):
+        one = Example("", [], [], []) if isinstance(what, str) else what
+        for kind in Kind:
+            assert frame[kind.name.lower()][i] == one.kinds.count(kind)
+        completion = [t for t, k in zip(one.input_ids, one.kinds, strict=True) if k]
+        assert frame["distinct"][i] * max(len(completion), 1) == pytest.approx(len(set(completion)))
+        for j, (_, other, _) in enumerate(made[:i]):
+            ids = [] if isinstance(other, str) else other.input_ids
+            assert (frame["digest"][i] == frame["digest"][j]) == (ids == one.input_ids)
 
 
-@given(events(), st.integers(0, 24))
-def test_dropped_duplicates_are_named(made, cut):
+@given(events())
+def test_dropped_duplicates_are_named(made):
     """What is kept is distinct, what is not is in `dropped`, and no figure counts it."""
-    kept = [(row, e) for row, e in made if not isinstance(e, str)]
-    total = Tally()
-    new = [
-        mask
-        for part in (made[:cut], made[cut:])
-        for mask in total.merge(tallied(part), drop_duplicates=True)
-    ]
-    report, all_of_it = total.report("s"), tallied(made).report("s")
-    distinct = [entry for entry, is_new in zip(kept, new, strict=True) if is_new]
-    assert len({tuple(e.input_ids) for _, e in distinct}) == len(distinct) == report.kept
-    assert {tuple(e.input_ids) for _, e in distinct} == {tuple(e.input_ids) for _, e in kept}
-    assert (
-        report.duplicates
-        == all_of_it.duplicates
-        == report.dropped.get("equal to an earlier example", [])
-    )
-    assert sum(report.tokens.values()) == sum(len(e.input_ids) for _, e in distinct)
+    all_of_it = make_report(outcomes(made), "s")
+    fewer = outcomes(made)
+    drop_duplicates(fewer)
+    report = make_report(fewer, "s")
+    different = {tuple(e.input_ids) for _, e, _ in made if not isinstance(e, str)}
+    assert report.kept == len(different)
+    assert report.duplicates == all_of_it.duplicates
+    assert report.duplicates == report.dropped.get("equal to an earlier example", [])
+    assert sum(report.tokens.values()) == sum(map(len, different))
     assert report.rows == all_of_it.rows and report.kept + report.n_dropped == len(made)
-    assert not any(
-        "same tokens" in reason for entry in report.suspicious for reason in entry["reasons"]
-    )
+    reasons = [reason for entry in report.suspicious for reason in entry["reasons"]]
+    assert not any("same tokens" in reason for reason in reasons)
 
 
 @given(events())
 def test_a_report_survives_json(made):
-    report = tallied(made).report("s", ["<think>"])
+    report = make_report(outcomes(made), "s", ["<think>"])
     assert Report(**json.loads(json.dumps(asdict(report)))) == report
 
 
@@ -147,85 +150,43 @@ def test_a_report_survives_json(made):
     ],
 )
 def test_one_odd_row_among_many_is_found_with_its_reason(odd, reason):
-    tally = Tally()
-    for row in range(100):
-        tally.add(row, example(thought=18 + row % 5, start=0 if row == 0 else 1000 * row))
-    assert tally.report("s").suspicious == []
-    tally.add(100, odd)
-    (entry,) = tally.report("s").suspicious
+    usual = [
+        example(thought=18 + row % 5, start=0 if row == 0 else 1000 * row) for row in range(100)
+    ]
+    assert report_on(usual).suspicious == []
+    (entry,) = report_on([*usual, odd]).suspicious
     assert entry["row"] == 100 and reason in entry["reasons"]
 
 
 def test_the_ten_worst_come_first():
     """A flag that few have surprises more than one that most have; more reasons more than one; ties by row."""
-    tally = Tally()
+    examples = []
     for row in range(40):
         flags = ["untagged"] * (row % 2) + ["unclosed"] * (row == 7)
-        tally.add(row, example(thought=900 if row == 20 else 20, flags=flags, start=row))
-    report = tally.report("s")
+        examples.append(example(thought=900 if row == 20 else 20, flags=flags, start=row))
+    report = report_on(examples)
     rows = [entry["row"] for entry in report.suspicious]
     assert rows == [20, 7, *(row for row in range(1, 40, 2) if row != 7)][:10]
     assert report.suspicious[1]["reasons"] == [
         "unclosed, as 1 of 40 are",
         "untagged, as 20 of 40 are",
     ]
-    assert report == tally.report("s")
+    assert report == report_on(examples)
 
 
 def full_report() -> Report:
     """One with all that a report can hold, from hostile text."""
-    tally, hostile = Tally(), "<img src=x onerror=alert(1)>\"'&\x1b[31m"
-    for row in range(60):
-        tally.add(
-            row, example(prompt=40 + row % 7, thought=90 + 3 * (row % 11), answer=12, start=row)
-        )
-    tally.add(
-        60,
-        example(
-            prompt=40, thought=2000, answer=12, name=hostile, flags=["unclosed", hostile], start=60
-        ),
-    )
-    tally.add(61, example(prompt=40, thought=90, answer=12, name="x" * 500))
-    for row in range(62, 1500):
-        tally.drop(row, "longer than max_length=2048")
-    tally.drop(1500, hostile)
-    tally.change(3, hostile)
+    hostile = "<img src=x onerror=alert(1)>\"'&\x1b[31m"
+    odd = example(40, 2000, 12, name=hostile, flags=["unclosed", hostile], start=60)
+    usual = [example(40 + row % 7, 90 + 3 * (row % 11), 12, start=row) for row in range(60)]
+    kept = [*usual, odd, example(40, 90, 12, name="x" * 500)]
+    made = [(row, one, []) for row, one in enumerate(kept)]
     for row in range(9):
-        tally.change(row, "<reasoning> -> <think>")
-    return tally.report(hostile, [hostile, "</think>"])
-
-
-class Reader(HTMLParser):
-    """Notes the elements, attributes and text of a page."""
-
-    def __init__(self, page: str):
-        super().__init__()
-        self.elements, self.attributes, self.text, self.open = set(), set(), "", []
-        self.feed(page)
-        self.close()
-
-    def handle_starttag(self, tag, attrs):
-        self.elements.add(tag)
-        self.attributes |= {name for name, _ in attrs}
-        self.open.append(tag)
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        self.text += data
-
-
-def test_html_holds_hostile_text_as_text():
-    """Well-formed, no element but our own, no attribute but style, nothing fetched, no fixed text colour."""
-    report = full_report()
-    page = report._repr_html_()
-    read = Reader(page)
-    assert read.elements == {"div", "span", "pre"} and not read.open
-    assert read.attributes == {"style"}
-    assert "<img src=x onerror=alert(1)>\"'&" in read.text and "url(" not in page
-    assert not re.search(r"[;\"]color:(?!inherit)", page)
-    assert str(report) in read.text
+        made[row][2].append("<reasoning> -> <think>")
+    made[3][2].append(hostile)
+    made += [(row, "longer than max_length=2048", []) for row in range(62, 1500)]
+    made.append((1500, hostile, []))
+    return make_report(outcomes(made), hostile, [hostile, "</think>"])
 
 
 def test_print_is_short_and_in_place():
@@ -238,8 +199,8 @@ def test_print_is_short_and_in_place():
     assert (
         "9 (rows 0, 1, 2, 3, 4, 5, 6, 7, ...): <reasoning>" in printed and "x" * 58 not in printed
     )
-    assert all(c == "\n" or c.isprintable() for c in printed) and "\x1b" not in report._repr_html_()
-    assert "1,501 rows -> 62 examples of 144 to 2,054 tokens" in printed
+    assert all(c == "\n" or c.isprintable() for c in printed + repr(report))
+    assert "1,501 rows -> 62 examples" in printed
     for name in (
         "tokens",
         "lengths",
@@ -254,29 +215,25 @@ def test_print_is_short_and_in_place():
 
 
 def test_nothing_kept_is_still_a_report():
-    tally = Tally()
-    tally.drop(0, "too long")
-    report = tally.report("s")
-    assert (report.rows, report.kept, report.lengths["sequence"]["longest"], report.suspicious) == (
-        1,
-        0,
-        0,
-        [],
-    )
-    assert "1 rows -> 0 examples" in str(report) and "too long" in report._repr_html_()
+    report = make_report(outcomes([(0, "too long", [])]), "s")
+    assert (report.rows, report.kept, report.suspicious) == (1, 0, [])
+    assert report.lengths["sequence"]["longest"] == 0
+    assert "1 rows -> 0 examples" in str(report) and "too long" in repr(report)
 
 
 def test_counting_costs_little():
     """At most 20 microseconds an example of 150 tokens, here with room for a slow machine."""
-    generator = np.random.default_rng(0)
-    made = [
-        example(prompt=60, thought=80, answer=8, start=int(n))
-        for n in generator.integers(0, 10**5, 500)
-    ]
+    examples = [example(60, 80, 8, start=1000 * n) for n in range(500)]
+    table = pa.table(
+        {
+            "input_ids": [one.input_ids for one in examples],
+            "kinds": [one.kinds for one in examples],
+            "weights": [one.weights for one in examples],
+        }
+    )
     times = []
     for _ in range(5):
-        tally, start = Tally(), time.perf_counter()
-        for row, one in enumerate(made):
-            tally.add(row, one)
-        times.append(time.perf_counter() - start)
-    assert min(times) / len(made) < 60e-6
+        start = time.process_time()
+        figures(table)
+        times.append(time.process_time() - start)
+    assert min(times) / len(examples) < 60e-6

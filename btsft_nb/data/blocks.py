@@ -1,18 +1,28 @@
-"""An example whose tokens were weighted by hand -> a data row that says so in blocks."""
+"""An example whose tokens were weighted by hand -> a data row that says so in blocks: the inverse of rendering."""
 
 import re
 from dataclasses import replace
 from itertools import groupby, pairwise
+from typing import NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
 from .formats import Format, to_messages
 from .kinds import Kind
-from .messages import THINK_TAGS, Message
 from .render import Draft, Renderer
+from .think import OPEN, THINK_TAGS
 from .tokens import unmarked
 
 _CHARACTER = re.compile("\ufdd0?.", re.DOTALL)  # with the mark that `tokens.mark` puts before some
+
+
+class _Piece(NamedTuple):
+    """What a block can hold, a character or a whole think tag: its turn, text, and what its token weighs."""
+
+    turn: int
+    text: str
+    weight: float = 1.0
+    tag: str | None = None
 
 
 def to_row(
@@ -24,93 +34,106 @@ def to_row(
         example: of `prepare`, its weights as they shall be; `TokenInspector.example`, say.
         row: that the example was prepared from, and its `format`.
 
-    Returns a row with the example's id. Prepare it without `weights`: what those said is in the blocks. A tagged
-    stretch in which weights differ is in several.
+    Returns:
+        A row with the example's id. Prepare it without `weights`: what those said is in the blocks. A tagged stretch
+        in which weights differ is in several.
 
-    Raises ValueError where the row is not the example's, where it is text formatted already, and where no block can say
-    a weight: prompts weigh 0, the end of turn 1, and a block does not end inside a character.
+    Raises:
+        ValueError: the row is not the example's, or is text formatted already; or no block can say a weight: prompts
+            weigh 0, the end of turn 1, and a block does not end inside a character.
+
+    >>> tokenizer = bt.load_tokenizer("tiny")
+    >>> row = {"id": "a", "question": "2+3?", "answer": "<think>2+3=5</think>5"}
+    >>> example = bt.prepare([row], tokenizer)[0]
+    rows: 1 rows -> ...
+    >>> weights = [w if kind != bt.Kind.THINK else 0.5 for w, kind in zip(example["weights"], example["kinds"])]
+    >>> bt.to_row({**example, "weights": weights}, row, tokenizer)["messages"][1]["content"][1]
+    {'type': 'text', 'text': '2+3=5', 'weight': 0.5}
     """
-    renderer, messages = Renderer(tokenizer), to_messages(row, format)
+    name = example["id"]
+    renderer = Renderer(tokenizer)
+    messages = to_messages(row, format)
     if messages[0].role == "text":
-        raise ValueError(
-            f"{example['id']}: its row is formatted text; blocks need a row of messages"
-        )
-    ids, drafts = list(example["input_ids"]), renderer.drafts(messages, example["id"])
-    number = next(
-        (i for i, made in enumerate(renderer.tokenize(drafts)) if made.input_ids == ids), None
-    )
-    if number is None:
-        raise ValueError(
-            f"{example['id']}: this row and tokenizer make other tokens; give those that it is of"
-        )
+        raise ValueError(f"{name}: its row is formatted text; blocks need a row of messages")
+    ids = list(example["input_ids"])
+    drafts = renderer.drafts(messages, name)
+    made = [draft_ids.input_ids for draft_ids in renderer.tokenize(drafts)]
+    if ids not in made:
+        raise ValueError(f"{name}: this row and tokenizer make other tokens")
+    number = made.index(ids)
+    # where each turn is an example of its own, the earlier turns are context
     turns = [i for i, message in enumerate(messages) if message.role == "assistant"]
-    own = turns if len(drafts) == 1 else [turns[number]]
-    contents = dict(zip(own, _contents(example, drafts[number], renderer), strict=True))
-    turns = [_turn(message, contents.get(i)) for i, message in enumerate(messages[: own[-1] + 1])]
-    new = {"id": example["id"], "messages": turns}
-    _check(new, renderer, ids, [float(weight) for weight in example["weights"]])
-    return new
+    trained = turns if len(drafts) == 1 else [turns[number]]
+    contents = dict(zip(trained, _contents(example, drafts[number], renderer), strict=True))
+    new = []
+    for i, message in enumerate(messages[: trained[-1] + 1]):
+        turn = {"role": message.role, "content": contents.get(i, message.text)}
+        if message.role == "assistant" and i not in trained:
+            turn["weight"] = 0.0
+        new.append(turn)
+    new_row = {"id": name, "messages": new}
+    _check(new_row, example, renderer)
+    return new_row
 
 
 def _contents(example: dict, draft: Draft, renderer: Renderer) -> list[list[dict]]:
-    """The blocks of each assistant turn: stretches of characters whose tokens have one weight and one tag.
-
-    Which token a character is in comes from rendering every character as a span of its own, numbered by its weight.
-    """
-    characters, spans = [], []  # (turn, text) of what a block can hold: a character, or a whole tag
-    turn = 0
-    for span, following in pairwise([*draft.spans, None]):
-        last = following is None or following.kind == Kind.PROMPT
-        if span.kind == Kind.PROMPT or last:  # the end of turn is the template's
-            spans.append(replace(span, weight=0.0))
-            turn += span.kind != Kind.PROMPT
-            continue
-        for piece in [span.text] if span.kind == Kind.TAG else _CHARACTER.findall(span.text):
-            text = (
-                THINK_TAGS[renderer.tags.index(piece)] if span.kind == Kind.TAG else unmarked(piece)
-            )
-            characters.append((turn, text))
-            spans.append(replace(span, text=piece, weight=float(len(characters))))
-    tag_of = {i: tag["tag"] for tag in example["tags"] for i in range(tag["start"], tag["stop"])}
-    said = []  # (weight, tag) of each character
-    for i, number in enumerate(renderer.tokenize([Draft("", spans, [])])[0].weights):
-        said += [(float(example["weights"][i]), tag_of.get(i))] * (int(number) - len(said))
-    opened = draft.spans[0].text.rstrip().endswith(renderer.tags[0])
-    contents = [[{"type": "text", "text": THINK_TAGS[0]}] * opened for _ in range(turn)]
-    for (turn, weight, tag), run in groupby(
-        zip(characters, said, strict=True), lambda pair: (pair[0][0], *pair[1])
-    ):
-        text = "".join(character for (_, character), _ in run)
-        contents[turn].append(
-            {"type": "text", "text": text, "weight": weight} | ({"tag": tag} if tag else {})
-        )
+    """The blocks of each assistant turn: stretches of characters whose tokens have one weight and one tag."""
+    contents = []
+    opened = renderer.opens(draft.spans[0].text)
+    pieces = _weighted(example, draft, renderer)
+    for _, of_turn in groupby(pieces, lambda piece: piece.turn):
+        # what the prompt has opened is not in the completion, but a row has it
+        blocks = [{"type": "text", "text": OPEN}] if opened else []
+        for said, run in groupby(of_turn, lambda piece: (piece.weight, piece.tag)):
+            weight, tag = said
+            text = "".join(piece.text for piece in run)
+            block = {"type": "text", "text": text, "weight": weight}
+            blocks.append(block | ({"tag": tag} if tag else {}))
+        contents.append(blocks)
     return contents
 
 
-def _turn(message: Message, blocks: list[dict] | None) -> dict:
-    if blocks is not None:
-        return {"role": "assistant", "content": blocks}
-    untrained = {"weight": 0.0} if message.role == "assistant" else {}  # another example's turn
-    return {"role": message.role, "content": message.text} | untrained
+def _weighted(example: dict, draft: Draft, renderer: Renderer) -> list[_Piece]:
+    """The characters of all completions, with the weight and the tag of the token that each is in.
+
+    That is found by rendering every character as a span of its own, which weighs as much as there are up to it.
+    """
+    pieces = []
+    spans = []
+    turn = 0
+    for span, following in pairwise([*draft.spans, None]):
+        is_end_of_turn = following is None or following.kind == Kind.PROMPT
+        if span.kind == Kind.PROMPT or is_end_of_turn:
+            spans.append(replace(span, weight=0.0))
+            turn += span.kind != Kind.PROMPT
+        elif span.kind == Kind.TAG:
+            pieces.append(_Piece(turn, THINK_TAGS[renderer.tags.index(span.text)]))
+            spans.append(replace(span, weight=float(len(pieces))))
+        else:
+            for text in _CHARACTER.findall(span.text):
+                pieces.append(_Piece(turn, unmarked(text)))
+                spans.append(replace(span, text=text, weight=float(len(pieces))))
+    tag_of = {i: tag["tag"] for tag in example["tags"] for i in range(tag["start"], tag["stop"])}
+    done = 0
+    for i, count in enumerate(renderer.tokenize([Draft("", spans, set())])[0].weights):
+        for at in range(done, int(count)):
+            weight = float(example["weights"][i])
+            pieces[at] = pieces[at]._replace(weight=weight, tag=tag_of.get(i))
+        done = max(done, int(count))
+    return pieces
 
 
-def _check(row: dict, renderer: Renderer, ids: list[int], weights: list[float]) -> None:
-    """Raises ValueError, with the first token that differs, where the row does not make these ids and weights."""
-    found = [
-        made for made in renderer.examples(to_messages(row), row["id"]) if made.input_ids == ids
-    ]
-    if not found:
-        raise ValueError(
-            f"{row['id']}: cut at these weights, its text makes other tokens: move an edge by one token"
-        )
-    differ = (
-        i
-        for i, pair in enumerate(zip(found[0].weights, weights, strict=True))
-        if len(set(pair)) > 1
-    )
-    if (at := next(differ, None)) is not None:
-        raise ValueError(
-            f"{row['id']}: token {at} ({renderer.tokenizer.decode([ids[at]])!r}) shall weigh {weights[at]:g}, and in a "
-            f"row it weighs {found[0].weights[at]:g}: prompts weigh 0, the end of turn 1 where its turn is trained, "
-            "and the tokens of one character all the same"
-        )
+def _check(row: dict, example: dict, renderer: Renderer) -> None:
+    """Raises ValueError, with the first token that differs, where the row does not make the example."""
+    ids = list(example["input_ids"])
+    made = renderer.examples(to_messages(row), row["id"])
+    weights = next((again.weights for again in made if again.input_ids == ids), None)
+    if weights is None:
+        raise ValueError(f"{row['id']}: cut at these weights, its text makes other tokens")
+    for i, pair in enumerate(zip(example["weights"], weights, strict=True)):
+        if pair[0] != pair[1]:
+            raise ValueError(
+                f"{row['id']}: token {i} ({renderer.tokenizer.decode([ids[i]])!r}) shall weigh {pair[0]:g}, and in a "
+                f"row it weighs {pair[1]:g}: prompts weigh 0, the end of turn 1 where its turn is trained, and the "
+                "tokens of one character all the same"
+            )

@@ -1,42 +1,53 @@
-"""Rows -> prepared examples and a report of what became of every row; sets mixed, and compared."""
+"""Rows -> prepared examples, and a report of what became of every row.
 
-import json
-import os
-import shutil
+The pool of processes, the files and their cache are those of `datasets`. Prepared sets lie in its cache folder under
+btsft_nb/, or, where `cache=False` or the rows have no digest, in its folder for the session. What was not used for 30
+days is deleted from the first.
+"""
+
+import logging
+import pickle
 import tempfile
-import weakref
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict
-from itertools import islice
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, fields
 from pathlib import Path
 
-import multiprocess
+import datasets
 import pyarrow as pa
-from datasets import Dataset, IterableDataset, concatenate_datasets
-from datasets import config as datasets_config
-from datasets.fingerprint import Hasher
+from datasets import Dataset, IterableDataset
+from datasets.arrow_writer import ArrowWriter
+from datasets.fingerprint import (
+    Hasher,
+    generate_random_fingerprint,
+    get_temporary_cache_files_directory,
+)
 from transformers import PreTrainedTokenizerBase
 
-from .fit import TOO_LONG, PromptFrame, fit
-from .formats import to_messages
-from .kinds import Kind
-from .messages import RowError, UnsuitableRow
-from .render import Renderer
-from .report import Report, Tally
-from .rows import Rows, RowStream
+from .errors import RowError, UnsuitableRow
+from .fit import POLICIES, PromptFrame, fit
+from .formats import Format, to_messages
+from .render import Example, Renderer
+from .report import attach, drop_duplicates, figures, make_report
+from .rows import Rows
 from .tokens import add_tags
 from .weights import Weighting
 
-_CHUNK = 256  # rows that are tokenized at once
-_SCHEMA = pa.schema(
+CACHE_VERSION = 1  # raise it when the same rows and settings come to make other examples
+_BATCH = 256  # rows that are tokenized at once
+_UNUSED_DAYS = 30
+_NOTHING = vars(Example("", [], [], []))
+_LINE = pa.schema(
     {
         "id": pa.string(),
         "input_ids": pa.list_(pa.int32()),
         "weights": pa.list_(pa.float32()),
         "kinds": pa.list_(pa.int8()),
-        "tags": pa.list_(pa.struct({"tag": pa.string(), "start": pa.int32(), "stop": pa.int32()})),
         "flags": pa.list_(pa.string()),
+        "tags": pa.list_(pa.struct({"tag": pa.string(), "start": pa.int32(), "stop": pa.int32()})),
+        "row": pa.int64(),
+        "dropped": pa.string(),
+        "changed": pa.list_(pa.string()),
     }
 )
 
@@ -46,7 +57,7 @@ def prepare(
     tokenizer: PreTrainedTokenizerBase,
     max_length: int = 1024,
     *,
-    format: str | dict[str, str] | Callable[[dict], dict] | None = None,
+    format: Format = None,
     weights: dict | Callable | None = None,
     response_marker: str | None = None,
     too_long: str = "drop",
@@ -57,17 +68,21 @@ def prepare(
 ) -> Dataset:
     """Rows -> a data set with the fields of `Example`: one for each row, or one for each of its turns.
 
-    The examples are written to disk while they are made and read from there, so neither they nor a stream of rows have
-    to fit into memory. What is dropped or changed is counted, with its row numbers, in the report: it is printed and
-    stays with the data set as `examples.report`. Think tags that the tokenizer splits are added to it.
+    Rows and examples go through files, so neither they nor a stream of rows have to fit into memory. What is dropped
+    or changed is counted, with its row numbers, in the report: it is printed, is `examples.report`, and `report_of`
+    finds it for whatever is made from the set. Think tags that the tokenizer splits are added to it.
 
     Args:
         rows: dictionaries, best from `load_rows`, which knows their source.
-        max_length: tokens an example may have. too_long: what happens to those that have more, see `fit`.
+        max_length: tokens an example may have.
         format: which layout the rows have, where their fields leave that open; see `to_messages`.
-        weights: what tokens weigh beside what the rows say; see `Weighting`.
-        response_marker: of rows that hold formatted text, what stands before each completion; see `Renderer`.
-        duplicates: `keep` or `drop` examples whose tokens are those of an earlier one; they are reported either way.
+        weights: what tokens weigh beside what the rows say: a dictionary from `tag`, `think` or `answer` to a factor,
+            or from a compiled regular expression to the weight of the text that it matches in an assistant turn; or a
+            function (row, text of a turn) -> (start, stop, weight) or (start, stop, weight, tag) of its characters.
+        response_marker: of rows that hold formatted text, what stands before each completion.
+        too_long: what happens to longer examples: "drop"; "shorten" their thoughts; "shorten_prompt"; "keep_first"
+            or "keep_last" tokens.
+        duplicates: "keep" or "drop" examples whose tokens are those of an earlier one; they are reported either way.
         strict: whether a malformed row is an error; else it is dropped and counted.
         num_proc: processes that share the rows.
         cache: whether to take the examples from an earlier call with the same rows, tokenizer and settings, and to
@@ -76,226 +91,169 @@ def prepare(
     Raises:
         RowError: a malformed row, by source, row and field.
         ValueError: a wrong setting, a tokenizer without a chat template, or nothing left to train on.
+
+    >>> rows = [{"question": "2+3?", "answer": "<think>2+3=5</think>5", "id": "a"}]
+    >>> examples = bt.prepare(rows, bt.load_tokenizer("tiny"), 64)
+    rows: 1 rows -> 1 examples...
+    >>> examples["id"][0], examples.report.tokens["tag"]
+    ('a', 2)
     """
-    for name, value, known in (
-        ("too_long", too_long, TOO_LONG),
-        ("duplicates", duplicates, ("keep", "drop")),
-    ):
-        if value not in known:
-            raise ValueError(f"{name}={value!r}: one of {', '.join(known)} wanted")
-    if not isinstance(given := rows, (Rows, RowStream)):
-        on_disk = isinstance(rows, (Dataset, IterableDataset))
-        rows = (
-            RowStream(lambda: iter(given), "rows", lambda: None) if on_disk else Rows(given, "rows")
-        )
-    added = add_tags(tokenizer)
-    make = _Make(
-        rows.source, tokenizer, max_length, format, weights, response_marker, too_long, strict
+    if too_long not in POLICIES:
+        raise ValueError(f"too_long must be one of {', '.join(POLICIES)}, got {too_long!r}")
+    if duplicates not in ("keep", "drop"):
+        raise ValueError(f"duplicates must be keep or drop, got {duplicates!r}")
+    if not isinstance(rows, Rows):
+        # data sets are read as they come, from disk or elsewhere
+        is_data_set = isinstance(rows, (Dataset, IterableDataset))
+        rows = Rows(rows.__iter__ if is_data_set else rows, "rows")
+    added_tags = add_tags(tokenizer)
+    maker = _Maker(
+        tokenizer,
+        rows.source,
+        rows.name,
+        max_length,
+        format,
+        weights,
+        response_marker,
+        too_long,
+        strict,
     )
-    folder = _cache_folder(rows, make, duplicates) if cache else None
-    where = folder
-    if folder is None or not (folder / "report.json").is_file():
-        where = _made(rows, make, duplicates, num_proc, added, folder)
-    examples = Dataset.from_file(str(where / "examples.arrow"))
-    examples.report = Report(**json.loads((where / "report.json").read_text(encoding="utf-8")))
-    if folder is None:
-        weakref.finalize(examples, shutil.rmtree, where, ignore_errors=True)
-    print(examples.report)
+    lines = _made(rows, maker, num_proc, _key(rows, maker) if cache else None)
+    # all but the tokens is in memory from here on
+    frame = lines.remove_columns(["input_ids", "weights", "kinds", "tags"]).to_pandas()
+    if duplicates == "drop":
+        drop_duplicates(frame)
+    report = make_report(frame, rows.source, added_tags)
+    if not report.kept:
+        reasons = "; ".join(f"{len(rows)} {reason}" for reason, rows in report.dropped.items())
+        raise ValueError(f"{report.source}: nothing left to train on: {reasons}; raise max_length?")
+    kept = lines.select(frame.index[frame["dropped"].isna()])
+    examples = kept.select_columns(list(_NOTHING))
+    attach(examples, report)
+    print(report)
     return examples
 
 
-class _Make:
-    """Numbered rows -> a table of examples, and a tally of what became of the rows."""
+@dataclass
+class _Maker:
+    """Pickled rows and their numbers -> a table with a line for each example, or for each row that gives none."""
 
-    def __init__(
-        self, source, tokenizer, max_length, format, weights, response_marker, too_long, strict
-    ):
-        self.source, self.max_length, self.format = source, max_length, format
-        self.too_long, self.strict, self.weighting = too_long, strict, Weighting(weights)
+    tokenizer: PreTrainedTokenizerBase
+    source: str  # for errors
+    name: str  # for ids
+    max_length: int
+    format: Format
+    weights: dict | Callable | None
+    response_marker: str | None
+    too_long: str
+    strict: bool
+
+    def __post_init__(self):
+        self.weighting = Weighting(self.weights)
         self.renderer = Renderer(
-            tokenizer, kind_weights=self.weighting.factors, response_marker=response_marker
+            self.tokenizer,
+            kind_weights=self.weighting.factors,
+            response_marker=self.response_marker,
         )
-        self.frame = PromptFrame(self.renderer) if too_long == "shorten_prompt" else None
-        self.settings = (
-            source,
-            max_length,
-            format,
-            weights,
-            response_marker,
-            too_long,
-            strict,
-            self.renderer.tags,
-        )
+        self.frame = PromptFrame(self.renderer) if self.too_long == "shorten_prompt" else None
 
-    def __call__(self, rows: list[tuple[int, object]]) -> tuple[pa.Table, Tally]:
-        tally, drafts, numbers = Tally(), [], []
-        for i, row in rows:
+    def __call__(self, batch: dict[str, list[bytes]], numbers: list[int]) -> pa.Table:
+        lines = []
+        refused = []
+        drafts = []
+        for number, pickled in zip(numbers, batch["row"], strict=True):
             try:
-                found = self._drafts(i, row, tally)
+                row = pickle.loads(pickled)
+                if isinstance(row, RowError):  # a line of a file that could not be read
+                    raise row
+                messages = self.weighting.apply(to_messages(row, self.format), row)
+                example_id = str(row.get("id") or f"{self.name}#{number}")
+                made = self.renderer.drafts(messages, example_id)
             except UnsuitableRow as error:
-                tally.drop(i, str(error))
+                refused.append({"row": number, "dropped": str(error)})
                 continue
             except RowError as error:
                 if self.strict:
-                    raise error.at(self.source, i) from None
-                tally.drop(i, f"malformed: {error.field.partition('[')[0] or 'the row'}")
+                    raise error.at(self.source, number) from None
+                field = error.field.partition("[")[0] or "the row"
+                refused.append({"row": number, "dropped": f"malformed: {field}"})
                 continue
-            drafts += found
-            numbers += [i] * len(found)
-        kept = []
-        for i, example in zip(numbers, self.renderer.tokenize(drafts), strict=True):
-            example, what = fit(example, self.max_length, self.too_long, self.frame)
+            drafts += made
+            changed = [message.changed for message in messages if message.changed]
+            lines += [{"row": number, "changed": changed} for _ in made]
+        # all drafts of the batch are tokenized together, which is faster
+        for line, example in zip(lines, self.renderer.tokenize(drafts), strict=True):
+            example, change = fit(example, self.max_length, self.too_long, self.frame)
             if example is None:
-                tally.drop(i, what)
+                line["dropped"] = change
             elif not any(example.weights):
-                tally.drop(i, "every weight is 0")
+                line["dropped"] = "every weight is 0"
             else:
-                if what:
-                    tally.change(i, what)
-                tally.add(i, example)
-                kept.append(example)
-        return pa.Table.from_pylist([vars(example) for example in kept], schema=_SCHEMA), tally
-
-    def _drafts(self, i: int, row: object, tally: Tally) -> list:
-        if isinstance(row, RowError):  # a line that could not be read
-            raise row
-        messages = self.weighting.apply(to_messages(row, self.format), row)
-        drafts = self.renderer.drafts(messages, str(row.get("id") or f"{self.source}#{i}"))
-        for message in messages:
-            if message.changed:
-                tally.change(i, message.changed)
-        return drafts
+                line |= vars(example)
+                if change:
+                    line["changed"] = [*line["changed"], change]
+        table = pa.Table.from_pylist([_NOTHING | line for line in lines + refused], _LINE)
+        for name, values in figures(table).items():
+            table = table.append_column(name, pa.array(values))
+        return table
 
 
-def _cache_folder(rows: Rows | RowStream, make: _Make, duplicates: str) -> Path | None:
-    """Where the examples of these rows and settings are kept; None where the content cannot be told by a hash."""
+def _key(rows: Rows, maker: _Maker) -> str | None:
+    """What the lines are kept under; None where rows or settings cannot be told by a hash."""
     digest = rows.digest()
     if digest is None:
         return None
-    own = [
-        path.read_bytes() for path in sorted(Path(__file__).parents[1].rglob("*.py"))
-    ]  # other code, other examples
-    tokenizer = make.renderer.tokenizer
-    said = (
-        tokenizer.backend_tokenizer.to_str(),
-        tokenizer.chat_template,
-        tokenizer.special_tokens_map,
-    )
-    said += (make.renderer.template.probe,)  # which can hold today's date
-    key = Hasher.hash((digest, said, make.settings, duplicates, own))
-    folder = Path(datasets_config.HF_DATASETS_CACHE) / "btsft_nb"
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder / key
-
-
-def _made(
-    rows: Rows | RowStream,
-    make: _Make,
-    duplicates: str,
-    num_proc: int,
-    added: list[str],
-    folder: Path | None,
-) -> Path:
-    """Writes examples and report; in one step into `folder`, so that no other process sees half of them."""
-    made = Path(tempfile.mkdtemp(prefix="btsft_", dir=folder and folder.parent))
+    tokenizer = maker.tokenizer
+    settings = [getattr(maker, field.name) for field in fields(maker)[2:]]
+    text = tokenizer.backend_tokenizer.to_str()
+    special = tokenizer.special_tokens_map
+    probe = maker.renderer.template.probe  # which can hold today's date
+    parts = [digest, settings, maker.renderer.tags, text, special, tokenizer.chat_template, probe]
     try:
-        _write(made, rows, make, duplicates, num_proc, added)
-        if folder is None:
-            return made
-        made.rename(folder)
-    except BaseException as error:
-        shutil.rmtree(made)
-        if not (isinstance(error, OSError) and folder and (folder / "report.json").is_file()):
-            raise  # else another process was faster
-    return folder
+        return Hasher.hash([CACHE_VERSION, *parts])
+    except Exception as error:  # a function can hold anything
+        logging.getLogger(__name__).warning("not cached, as a setting has no hash: %s", error)
+        return None
 
 
-def _write(
-    folder: Path,
-    rows: Rows | RowStream,
-    make: _Make,
-    duplicates: str,
-    num_proc: int,
-    added: list[str],
-) -> None:
-    total, numbered = Tally(), enumerate(rows)
-    chunks = iter(lambda: list(islice(numbered, _CHUNK)), [])
-    with (
-        pa.OSFile(str(folder / "examples.arrow"), "wb") as sink,
-        pa.ipc.new_stream(sink, _SCHEMA) as writer,
-    ):
-        for table, tally in _parts(make, chunks, num_proc):
-            kept = total.merge(tally, drop_duplicates=duplicates == "drop")
-            writer.write_table(table.filter(pa.array(kept, pa.bool_())))
-    report = total.report(make.source, added)
-    if not report.kept:
-        reasons = "; ".join(
-            f"{len(numbers)} {reason}" for reason, numbers in report.dropped.items()
-        )
-        raise ValueError(
-            f"{make.source}: nothing left to train on: {reasons}; look at the rows, or raise max_length"
-        )
-    (folder / "report.json").write_text(json.dumps(asdict(report)), encoding="utf-8")
-
-
-def _parts(make: _Make, chunks: Iterator[list], num_proc: int) -> Iterator[tuple[pa.Table, Tally]]:
-    """What `make` makes of each chunk, in their order, in `num_proc` processes."""
-    if num_proc == 1:
-        yield from map(make, chunks)
-        return
-    with multiprocess.Pool(num_proc, _start, (make,)) as pool:
-        while some := list(
-            islice(chunks, 6 * num_proc)
-        ):  # a pool reads ahead without end; a stream may be too large
-            yield from pool.imap(_work, some)
-
-
-def _start(make: _Make) -> None:
-    global _make
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # each process has a core of its own
-    _make = make
-
-
-def _work(chunk: list) -> tuple[pa.Table, Tally]:
-    return _make(chunk)
-
-
-def overlap(examples: Dataset, others: Dataset) -> list[tuple[str, str]]:
-    """The examples whose prompt, token by token, is also in another set: pairs of the ids here and there.
-
-    Test questions that are in the training set too measure memory, not skill.
-    """
-
-    def prompts(data: Dataset) -> Iterator[tuple[bytes, str]]:
-        for example in data.with_format("numpy"):
-            yield (
-                example["input_ids"][example["kinds"] == Kind.PROMPT].tobytes(),
-                str(example["id"]),
+def _made(rows: Rows, maker: _Maker, num_proc: int, key: str | None) -> Dataset:
+    """What `maker` makes of all rows, or made of them before."""
+    folder = Path(get_temporary_cache_files_directory())
+    if key:
+        folder = Path(datasets.config.HF_DATASETS_CACHE, "btsft_nb")
+    shows_progress = not datasets.are_progress_bars_disabled()
+    datasets.disable_progress_bars()
+    try:
+        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as spool:
+            made = _pickled(rows, Path(spool, "rows.arrow")).map(
+                maker,
+                with_indices=True,
+                batched=True,
+                batch_size=_BATCH,
+                remove_columns="row",
+                num_proc=num_proc if num_proc > 1 else None,
+                new_fingerprint=key or generate_random_fingerprint(),
+                cache_file_name=str(folder / f"{key or generate_random_fingerprint()}.arrow"),
+                load_from_cache_file=True,
             )
+    finally:
+        if shows_progress:
+            datasets.enable_progress_bars()
+    for file in made.cache_files:
+        Path(file["filename"]).touch()
+    for path in folder.glob("*.arrow") if key else []:
+        if time.time() - path.stat().st_mtime > _UNUSED_DAYS * 24 * 3600:
+            path.unlink(missing_ok=True)
+    return made
 
-    known = dict(prompts(others))
-    return [(name, known[prompt]) for prompt, name in prompts(examples) if prompt in known]
 
-
-def mix(sets: list[Dataset], proportions: list[float], *, seed: int = 0) -> Dataset:
-    """Prepared sets, shuffled into one that holds them in the given proportions.
-
-    Each example is in it once at most: the set that runs out first limits the size. Ids stay, and so does the blur.
-
-    Raises ValueError where there is not one positive proportion for each set, or two examples share an id.
-    """
-    if len(sets) != len(proportions) or not sets or not all(share > 0 for share in proportions):
-        raise ValueError(
-            f"{len(sets)} sets and proportions={proportions}: one positive number for each set wanted"
-        )
-    size = min(len(data) / share for data, share in zip(sets, proportions, strict=True))
-    counts = [max(int(size * share + 1e-9), 1) for share in proportions]
-    parts = [data.shuffle(seed=seed).select(range(n)) for data, n in zip(sets, counts, strict=True)]
-    mixed = concatenate_datasets(parts).shuffle(seed=seed)
-    ids = mixed["id"]
-    if len(set(ids)) < len(ids):
-        twice = next(name for name, count in Counter(ids).items() if count > 1)
-        raise ValueError(
-            f"the id {twice!r} stands for several examples; give the rows ids of their own"
-        )
-    return mixed
+def _pickled(rows: Rows, path: Path) -> Dataset:
+    """Rows of any content in a file, from which each process reads its share."""
+    features = datasets.Features(row=datasets.Value("binary"))
+    with ArrowWriter(path=str(path), features=features) as writer:
+        for row in rows:
+            writer.write({"row": pickle.dumps(row)})
+        n_rows, _ = writer.finalize()
+    if not n_rows:
+        raise ValueError(f"{rows.source}: no rows")
+    return Dataset.from_file(str(path))

@@ -1,53 +1,71 @@
 """What became of each row: counted while a set is prepared, then printed, shown in a notebook and saved with a run.
 
 Nothing is lost between `rows` and `kept` without its row number in `dropped`. Ids and the source come from the data
-and are hostile: they are escaped in HTML, and without control characters in print.
+and are hostile: they are made visible.
 """
 
+import json
 import math
-from array import array
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from hashlib import blake2b
-from html import escape
-from itertools import chain, compress
 
 import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+from datasets import Dataset
 
-from .kinds import KIND_COLORS, Kind
-from .messages import shown
+from ..text import visible
+from .kinds import Kind
 
-_QUANTILES = {"shortest": 0, "median": 0.5, "90%": 0.9, "longest": 1}
-_LISTED = 8
+_NAMES = {kind: kind.name.lower() for kind in Kind}
 _DUPLICATE = "equal to an earlier example"
-_REPEATS = "repeats itself: {:.0%} distinct tokens, the median is {:.0%}"
 _OUTLIER = 3.5  # robust standard deviations from the median
+_OUTLIER_TEXTS = {
+    "think": "thought of {:,} tokens, the median is {:,.0f}",
+    "answer": "answer of {:,} tokens, the median is {:,.0f}",
+    "distinct": "repeats itself: {:.0%} distinct tokens, the median is {:.0%}",
+}
 
 
-@dataclass
+@dataclass(repr=False)
 class Report:
     """What `prepare` did with each row. Rows are numbered from 0; all lengths and counts of text are in tokens.
 
     Every field is plain JSON: `Report(**json.loads(json.dumps(asdict(report))))` equals `report`.
+
+    Attributes:
+        kept: examples; a row can give several.
+        dropped: reason -> the row of each example dropped.
+        changed: what was changed -> rows.
+        flagged: what is odd about an example's think tags -> rows, all kept.
+        duplicates: rows with an example equal to an earlier one; kept, unless `dropped` has them too.
+        added_tags: think tags that the tokenizer lacked.
+        tokens: kind -> tokens kept.
+        supervised: tokens kept with a weight other than 0.
+        lengths: sequence, prompt, thought, answer -> shortest, median, 90%, longest.
+        suspicious: up to ten examples, worst first: {"row": int, "id": str, "reasons": [str]}.
+
+    >>> examples = bt.prepare(bt.load_rows("tiny/messy"), bt.load_tokenizer("tiny"), 60)
+    tiny/messy: 1,000 rows -> ...
+    >>> report = examples.report
+    >>> report.kept + report.n_dropped == report.rows
+    True
     """
 
     source: str
     rows: int
-    kept: int  # examples; a row can give several
-    dropped: dict[str, list[int]]  # reason -> the row of each example dropped
-    changed: dict[str, list[int]]  # what was changed -> rows
-    flagged: dict[str, list[int]]  # what is odd about an example's think tags -> rows, all kept
-    duplicates: list[
-        int
-    ]  # rows with an example equal to an earlier one; kept, unless `dropped` has them too
-    added_tags: list[str]  # tags that the tokenizer lacked
-    tokens: dict[str, int]  # kind -> tokens kept
-    supervised: int  # tokens kept with a weight other than 0
-    lengths: dict[
-        str, dict[str, int]
-    ]  # sequence, prompt, thought, answer -> shortest, median, 90%, longest
-    suspicious: list[dict]  # up to ten, worst first: {"row": int, "id": str, "reasons": [str]}
+    kept: int
+    dropped: dict[str, list[int]]
+    changed: dict[str, list[int]]
+    flagged: dict[str, list[int]]
+    duplicates: list[int]
+    added_tags: list[str]
+    tokens: dict[str, int]
+    supervised: int
+    lengths: dict[str, dict[str, int]]
+    suspicious: list[dict]
 
     @property
     def n_dropped(self) -> int:
@@ -57,189 +75,193 @@ class Report:
     def __str__(self) -> str:
         return self._text(3)
 
-    def _text(self, n: int) -> str:
-        """The report with the first `n` suspicious rows."""
+    def __repr__(self) -> str:  # what a cell shows
+        return self._text(10)
+
+    def _text(self, n_suspicious: int) -> str:
+        total = max(sum(self.tokens.values()), 1)
+        shares = ", ".join(f"{kind} {count / total:.0%}" for kind, count in self.tokens.items())
         suspicious = [
-            f"row {e['row']} ({shown(e['id'])}): {'; '.join(e['reasons'])}" for e in self.suspicious
+            f"row {entry['row']} ({visible(entry['id'], 40)}): {'; '.join(entry['reasons'])}"
+            for entry in self.suspicious
         ]
-        if len(suspicious) > n:
-            suspicious[n:] = [f"and {len(suspicious) - n} more, in report.suspicious"]
-        total = sum(self.tokens.values())
-        shares = ", ".join(
-            f"{kind} {count / max(total, 1):.0%}" for kind, count in self.tokens.items()
-        )
-        trained = f"{self.supervised:,} ({self.supervised / max(total, 1):.0%}) supervised"
+        if len(suspicious) > n_suspicious:
+            more = f"and {len(suspicious) - n_suspicious} more, in report.suspicious"
+            suspicious[n_suspicious:] = [more]
         groups = {
-            "tokens": [f"{total:,} ({shares}); {trained}"],
+            "tokens": [f"{total:,} ({shares}); {self.supervised / total:.0%} supervised"],
             "lengths": [
                 f"{part:8}  " + ", ".join(f"{name} {tokens:,}" for name, tokens in spread.items())
                 for part, spread in self.lengths.items()
             ],
-            "dropped": [f"{_rows(rows)}: {reason}" for reason, rows in self.dropped.items()],
-            "changed": [f"{_rows(rows)}: {what}" for what, rows in self.changed.items()],
-            "flagged": [f"{_rows(rows)}: {flag}" for flag, rows in self.flagged.items()],
-            "duplicates": [_rows(self.duplicates)] if self.duplicates else [],
-            "added tags": [", ".join(self.added_tags)] if self.added_tags else [],
+            "dropped": _counted(self.dropped),
+            "changed": _counted(self.changed),
+            "flagged": _counted(self.flagged),
+            "duplicates": _counted({"equal to an earlier one": self.duplicates}),
+            "added tags": self.added_tags,
             "suspicious": suspicious,
         }
-        size = (
-            " of {shortest:,} to {longest:,} tokens".format(**self.lengths["sequence"])
-            if self.kept
-            else ""
-        )
-        lines = [f"{self.source}: {self.rows:,} rows -> {self.kept:,} examples{size}"]
-        for heading, texts in groups.items():
-            lines += [f"  {heading if i == 0 else '':10}  {text}" for i, text in enumerate(texts)]
-        return "\n".join(
-            "".join(c if c.isprintable() else "\ufffd" for c in line) for line in lines
-        )
-
-    def _repr_html_(self) -> str:
-        """What is printed and all suspicious rows, under a bar of the kinds."""
-        total, bar, legend = max(sum(self.tokens.values()), 1), "", ""
-        for kind, color in KIND_COLORS.items():
-            name, box = (
-                kind.name.lower(),
-                f'<span style="display:inline-block;height:12px;background:{color};width:',
-            )
-            bar += f'{box}{100 * self.tokens[name] / total:.2f}%"></span>'
-            legend += f'{box}12px"></span> {name} &nbsp; '
-        return (
-            f'<div style="max-width:900px"><div style="font-size:0;white-space:nowrap">{bar}</div>{legend}'
-            '<pre style="font:13px monospace;white-space:pre-wrap;overflow-wrap:anywhere">'
-            f"{escape(self._text(10))}</pre></div>"
-        )
+        lines = [f"{self.source}: {self.rows:,} rows -> {self.kept:,} examples"]
+        lines += [f"  {heading:10}  {text}" for heading, texts in groups.items() for text in texts]
+        return "\n".join(map(visible, lines))
 
 
-def _rows(rows: list[int]) -> str:
-    """How many, and the first of them."""
-    listed = ", ".join(map(str, rows[:_LISTED])) + ", ..." * (len(rows) > _LISTED)
-    return f"{len(rows):,} ({'row' if len(rows) == 1 else 'rows'} {listed})"
+def _counted(groups: dict[str, list[int]]) -> list[str]:
+    """How many rows each group has, and the first eight of them."""
+    return [
+        f"{len(rows):,} (rows {', '.join(map(str, rows[:8]))}{', ...' if rows[8:] else ''}): {name}"
+        for name, rows in groups.items()
+        if rows
+    ]
 
 
-class Tally:
-    """Counts examples as they are made. Tallies of parts of a set, made in any process, merge into that of the whole.
+def figures(examples: pa.Table) -> dict[str, np.ndarray | list]:
+    """What a report counts, by column: tokens of each kind, `supervised`, the share of `distinct` tokens in a
+    completion, and a digest of the tokens."""
+    n = len(examples)
+    ids = pc.list_flatten(examples["input_ids"]).to_numpy()
+    kinds = pc.list_flatten(examples["kinds"]).to_numpy()
+    weights = pc.list_flatten(examples["weights"]).to_numpy()
+    lengths = pc.list_value_length(examples["input_ids"]).to_numpy()
+    # which example each token is of: one count over all tokens does for all examples
+    example_of = np.repeat(np.arange(n), lengths)
+    columns = {
+        name: np.bincount(example_of[kinds == kind], minlength=n) for kind, name in _NAMES.items()
+    }
+    columns["supervised"] = np.bincount(example_of[weights != 0], minlength=n)
+    columns["digest"] = []
+    columns["distinct"] = []
+    ends = lengths.cumsum()
+    for start, end in zip(ends - lengths, ends, strict=True):
+        part = ids[start:end]
+        completion = part[kinds[start:end] != Kind.PROMPT].tolist()
+        columns["digest"].append(blake2b(part.tobytes(), digest_size=16).digest())
+        columns["distinct"].append(len(set(completion)) / max(len(completion), 1))
+    return columns
 
-    Each row has to be added or dropped at least once: the highest row number says how many there are.
+
+def drop_duplicates(outcomes: pd.DataFrame) -> None:
+    """Drops each example whose tokens are those of an earlier one."""
+    kept = outcomes[outcomes["dropped"].isna()]
+    outcomes.loc[kept.index[kept.duplicated("digest")], "dropped"] = _DUPLICATE
+
+
+def make_report(outcomes: pd.DataFrame, source: str, added_tags: Sequence[str] = ()) -> Report:
+    """The report on a set called `source`.
+
+    Args:
+        outcomes: a line for each example in the order of the rows, or for each row that gave none: `row`, `id`,
+            `flags` and `changed` (lists), `dropped` (the reason, or None), and the `figures`.
     """
-
-    def __init__(self):
-        # id, digest of the tokens, flags; and row, supervised, distinct, and tokens of each kind
-        self._examples: list[tuple[str, bytes, list[str], tuple[int, ...]]] = []
-        self._first: dict[bytes, int] = {}  # digest -> the example that had it first, by its place
-        self._dropped: dict[str, list[int]] = {}
-        self._changed: dict[str, list[int]] = {}
-
-    def add(self, row: int, example) -> None:
-        """Counts a kept example (`id`, `input_ids`, `weights`, `kinds` and `flags`, lists)."""
-        ids, kinds, weights = example.input_ids, bytes(example.kinds), example.weights
-        digest = blake2b(array("q", ids).tobytes(), digest_size=16).digest()
-        distinct = len(set(compress(ids, kinds)))  # of the completion: Kind.PROMPT is 0
-        counts = (row, len(ids) - weights.count(0.0), distinct, *map(kinds.count, range(len(Kind))))
-        self._first.setdefault(digest, len(self._examples))
-        self._examples.append((example.id, digest, example.flags, counts))
-
-    def drop(self, row: int, reason: str) -> None:
-        """Counts an example that is left out."""
-        self._dropped.setdefault(reason, []).append(row)
-
-    def change(self, row: int, what: str) -> None:
-        """Counts a change that was made to a row."""
-        self._changed.setdefault(what, []).append(row)
-
-    def merge(self, other: "Tally", drop_duplicates: bool = False) -> list[bool]:
-        """Adds what another one counted on later rows; returns which of the examples added there are kept: all, or
-        those whose tokens no earlier example has."""
-        for mine, others in ((self._dropped, other._dropped), (self._changed, other._changed)):
-            for name, rows in others.items():
-                mine.setdefault(name, []).extend(rows)
-        kept = []
-        for example in other._examples:
-            _, digest, _, (row, *_) = example
-            kept.append(not drop_duplicates or digest not in self._first)
-            if kept[-1]:
-                self._first.setdefault(digest, len(self._examples))
-                self._examples.append(example)
-            else:
-                self.drop(row, _DUPLICATE)
-        return kept
-
-    def report(self, source: str, added_tags: Sequence[str] = ()) -> Report:
-        """The report on a set called `source`."""
-        counts = np.array([counts for *_, counts in self._examples], np.int64).reshape(
-            -1, 3 + len(Kind)
-        )
-        row, kinds = counts[:, 0], counts[:, 3:]
-        flagged, earlier = defaultdict(list), {}
-        for i, (_, digest, flags, _) in enumerate(self._examples):
-            for flag in flags:
-                flagged[flag].append(i)
-            if self._first[digest] != i:
-                earlier[i] = self._first[digest]
-        sizes = kinds if len(row) else np.zeros((1, len(Kind)))
-        parts = {"prompt": Kind.PROMPT, "thought": Kind.THINK, "answer": Kind.ANSWER}
-        parts = {"sequence": sizes.sum(1), **{part: sizes[:, kind] for part, kind in parts.items()}}
-        return Report(
-            source=source,
-            rows=1
-            + max(
-                chain(row.tolist(), *self._dropped.values(), *self._changed.values()), default=-1
-            ),
-            kept=len(row),
-            dropped={reason: sorted(rows) for reason, rows in self._dropped.items()},
-            changed={what: sorted(rows) for what, rows in self._changed.items()},
-            flagged={flag: row[places].tolist() for flag, places in flagged.items()},
-            duplicates=sorted([*self._dropped.get(_DUPLICATE, []), *row[list(earlier)].tolist()]),
-            added_tags=list(added_tags),
-            tokens={kind.name.lower(): int(kinds[:, kind].sum()) for kind in Kind},
-            supervised=int(counts[:, 1].sum()),
-            lengths={
-                part: {
-                    name: int(np.quantile(tokens, at, method="nearest"))
-                    for name, at in _QUANTILES.items()
-                }
-                for part, tokens in parts.items()
-            },
-            suspicious=self._suspicious(counts, flagged, earlier),
-        )
-
-    def _suspicious(
-        self, counts: np.ndarray, flagged: dict[str, list[int]], earlier: dict[int, int]
-    ) -> list[dict]:
-        """The ten examples with the most surprising reasons. What half of a set has is a surprise of one bit."""
-        found, n, row, kinds = defaultdict(list), len(counts), counts[:, 0], counts[:, 3:]
-        for flag, places in flagged.items():
-            for i in places:
-                found[i].append(
-                    (math.log2(n / len(places)), f"{flag}, as {len(places):,} of {n:,} are")
-                )
-        for i, first in earlier.items():
-            found[i].append((math.log2(n / len(earlier)), f"the same tokens as row {row[first]}"))
-        for i in np.flatnonzero(kinds[:, Kind.ANSWER] == 1):
-            found[i].append((_OUTLIER, "empty answer: 1 token, the end of turn"))
-        for values, reason in (
-            (kinds[:, Kind.THINK], "thought of {:,} tokens, the median is {:,.0f}"),
-            (kinds[:, Kind.ANSWER], "answer of {:,} tokens, the median is {:,.0f}"),
-            (counts[:, 2] / np.maximum(kinds[:, 1:].sum(1), 1), _REPEATS),
-        ):
-            for i, z, median in _outliers(values):
-                if z < 0 or reason != _REPEATS:
-                    found[i].append((abs(z), reason.format(values[i], median)))
-        worst = sorted(found, key=lambda i: (-sum(surprise for surprise, _ in found[i]), i))[:10]
-        reasons = {i: [reason for _, reason in sorted(found[i], reverse=True)] for i in worst}
-        return [
-            {"row": int(row[i]), "id": self._examples[i][0], "reasons": reasons[i]} for i in worst
-        ]
+    kept = outcomes[outcomes["dropped"].isna()].reset_index(drop=True)
+    changed = outcomes.explode("changed").drop_duplicates(["row", "changed"])
+    dropped = _rows_by(outcomes, "dropped")
+    repeated = kept["row"][kept.duplicated("digest")].tolist()
+    sizes = kept[list(_NAMES.values())]
+    lengths = {
+        "sequence": sizes.sum(axis=1),
+        "prompt": sizes["prompt"],
+        "thought": sizes["think"],
+        "answer": sizes["answer"],
+    }
+    return Report(
+        source=source,
+        rows=outcomes["row"].nunique(),
+        kept=len(kept),
+        dropped=dropped,
+        changed=_rows_by(changed, "changed"),
+        flagged=_rows_by(kept.explode("flags"), "flags"),
+        duplicates=sorted(repeated + dropped.get(_DUPLICATE, [])),
+        added_tags=list(added_tags),
+        tokens=sizes.sum().astype(int).to_dict(),
+        supervised=int(kept["supervised"].sum()),
+        lengths={part: _spread(tokens) for part, tokens in lengths.items()},
+        suspicious=_suspicious(kept),
+    )
 
 
-def _outliers(values: np.ndarray) -> Iterator[tuple[int, float, float]]:
-    """Place, robust standard deviations of the logarithm from its median, and median, of each outlier. Values of 0
-    count nowhere; what is within a factor of 2 of the median is none, however alike the others are."""
-    if values.any():
-        logs = np.log(np.where(values > 0, values, np.nan))
-        median = np.nanmedian(logs)
-        z = (logs - median) / max(
-            1.4826 * np.nanmedian(np.abs(logs - median)), math.log(2) / _OUTLIER
-        )
-        for i in np.flatnonzero(np.abs(z) > _OUTLIER):
-            yield int(i), float(z[i]), math.exp(median)
+def _rows_by(outcomes: pd.DataFrame, column: str) -> dict[str, list[int]]:
+    """Value of a column -> the rows that have it."""
+    groups = outcomes.groupby(column, sort=False)["row"]
+    return {value: rows.tolist() for value, rows in groups}
+
+
+def _spread(tokens: pd.Series) -> dict[str, int]:
+    quantiles = {"shortest": 0, "median": 0.5, "90%": 0.9, "longest": 1}
+    if tokens.empty:
+        return dict.fromkeys(quantiles, 0)
+    return {name: int(tokens.quantile(q, "nearest")) for name, q in quantiles.items()}
+
+
+def _suspicious(kept: pd.DataFrame) -> list[dict]:
+    """The ten examples with the most surprising reasons."""
+    reasons = pd.DataFrame(_reasons(kept), columns=["index", "surprise", "text"])
+    reasons = reasons.sort_values("surprise", ascending=False, kind="stable")
+    totals = reasons.groupby("index")["surprise"].sum()
+    worst = totals.sort_values(ascending=False, kind="stable").index[:10]
+    return [
+        {
+            "row": int(kept["row"][index]),
+            "id": kept["id"][index],
+            "reasons": reasons["text"][reasons["index"] == index].tolist(),
+        }
+        for index in worst
+    ]
+
+
+def _reasons(kept: pd.DataFrame) -> Iterator[dict]:
+    """Why an example is suspicious, by its index; what half of a set has is a surprise of one bit."""
+    n = len(kept)
+    # flags and duplicates: the fewer have them, the more surprising
+    flags = kept["flags"].explode()
+    for flag, indices in flags.groupby(flags).groups.items():
+        surprise = math.log2(n / len(indices))
+        text = f"{flag}, as {len(indices):,} of {n:,} are"
+        yield from ({"index": i, "surprise": surprise, "text": text} for i in indices)
+    first_row = kept.groupby("digest")["row"].transform("first")
+    repeated = kept.index[kept.duplicated("digest")]
+    for i in repeated:
+        surprise = math.log2(n / len(repeated))
+        yield {"index": i, "surprise": surprise, "text": f"the same tokens as row {first_row[i]}"}
+    for i in kept.index[kept["answer"] == 1]:
+        text = "empty answer: 1 token, the end of turn"
+        yield {"index": i, "surprise": _OUTLIER, "text": text}
+    # figures far from the median
+    for column, text in _OUTLIER_TEXTS.items():
+        values = kept[column][kept[column] > 0]
+        for i, z in _outliers(values).items():
+            if z < 0 or column != "distinct":  # few repetitions are no fault
+                text_here = text.format(values[i], values.median())
+                yield {"index": i, "surprise": abs(z), "text": text_here}
+
+
+def _outliers(values: pd.Series) -> pd.Series:
+    """Robust standard deviations of the logarithms from their median, where they are many.
+
+    What is within a factor of 2 of the median is no outlier, however alike the others are.
+    """
+    distance = np.log(values) - np.log(values).median()
+    z = distance / np.maximum(1.4826 * distance.abs().median(), math.log(2) / _OUTLIER)
+    return z[z.abs() > _OUTLIER]
+
+
+def attach(examples: Dataset, report: Report) -> None:
+    """Keeps the report with a data set: in its description, which all that is made from it inherits."""
+    examples.info.description = json.dumps(asdict(report))
+    examples.report = report
+
+
+def report_of(examples: Dataset) -> Report | None:
+    """The report of a prepared set, or of what was selected, shuffled, mapped or unpickled from one; else None.
+
+    It says what became of the rows when the set was prepared, whatever was selected from it since.
+
+    >>> examples = bt.prepare(bt.load_rows("tiny/messy"), bt.load_tokenizer("tiny"))
+    tiny/messy: 1,000 rows -> ...
+    >>> bt.report_of(examples.shuffle(seed=0).select(range(9))).kept
+    1000
+    """
+    try:
+        return Report(**json.loads(examples.info.description))
+    except (AttributeError, TypeError, ValueError):
+        return None
