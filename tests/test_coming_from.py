@@ -4,6 +4,7 @@ import re
 from dataclasses import fields
 
 import pytest
+import yaml
 from browser import ROOT
 
 import btsft_nb as bt
@@ -35,9 +36,7 @@ def test_the_page_has_lines_to_check():
 def test_a_line_of_settings_is_taken(line):
     given = dict(word.split("=", 1) for word in line.split())
     assert set(given) <= KEYS
-    values = {
-        key: bt.settings.yaml.safe_load(value) for key, value in given.items() if value != "..."
-    }
+    values = {key: yaml.safe_load(value) for key, value in given.items() if value != "..."}
     read_settings(**values)
 
 

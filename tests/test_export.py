@@ -11,13 +11,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import btsft_nb as bt
 from btsft_nb.models.config import ModelConfig
+from btsft_nb.models.tokenizer import TINY
 from btsft_nb.training.export import merge
 
 THERE_AND_BACK = """
 import os, sys
 from huggingface_hub import snapshot_download
 from transformers import AutoModelForCausalLM
-from btsft_nb.export import push
+from btsft_nb.training.export import push
 
 folder = sys.argv[1]
 for name in ("run", "whole"):
@@ -60,9 +61,7 @@ def test_a_merged_model_is_the_adapter_on_its_base(runs, tmp_path, name, toleran
     """With transformers alone, relative to the largest logit. LLM.int8 rounds the inputs of layers, merged does not."""
     with torch.no_grad():
         want = bt.load_model(runs[name])[0](input_ids=IDS).logits
-        base = AutoModelForCausalLM.from_pretrained(bt.models.TINY, dtype=torch.float32)(
-            input_ids=IDS
-        ).logits
+        base = AutoModelForCausalLM.from_pretrained(TINY, dtype=torch.float32)(input_ids=IDS).logits
         merge(runs[name], tmp_path / "merged", dtype="float32")
         got = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", use_safetensors=True)(
             input_ids=IDS
@@ -87,14 +86,21 @@ def test_a_merged_model_comes_with_all_it_takes_to_chat(runs, tmp_path):
     assert card.data.library_name == "transformers" and "lora" not in card.data.tags
     assert (
         "A model, made of tiny" in card.text
-        and "- model\\.safetensors" in card.text
+        and "- `model.safetensors`" in card.text
         and "adapter" not in card.text
     )
 
 
+def test_a_type_that_is_none_is_refused_before_anything_is_written(runs, tmp_path):
+    """getattr(torch, "fp16") was an AttributeError."""
+    with pytest.raises(ValueError, match=r"dtype.*fp16"):
+        merge(runs["4"], tmp_path / "merged", dtype="fp16")
+    assert not (tmp_path / "merged").exists()
+
+
 def test_only_a_run_with_an_adapter_is_merged_and_nothing_overwritten(runs, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no btsft_base.json"):
-        merge(bt.models.TINY, tmp_path / "merged")
+        merge(TINY, tmp_path / "merged")
     (tmp_path / "mine.txt").touch()
     with pytest.raises(FileExistsError, match="not empty"):
         merge(runs["4"], tmp_path)
@@ -121,8 +127,8 @@ def test_what_is_pushed_comes_back_byte_for_byte(runs, tmp_path):
             f"{hub.url}/someone/whole/"
         )
         assert kind == "Qwen3ForCausalLM"
-        assert "is there already, and public" in public and hub.repositories["someone/public"] == {}
-        assert "nothing to push" in empty and "HF_TOKEN is not set" in no_token
+        assert "exists and is public" in public and hub.repositories["someone/public"] == {}
+        assert "no model to push" in empty and "HF_TOKEN is not set" in no_token
         for name in ("run", "whole"):
             pushed, again = hub.repositories[f"someone/{name}"], tmp_path / f"{name} again"
             assert hub.private[f"someone/{name}"] and {

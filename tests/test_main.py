@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from transformers import AutoModelForCausalLM
 
 import btsft_nb as bt
 from btsft_nb.cli.main import main
+from btsft_nb.evaluation import comparison
 
 FILE = """\
 model: tiny
@@ -64,34 +66,29 @@ def test_train_follows_file_and_command_line(trained):
     config = json.loads((folder / "out" / "training_config.json").read_text())
     assert (config["threshold"], config["seed"], config["max_steps"]) == (0.6, 5, 3)
     written = (folder / "out" / "settings.yaml").read_text().splitlines()
-    assert "threshold: 0.6  # command line" in written and "max_steps: 3  # run.yaml" in written
-    assert "beta: 0.5  # default" in written
+    assert written[0] == "# from run.yaml; overridden: threshold, output_dir, seed"
+    assert {"threshold: 0.6", "max_steps: 3", "beta: 0.5"} <= set(written)
     model, _ = bt.load_model(folder / "out")
     assert any(p.abs().sum() > 0 for name, p in model.named_parameters() if "lora_B" in name)
 
 
-def test_train_says_before_what_it_will_take(trained):
-    """Parameters as in the model, steps as they came, memory and time."""
-    told = trained[1]
-    model, _ = bt.load_model("tiny", qlora=True)
-    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    assert f"{trainable:,}" in told and "12, " in told and "4 = 4 x 1 x 1" in told
-    for name in ("memory", "steps", "time"):
-        assert any(line.startswith(name) for line in told.splitlines()), name
-
-
-def test_a_dry_run_prepares_and_stops(trained):
+def test_a_dry_run_measures_and_stops(trained):
     folder, _ = trained
     told = in_a_shell(
         folder,
-        "train",
-        "--config",
-        "run.yaml",
-        "--dry-run",
-        "output_dir=nothing",
-        "num_train_epochs=2",
+        *(
+            "train",
+            "--config",
+            "run.yaml",
+            "--dry-run",
+            "output_dir=nothing",
+            "--num_train_epochs",
+            "2",
+        ),
     )
-    assert "12 rows" in told and "MiB" in told and not (folder / "nothing").exists()
+    assert "12 rows" in told and not (folder / "nothing").exists()
+    for name in ("parameters", "steps", "peak memory", "tokens a second", "time"):
+        assert any(line.startswith(name) for line in told.splitlines()), name
 
 
 def test_a_run_is_not_written_over(trained, capsys, monkeypatch):
@@ -100,12 +97,13 @@ def test_a_run_is_not_written_over(trained, capsys, monkeypatch):
     before = (folder / "out" / "training_config.json").read_bytes()
     assert main(["--config", "run.yaml", "output_dir=out"]) == 2
     assert (
-        "out holds a run: name another output_dir" in capsys.readouterr().err
-    )  # and has no checkpoint
+        "out holds a run: go on with it (btsft train --resume out), name another output_dir"
+        in capsys.readouterr().err
+    )
     (folder / "notebook").mkdir(exist_ok=True)
     (folder / "notebook" / "training_config.json").write_text("{}")
     assert main(["--config", "run.yaml", "output_dir=notebook"]) == 2
-    assert "notebook holds a run: name another output_dir" in capsys.readouterr().err
+    assert "notebook holds a run: " in capsys.readouterr().err
     assert (folder / "out" / "training_config.json").read_bytes() == before
 
 
@@ -134,14 +132,15 @@ def test_a_run_goes_on_by_its_folder(trained, tmp_path, capsys, monkeypatch):
         assert main(["train", "--resume", "stopped", "lora_r=8", "examples=5"]) == 2
         told = capsys.readouterr().err
         assert (
-            "stopped was begun otherwise: lora_r was 16 and is 8; examples was 12 and is 5" in told
+            "stopped was begun with other settings: lora_r was 16 and is 8; examples was 12 and is 5"
+            in told
         )
         assert main(["train", "--resume", "stopped", "learning_rate=0.5"]) == 2
         assert "learning_rate" in capsys.readouterr().err
     in_a_shell(tmp_path, "train", "--resume", "stopped/checkpoint-2", "logging_steps=2")
-    assert (
-        "logging_steps: 2.0  # command line" in (tmp_path / "stopped" / "settings.yaml").read_text()
-    )
+    written = (tmp_path / "stopped" / "settings.yaml").read_text()
+    assert written.startswith("# from stopped/settings.yaml; overridden: logging_steps, output_dir")
+    assert "\nlogging_steps: 2\n" in written
     weights = [
         (tmp_path / name / "adapter_model.safetensors").read_bytes()
         for name in ("alone", "stopped")
@@ -162,6 +161,20 @@ def test_merge_and_inspect_take_a_run(trained):
     assert (merged - ours).abs().max() < 1e-3 * ours.abs().max()
     assert in_a_shell(folder, "inspect", "out").splitlines()[-1] == "out/inspector.html"
     assert "probability" in (folder / "out" / "inspector.html").read_text()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_merge_takes_its_type_from_its_own_arguments(trained, tmp_path, dtype):
+    """With and without a folder: the run's own dtype, of training, was that of the export in one of the two."""
+    folder = shutil.copytree(trained[0] / "out", tmp_path / "run")
+    settings = (folder / "settings.yaml").read_text()
+    (folder / "settings.yaml").write_text(settings.replace("dtype: auto", "dtype: float32"))
+    for words in ([], [str(tmp_path / "merged")]):
+        assert main(["merge", str(folder), *words]) == 0
+        file = Path(*words or [folder / "merged"]) / "config.json"
+        assert json.loads(file.read_text())["dtype"] == "float16"  # as tiny was published
+    assert main(["merge", str(folder), str(tmp_path / dtype), "--dtype", dtype]) == 0
+    assert json.loads((tmp_path / dtype / "config.json").read_text())["dtype"] == dtype
 
 
 def test_prepare_shows_the_report(trained):
@@ -234,25 +247,27 @@ def test_differences_are_printed(run, tmp_path, capsys):
         ),
         ("evaluate {run} {run} test=tiny/test", "two models are called 'mine'"),
         ("evaluate {run} test=tiny/test report={folder}/broken.jsonl", "File exists: "),
-        ("evaluate {run} test=tiny/test samples=two", "samples='two': whole number wanted"),
+        ("evaluate {run} test=tiny/test samples=two", "--samples: invalid int value: 'two'"),
         ("evaluate {run}", "evaluate needs test=ROWS"),
         ("merge", "merge needs a run folder"),
-        ("train data=tiny/teacher", "model is lacking"),
-        ("train model=tiny", "data is lacking"),
+        ("train data=tiny/teacher", "the following arguments are required: --model"),
+        ("train model=tiny", "the following arguments are required: --data"),
         (
             "train model=tiny data=tiny/teacher thresold=1",
-            "command line: unknown setting 'thresold'",
+            "unknown setting 'thresold', did you mean 'threshold'?",
         ),
         ("--config {folder}/none.yaml", "none.yaml: no such file"),
-        ("train threshold=[", "no YAML after the equals sign"),
+        ("train threshold=[", "not YAML after the equals sign"),
         ("dance", "dance: "),
-        ("train --dry_run", "--dry_run"),
-        ("merge {run} --dry-run", "--resume, --dry-run and --overwrite are for train"),
-        ("inspect {run} {run}", "inspect shows one run, not 2"),
+        ("train --dry_run", "unknown setting 'dry_run'"),
+        ("train --config", "argument --config: expected one argument"),
+        ("merge {run} --dry-run", "merge needs a run folder, and takes another folder and dtype="),
+        ("merge {run} dtype=fp16", "dtype"),
+        ("inspect {run} {run}", "neither key=value nor one of the commands"),
         ("train model=tiny data=tiny/teacher method=full", "the anchor no reference: set anchor=0"),
         (
             "train model=tiny data=tiny/teacher eval_data=tiny/test",
-            "eval_data='tiny/test' is never used",
+            "eval_data is never used",
         ),
         ("--dry-run model=tiny data=tiny/teacher lora_targets=q_prj", "did you mean 'q_proj'"),
     ],
@@ -276,7 +291,7 @@ def test_what_the_machine_lacks_is_one_line(run, capsys, monkeypatch, error):
         raise error
 
     error.add_note("what was there is removed")
-    monkeypatch.setattr(sys.modules["btsft_nb.__main__"], "compare", fail)
+    monkeypatch.setattr(comparison, "compare", fail)
     assert main(["evaluate", str(run), "test=tiny/test", "report=out"]) == 2
     assert capsys.readouterr().err == f"btsft: {error}\nwhat was there is removed\n"
 

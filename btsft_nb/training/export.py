@@ -7,30 +7,29 @@ import torch
 from huggingface_hub import HfApi
 from transformers import AutoConfig
 
+from ..checks import check_choice
 from ..data.render import Renderer, stop_ids
 from ..models.keys import load_secrets
-from ..models.load import load_run, read_base, resolve
+from ..models.load import BASE_FILE, load_run, read_base
+from ..models.tokenizer import resolve
 from .card import model_card
 from .run import Run
 
+# The files of a model and its tokenizer, and how they were made: no checkpoints, no samples, no pickles.
 _PUSHED = (
-    *(
-        "*.safetensors",
-        "*.safetensors.index.json",
-        "config.json",
-        "generation_config.json",
-        "adapter_config.json",
-    ),
-    *(
-        "tokenizer*",
-        "*tokens*.json",
-        "*.jinja",
-        "vocab.*",
-        "merges.txt",
-        "spiece.model",
-        "tekken.json",
-    ),
-    *("README.md", "settings.yaml", "training_config.json", "btsft_base.json"),
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "*config.json",
+    BASE_FILE,
+    "tokenizer*",
+    "*tokens*.json",
+    "*.jinja",
+    "vocab.*",
+    "merges.txt",
+    "*.model",
+    "tekken.json",
+    "README.md",
+    "settings.yaml",
 )
 
 
@@ -38,27 +37,34 @@ def merge(run: str | Path, folder: str | Path, *, dtype: str = "auto") -> Path:
     """Writes a run's model with its adapter merged in: safetensors, tokenizer with template, generation settings, card.
 
     `AutoModelForCausalLM.from_pretrained(folder)` then gives what the adapter on its base gave, but for rounding to
-    `dtype`. An adapter was trained on quantised weights where the run was: those are what it is merged into. (LLM.int8
-    rounds what goes into a layer, too, which a merged model does not.)
+    `dtype`. An adapter that was trained on quantised weights is merged into the numbers that those stand for. (LLM.int8
+    also rounds what goes into a layer, which a merged model does not.)
 
     Args:
-        run: a run folder with an adapter; one with a whole model is what this makes.
+        run: a run folder with an adapter. One with a whole model is what this makes.
+        folder: a new or empty folder.
         dtype: float32, bfloat16, float16, or auto: what the base was published in.
 
-    Raises FileNotFoundError where `run` has no adapter, FileExistsError where `folder` holds something else.
+    Raises:
+        FileNotFoundError: `run` has no adapter.
+        FileExistsError: `folder` holds something else.
+        ValueError: another `dtype`.
+
+    >>> bt.merge("runs/mine", "merged", dtype="bfloat16")  # doctest: +SKIP
+    PosixPath('merged')
     """
-    folder, base = Path(folder), read_base(run)["base_model"]
+    check_choice("dtype", dtype, ("auto", "float32", "bfloat16", "float16"))
+    folder = Path(folder)
+    base = read_base(run)["base_model"]
     if folder.exists() and any(folder.iterdir()):
         raise FileExistsError(f"{folder} is not empty; name a new folder for the merged model")
-    kind = (
-        getattr(torch, dtype)
-        if dtype != "auto"
-        else AutoConfig.from_pretrained(resolve(base)).dtype
-    )
+    published = AutoConfig.from_pretrained(resolve(base)).dtype or torch.float32
     model, tokenizer = load_run(run, dequantize=True)
-    model = model.merge_and_unload(safe_merge=True).to(kind or torch.float32)
-    stops = stop_ids(model, Renderer(tokenizer))  # the end of a turn, too
-    model.generation_config.update(eos_token_id=stops, pad_token_id=tokenizer.pad_token_id)
+    model = model.merge_and_unload(safe_merge=True)
+    model = model.to(published if dtype == "auto" else getattr(torch, dtype))
+    # generation stops at the end of a turn, too
+    model.generation_config.eos_token_id = stop_ids(model, Renderer(tokenizer))
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     model_card(Run(run), folder).save(folder / "README.md")
@@ -66,33 +72,35 @@ def merge(run: str | Path, folder: str | Path, *, dtype: str = "auto") -> Path:
 
 
 def push(folder: str | Path, repo: str, *, private: bool = True) -> str:
-    """Uploads a run's final adapter or model, or a merged one, to the Hub: its own files, no checkpoint, no pickle.
+    """Uploads a run's final adapter or model, or a merged one, to the Hub: no checkpoints, no pickles.
 
-    The token is HF_TOKEN, see `load_secrets`, and may write. Returns the commit's address.
+    It takes a token in HF_TOKEN that may write, see `load_secrets`.
 
     Args:
-        repo: "name" or "account/name"; made where there is none.
+        repo: "name" or "account/name"; made if there is none.
         private: whether only the account may read it.
 
-    Raises FileNotFoundError for a folder without weights, ValueError for a missing token or a repository that is public
-    where `private` was asked.
+    Returns:
+        The address of the commit.
+
+    Raises:
+        FileNotFoundError: a folder without weights.
+        ValueError: no token, or a repository that is public although `private` is set.
+
+    >>> bt.push("runs/mine", "my-reasoner")  # doctest: +SKIP
     """
     load_secrets()
-    folder, token = Path(folder), os.environ.get("HF_TOKEN")
-    if not any(folder.glob("*.safetensors")):
-        raise FileNotFoundError(
-            f"{folder}: no *.safetensors in it, so nothing to push; name a run or a merged model"
-        )
+    if not any(Path(folder).glob("*.safetensors")):
+        raise FileNotFoundError(f"{folder}: no *.safetensors, so no model to push")
+    token = os.environ.get("HF_TOKEN")
     if not token:
         raise ValueError(
-            "HF_TOKEN is not set: make a token that may write at https://huggingface.co/settings/tokens"
+            "HF_TOKEN is not set; make a token that may write at https://huggingface.co/settings/tokens"
         )
     api = HfApi(token=token)
     repo = api.create_repo(repo, private=private, exist_ok=True).repo_id
     if private and not api.repo_info(repo).private:
-        raise ValueError(
-            f"{repo} is there already, and public: take another name, or private=False"
-        )
+        raise ValueError(f"{repo} exists and is public; choose another name, or private=False")
     commit = api.upload_folder(
         repo_id=repo,
         folder_path=folder,
