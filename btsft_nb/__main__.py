@@ -1,5 +1,7 @@
 """`python -m btsft_nb` is the command `btsft`."""
 
+import sys
+
 from .cli.main import main
 
-main()
+sys.exit(main())

@@ -296,6 +296,15 @@ def test_what_the_machine_lacks_is_one_line(run, capsys, monkeypatch, error):
     assert capsys.readouterr().err == f"btsft: {error}\nwhat was there is removed\n"
 
 
+def test_help_and_a_misspelt_setting_answer_at_once(tmp_path):
+    """It took ten seconds of processor time, for torch; the benchmark fails beyond its limit."""
+    done = subprocess.run([sys.executable, ROOT / "benchmarks" / "startup.py"], check=False)
+    assert done.returncode == 0
+    command = [sys.executable, "-m", "btsft_nb", "train", "model=tiny", "thresold=1"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and "did you mean 'threshold'?" in done.stderr
+
+
 @pytest.mark.parametrize("arguments", [[], ["--help"], ["train", "-h"]])
 def test_help_has_commands_and_settings(capsys, arguments):
     assert main(arguments) == 0

@@ -259,9 +259,7 @@ def test_a_device_map_changes_nothing_but_the_place(where):
 
 
 def test_a_target_that_does_not_exist_is_named_with_the_closest():
-    words = (
-        r"LoRA target 'q_pro': .* did you mean 'q_proj'\? There are down_proj, gate_proj, k_proj"
-    )
+    words = r"LoRA target 'q_pro': .* did you mean 'q_proj'\?"
     for targets in (["v_proj", "q_pro"], "q_pro"):
         with pytest.raises(ValueError, match=words):
             bt.load_model(ModelConfig("tiny", lora_targets=targets))

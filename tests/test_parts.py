@@ -114,9 +114,9 @@ def test_an_adapter_counts_to_the_part_that_it_changes_and_four_bits_as_one_para
         (
             ["atention"],
             [],
-            r"freeze: no parts \['atention'\]; there are embeddings, norms, attention",
+            r"freeze: \['atention'\] must be parts of embeddings, norms, attention",
         ),
-        (["norms"], [3], r"layers_not_to_freeze: no layers \[3\]; there are 0 to 2"),
+        (["norms"], [3], r"layers_not_to_freeze: \[3\] must be from 0 to 2"),
         ([], [1], r"layers_not_to_freeze does nothing without freeze"),
         (PARTS, [], r"leaves nothing to train"),
     ],

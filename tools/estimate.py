@@ -182,7 +182,7 @@ def _skeleton(
         if getattr(config.get_text_config(), "layer_types", None):
             config.get_text_config().layer_types = config.get_text_config().layer_types[:layers]
     attention = "eager" if model.attention == "eager" else "sdpa"
-    dtype, _ = choose_dtype(model.dtype, detect(), model.method)
+    dtype = choose_dtype(model.dtype, detect(), model.method)
     with torch.device("meta"):
         skeleton = AutoModelForCausalLM.from_config(
             config, dtype=dtype, attn_implementation=attention

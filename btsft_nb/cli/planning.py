@@ -9,7 +9,6 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -38,13 +37,6 @@ _BARE = {
 }
 
 
-class Measured(NamedTuple):
-    """What a step took."""
-
-    memory: int  # bytes at the peak
-    tokens_per_second: float  # of all processes, padding included
-
-
 def plan(settings: Settings, examples: Dataset | None = None) -> pd.DataFrame:
     """What a run would train and what it would take, measured in two steps on the longest examples.
 
@@ -67,7 +59,8 @@ def plan(settings: Settings, examples: Dataset | None = None) -> pd.DataFrame:
     training = settings.training
     with _random_states_kept(), tempfile.TemporaryDirectory() as folder:
         bare = Settings(settings.values | _BARE | {"output_dir": folder}, settings.source)
-        bare.training.gradient_accumulation_steps = _accumulated(training)
+        # from its second batch on, a step has gradients beside activations
+        bare.training.gradient_accumulation_steps = min(training.gradient_accumulation_steps, 2)
         model, tokenizer = load(bare)
         if examples is None:
             examples, _ = prepare_data(settings, tokenizer)
@@ -75,7 +68,8 @@ def plan(settings: Settings, examples: Dataset | None = None) -> pd.DataFrame:
         parameters = model.num_parameters()
         trainable = model.num_parameters(only_trainable=True)
         longest = np.argsort(-lengths, kind="stable")[: training.per_device_train_batch_size]
-        measured = _measure(bare.training, model, tokenizer, examples.select(longest))
+        speed = _speed(bare.training, model, tokenizer, examples.select(longest))
+        memory = _peak_memory()
         del model
         gc.collect()
         torch.cuda.empty_cache()
@@ -84,8 +78,15 @@ def plan(settings: Settings, examples: Dataset | None = None) -> pd.DataFrame:
         "parameters": f"{parameters:,}",
         "trainable": f"{trainable:,} ({trainable / parameters:.2%})",
         "examples": f"{len(lengths):,}, {lengths.sum():,} tokens, the longest {lengths.max():,}",
+        "peak memory": f"{memory / 2**20:,.0f} MiB",
+        "memory there is": f"{_total_memory() / 2**20:,.0f} MiB",
     }
-    rows |= _course(settings, lengths, measured)
+    if speed is None:
+        rows["peak memory"] = "more than there is; what to change, in this order:"
+        for number, remedy in enumerate(_remedies(settings, lengths.max()), 1):
+            rows[f"remedy {number}"] = remedy
+    else:
+        rows |= _course(training, lengths, speed)
     return pd.DataFrame({"this run": rows})
 
 
@@ -121,13 +122,8 @@ class _Unsaved(BTSFTTrainer):
         pass
 
 
-def _accumulated(training) -> int:
-    """Batches of a measured step: from the second one on, gradients stand beside activations."""
-    return min(training.gradient_accumulation_steps, 2)
-
-
-def _measure(training, model, tokenizer, batch: Dataset) -> Measured | None:
-    """Trains on one batch over and over. None if it does not fit into memory."""
+def _speed(training, model, tokenizer, batch: Dataset) -> float | None:
+    """Tokens a second of all processes, padding included; None if training does not fit into memory."""
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     clock = _Clock()
@@ -139,8 +135,7 @@ def _measure(training, model, tokenizer, batch: Dataset) -> Measured | None:
         trainer.train()
     except torch.OutOfMemoryError:
         return None
-    tokens = max(map(len, batch["input_ids"])) * len(batch) * repeats
-    return Measured(_peak_memory(), tokens / clock.seconds)
+    return max(map(len, batch["input_ids"])) * len(batch) * repeats / clock.seconds
 
 
 def _peak_memory() -> int:
@@ -154,51 +149,47 @@ def _peak_memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def _course(settings: Settings, lengths: np.ndarray, measured: Measured | None) -> dict[str, str]:
-    """Steps, memory and time of the run."""
-    training = settings.training
+def _total_memory() -> int:
+    if torch.cuda.is_available():
+        return torch.cuda.mem_get_info()[1]
+    return psutil.virtual_memory().total
+
+
+def _course(training, lengths: np.ndarray, speed: float) -> dict[str, str]:
+    """Steps and time of the run."""
     batch = training.per_device_train_batch_size
     per_step = batch * training.gradient_accumulation_steps * training.world_size
     steps_per_epoch = math.ceil(len(lengths) / per_step)
     steps = training.max_steps
     if steps <= 0:
         steps = math.ceil(steps_per_epoch * training.num_train_epochs)
-    total = psutil.virtual_memory().total
-    if torch.cuda.is_available():
-        total = torch.cuda.mem_get_info()[1]
-    rows = {
-        "steps": f"{steps:,}, {steps / steps_per_epoch:.3g} epochs",
-        "examples a step": f"{per_step}",
-        "memory there is": f"{total / 2**20:,.0f} MiB",
-    }
-    if measured is None:
-        rows["peak memory"] = "more than that; what to change, in this order:"
-        remedies = _remedies(settings, lengths.max())
-        return rows | {f"remedy {i}": text for i, text in enumerate(remedies, 1)}
     # batches are as wide as the longest of their examples, which are drawn at random
     shape = (math.ceil(len(lengths) / batch), 1 if training.padding_free else batch)
     shuffled = np.random.default_rng(0).permutation(lengths)
     width = np.resize(shuffled, shape).max(axis=1).mean()
-    seconds = steps * per_step * width / measured.tokens_per_second
-    rows["peak memory"] = f"{measured.memory / 2**20:,.0f} MiB"
-    rows["tokens a second"] = f"{measured.tokens_per_second:,.0f}"
-    rows["time"] = str(datetime.timedelta(seconds=math.ceil(seconds)))
-    return rows
+    seconds = math.ceil(steps * per_step * width / speed)
+    return {
+        "examples a step": str(per_step),
+        "steps": f"{steps:,}, {steps / steps_per_epoch:.3g} epochs",
+        "tokens a second": f"{speed:,.0f}",
+        "time": str(datetime.timedelta(seconds=seconds)),
+    }
 
 
 def _remedies(settings: Settings, longest: int) -> list[str]:
     """What to change when a run does not fit into memory, in this order."""
     training = settings.training
     batch = training.per_device_train_batch_size
-    remedies = []
-    if batch > 1:
-        accumulation = training.gradient_accumulation_steps * batch
-        remedies.append(
-            f"per_device_train_batch_size=1 gradient_accumulation_steps={accumulation}: the same steps"
-        )
-    if not training.gradient_checkpointing:
-        remedies.append("gradient_checkpointing=true: a third more time")
-    remedies.append(f"max_length below {longest}, the longest example")
-    if settings.model.method != "qlora" or settings.model.bits == 8:
-        remedies.append("method=qlora bits=4")
-    return [*remedies, "a smaller model"]
+    accumulation = training.gradient_accumulation_steps * batch
+    remedies = [
+        f"per_device_train_batch_size=1 gradient_accumulation_steps={accumulation}",
+        "gradient_checkpointing=true",
+        f"max_length below {longest}, the longest example",
+        "method=qlora bits=4",
+        "a smaller model",
+    ]
+    if settings.model.method == "qlora" and settings.model.bits == 4:
+        remedies.remove("method=qlora bits=4")
+    if training.gradient_checkpointing:
+        remedies.remove("gradient_checkpointing=true")
+    return remedies[1:] if batch == 1 else remedies

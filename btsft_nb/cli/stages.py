@@ -49,28 +49,25 @@ def prepare_data(
         use_template(tokenizer, "chatml")
         _log.warning("%s has no chat template: using chatml", tokenizer.name_or_path)
     quiet = contextlib.redirect_stdout(None) if training.process_index else contextlib.nullcontext()
+    held_out = None
     with training.main_process_first(desc="preparing the data"), quiet:
-        examples = _prepared(settings, tokenizer, data.data, data.split, data.data_config)
-        held_out = None
+        rows = _rows(data.data, data.split, data.data_config, data.strict)
+        if data.examples is not None:
+            source = f"{rows.source}, the first {data.examples}"
+            rows = Rows(islice(rows, data.examples), source, rows.name)
+        examples = _prepared(settings, tokenizer, rows)
         if data.eval_data is not None:
-            held_out = _prepared(
-                settings, tokenizer, data.eval_data, data.eval_split, data.eval_config
-            )
+            rows = _rows(data.eval_data, data.eval_split, data.eval_config, data.strict)
+            held_out = _prepared(settings, tokenizer, rows)
     return examples, held_out
 
 
-def _prepared(
-    settings: Settings,
-    tokenizer: PreTrainedTokenizerBase,
-    name: str,
-    split: str,
-    config: str | None,
-) -> Dataset:
+def _rows(name: str, split: str, config: str | None, strict: bool) -> Rows:
+    return load_rows(name, split, config, stream=Path(name).exists(), strict=strict)
+
+
+def _prepared(settings: Settings, tokenizer: PreTrainedTokenizerBase, rows: Rows) -> Dataset:
     data = settings.data
-    rows = load_rows(name, split, config, stream=Path(name).exists(), strict=data.strict)
-    if data.examples is not None and name == data.data and split == data.split:
-        source = f"{rows.source}, the first {data.examples}"
-        rows = Rows(islice(rows, data.examples), source, rows.name)
     return prepare(
         rows,
         tokenizer,

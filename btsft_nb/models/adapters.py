@@ -11,9 +11,7 @@ from difflib import get_close_matches
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import torchao as peft_torchao
-from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from transformers.pytorch_utils import Conv1D
 
 from ..data.tokens import add_tags
 from .config import ModelConfig
@@ -49,15 +47,15 @@ def attach(model: PreTrainedModel, lora: LoraConfig, rows: list[int], seed: int)
         ValueError: a target that the model lacks, or what PEFT computes wrongly: rows of a head with a bias, and DoRA
             on 8 bits on a CPU.
     """
-    _check_targets(lora, model)
     if lora.use_dora and getattr(model, "is_loaded_in_8bit", False) and model.device.type == "cpu":
-        raise ValueError("dora=True on 8 bits: PEFT computes it wrongly on a CPU; use bits=4")
+        raise ValueError("dora: PEFT computes it wrongly in 8 bits on a CPU; use bits=4")
     if rows and not lora.trainable_token_indices:
         lora = copy.deepcopy(lora)
         lora.trainable_token_indices = dict.fromkeys(_embedding_names(model), rows)
     with torch.random.fork_rng(), without_old_torchao():
         torch.manual_seed(seed)
         adapted = get_peft_model(model, lora)
+    _check_targets(lora, adapted)
     # PEFT would save all rows of embeddings that were resized
     adapted.save_pretrained = functools.partial(
         adapted.save_pretrained, save_embedding_layers=False
@@ -74,8 +72,7 @@ def _embedding_names(model: PreTrainedModel) -> list[str]:
         layers.add(head)
         if getattr(head, "bias", None) is not None:
             raise ValueError(
-                f"{type(model).__name__} has a head with a bias, which PEFT drops where new tokens train; use "
-                "method='full', or a tokenizer that has the think tags"
+                "PEFT drops the bias of the head where new tags train; use method='full'"
             )
     return [name for name, module in model.named_modules() if module in layers]
 
@@ -97,23 +94,15 @@ def without_old_torchao() -> Iterator[None]:
         peft_torchao.is_torchao_available = is_available
 
 
-def _check_targets(lora: LoraConfig, model: PreTrainedModel) -> None:
-    """Raises ValueError for a name that no module ends in: PEFT passes over it where another one fits."""
+def _check_targets(lora: LoraConfig, model: PeftModel) -> None:
+    """Raises ValueError for a name that fits no layer: PEFT itself does so only where none of all fits."""
     if isinstance(lora.target_modules, str):
-        return  # all-linear, or a pattern: PEFT itself refuses one that fits nothing
-    modules = dict(model.named_modules())
-    linear = {
-        name.rpartition(".")[2]
-        for name, module in modules.items()
-        if isinstance(module, (nn.Linear, Conv1D))
-    }
+        return
+    ends = sorted({name.rpartition(".")[2] for name, _ in model.base_model.model.named_modules()})
     for target in lora.target_modules or []:
-        if not any(f".{name}".endswith(f".{target}") for name in modules):
-            close = get_close_matches(target, linear, n=1, cutoff=0)
-            raise ValueError(
-                f"LoRA target {target!r}: no such layer; did you mean {close[0]!r}? "
-                f"There are {', '.join(sorted(linear))}, or 'all-linear'"
-            )
+        if not any(f".{name}".endswith(f".{target}") for name in model.targeted_module_names):
+            close = get_close_matches(target, ends, n=1, cutoff=0)
+            raise ValueError(f"LoRA target {target!r}: no such layer; did you mean {close[0]!r}?")
 
 
 def add_tag_rows(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:

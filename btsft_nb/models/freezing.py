@@ -33,14 +33,12 @@ def freeze_parts(
     parts = set(parts)
     layers_not_to_freeze = set(layers_not_to_freeze)
     located = list(locate(model))
-    layers = {parameter.layer for parameter in located} - {None}
-    unknown_parts = parts - set(PARTS)
-    unknown_layers = layers_not_to_freeze - layers
-    if unknown_parts:
-        raise ValueError(f"freeze: no parts {sorted(unknown_parts)}; there are {', '.join(PARTS)}")
-    if unknown_layers:
+    layers = {entry.layer for entry in located} - {None}
+    if not parts <= set(PARTS):
+        raise ValueError(f"freeze: {sorted(parts)} must be parts of {', '.join(PARTS)}")
+    if not layers_not_to_freeze <= layers:
         raise ValueError(
-            f"layers_not_to_freeze: no layers {sorted(unknown_layers)}; there are 0 to {max(layers)}"
+            f"layers_not_to_freeze: {sorted(layers_not_to_freeze)} must be from 0 to {max(layers)}"
         )
     if layers_not_to_freeze and not parts:
         raise ValueError("layers_not_to_freeze does nothing without freeze")

@@ -17,12 +17,9 @@ class Hardware(NamedTuple):
 def detect() -> Hardware:
     """The hardware of this process: its current GPU, if there is one."""
     if torch.cuda.is_available():
-        return Hardware(
-            device="cuda",
-            name=torch.cuda.get_device_name(),
-            capability=torch.cuda.get_device_capability(),
-            bf16=torch.cuda.is_bf16_supported(including_emulation=False),
-        )
+        capability = torch.cuda.get_device_capability()
+        bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+        return Hardware("cuda", torch.cuda.get_device_name(), capability, bf16)
     if torch.backends.mps.is_available():
         return Hardware("mps", "an Apple GPU")
     return Hardware("cpu", "the CPU")
@@ -30,8 +27,8 @@ def detect() -> Hardware:
 
 def choose_dtype(
     dtype: str, hardware: Hardware, method: str | None, checkpoint: torch.dtype | None = None
-) -> tuple[torch.dtype, str]:
-    """The type of a model's weights, and the reason. Adapters are always float32.
+) -> torch.dtype:
+    """The type of a model's weights. Adapters are always float32.
 
     Args:
         dtype: float32, bfloat16, float16 or auto.
@@ -44,20 +41,15 @@ def choose_dtype(
     if dtype == "bfloat16":
         check_bf16(hardware, "dtype='bfloat16'", "dtype='float16' or 'auto'")
     if dtype == "float16" and method == "full":
-        raise ValueError(
-            "dtype='float16' cannot hold the small updates of all weights; use 'auto' with fp16=True"
-        )
+        raise ValueError("dtype='float16' cannot hold small updates; use 'auto' with fp16=True")
     if dtype != "auto":
-        return getattr(torch, dtype), "as set"
-    if method == "full":
-        return torch.float32, "small updates need it"
-    if hardware.device != "cuda":
-        return torch.float32, f"{hardware.name} computes nothing faster"
+        return getattr(torch, dtype)
+    if method == "full" or hardware.device != "cuda":
+        # small updates of weights need it, and a CPU computes nothing faster
+        return torch.float32
     if method is None and checkpoint not in (None, torch.bfloat16):
-        return checkpoint, "as published"
-    if hardware.bf16:
-        return torch.bfloat16, f"{hardware.name} has bfloat16"
-    return torch.float16, f"{hardware.name} has no bfloat16"
+        return checkpoint
+    return torch.bfloat16 if hardware.bf16 else torch.float16
 
 
 def choose_attention(attention: str, hardware: Hardware, dtype: torch.dtype) -> str | None:
@@ -71,8 +63,8 @@ def choose_attention(attention: str, hardware: Hardware, dtype: torch.dtype) -> 
     has_flash = hardware.capability >= (8, 0) and dtype != torch.float32
     if attention == "flash_attention_2" and not has_flash:
         raise ValueError(
-            "flash_attention_2 needs half precision and a GPU of compute capability 8.0, "
-            f"not {hardware.name}; use attention='auto'"
+            "flash_attention_2 needs half precision and compute capability 8.0, which "
+            f"{hardware.name} has not; use attention='auto'"
         )
     return None if attention == "auto" else attention
 
@@ -80,8 +72,4 @@ def choose_attention(attention: str, hardware: Hardware, dtype: torch.dtype) -> 
 def check_bf16(hardware: Hardware, setting: str = "bf16=True", remedy: str = "fp16=True") -> None:
     """Raises ValueError, with a remedy, for a GPU that does not compute in bfloat16, such as a T4."""
     if not hardware.bf16:
-        major, minor = hardware.capability
-        raise ValueError(
-            f"{setting}: {hardware.name} (compute capability {major}.{minor}) has no bfloat16; "
-            f"use {remedy}"
-        )
+        raise ValueError(f"{setting}: {hardware.name} has no bfloat16; use {remedy}")

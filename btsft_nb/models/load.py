@@ -3,7 +3,6 @@
 import json
 import logging
 import os
-from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -57,7 +56,7 @@ def load_model(
 
     >>> model, tokenizer = bt.load_model("tiny", qlora=True)
     >>> model.get_nb_trainable_parameters()
-    (301056, 1040512)
+    (155648, 1001216)
     """
     config = name
     if not isinstance(name, ModelConfig):
@@ -104,13 +103,10 @@ def load_run(
     base = read_base(folder)
     if not Path(folder, "adapter_model.safetensors").is_file():
         raise FileNotFoundError(f"{folder}: no adapter_model.safetensors; {_NO_PICKLES}")
-    hardware = detect()
-    if base["dtype"] == "bfloat16" and not hardware.bf16:
+    if base["dtype"] == "bfloat16" and not detect().bf16:
         base["dtype"] = "auto"
-    has_flash = hardware.capability >= (8, 0) and find_spec("flash_attn") is not None
-    if base["attention"] == "flash_attention_2" and not has_flash:
-        _log.warning("%s was trained with flash_attention_2, which is not available here", folder)
-        base["attention"] = "auto"
+    if base["attention"] == "flash_attention_2":
+        base["attention"] = "auto"  # sdpa has the same kernels where the GPU can run them
     config = ModelConfig(
         base["base_model"],
         method="qlora" if base["qlora"] else "lora",
@@ -176,7 +172,7 @@ def _load_base(config: ModelConfig, to_train: bool) -> PreTrainedModel:
     hardware = detect()
     published = AutoConfig.from_pretrained(path, trust_remote_code=False).dtype
     method = config.method if to_train else None
-    dtype, reason = choose_dtype(config.dtype, hardware, method, published)
+    dtype = choose_dtype(config.dtype, hardware, method, published)
     try:
         model = AutoModelForCausalLM.from_pretrained(
             path,
@@ -191,11 +187,8 @@ def _load_base(config: ModelConfig, to_train: bool) -> PreTrainedModel:
         if "safetensors" in str(error):
             raise FileNotFoundError(f"{name}: no model.safetensors; {_NO_PICKLES}") from error
         raise
-    if to_train and config.dtype == "auto":
-        attention = model.config._attn_implementation
-        _log.info(
-            "%s: weights in %s (%s), attention %s", name, _dtype_name(dtype), reason, attention
-        )
+    attention = model.config._attn_implementation
+    _log.info("%s: %s weights, %s, for %s", name, _dtype_name(dtype), attention, hardware.name)
     for module in model.modules():
         # On CPUs with AVX512-BF16, bitsandbytes repacks a 4-bit layer the first time it runs without gradients, and
         # from then on computes in bfloat16 and passes no gradient on: training after sampling would learn nothing.

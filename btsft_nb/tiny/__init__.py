@@ -37,7 +37,7 @@ DEMO = TRAINING | {
 
 def ways_in(source: str) -> Callable[[str], str | None] | None:
     """`way_of` for rows of the generated sets, by their source, which is `tiny/...`; None for all others."""
-    return way_of if source.startswith("tiny/") else None
+    return way_of if source in [f"tiny/{name}" for name in SIZES] else None
 
 
 def evidence() -> dict:
