@@ -28,8 +28,8 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 PRESENT = [
     "absl-py", "accelerate", "antlr4-python3-runtime", "anywidget", "datasets", "huggingface_hub", "ipykernel",
     "ipython", "ipywidgets", "jupyter_client", "lxml", "matplotlib", "mpmath", "nbclient", "nltk", "numpy", "pandas",
-    "peft", "psutil", "pyarrow", "regex", "safetensors", "sympy", "tabulate", "tokenizers", "torch", "torchao",
-    "transformers",
+    "peft", "psutil", "pyarrow", "python-dotenv", "regex", "safetensors", "sympy", "tabulate", "tokenizers", "torch",
+    "torchao", "transformers",
 ]  # fmt: skip
 DIFFERS = {"torch": "2.13.0", "setuptools": "77.0.3"}  # torch 2.13 asks for setuptools 77 or newer
 ADDED = {
@@ -188,10 +188,10 @@ def test_bleu_and_rouge_have_what_they_need(installed):
     assert "'value': 100.0" in printed and "'rougeL': {'value': 1.0" in printed
 
 
-def test_adapters_on_plain_layers_and_their_estimate(installed):
+def test_adapters_on_plain_layers_and_their_plan(installed):
     """Which PEFT refuses beside this torchao, left to itself."""
     settings = "bt.read_settings(model='tiny', method='lora', data='tiny/teacher', examples=4, max_steps=1)"
-    cell = f"import btsft_nb as bt; s = {settings}; print(bt.plan(s).loc['total']); bt.finetune(s)"
+    cell = f"import btsft_nb as bt; s = {settings}; print(bt.plan(s).loc['peak memory']); bt.finetune(s)"
     cell += "; print(bt.load_model(s.training.output_dir)[0].peft_config)"
     printed = installed.run_cells(cell)
     assert "MiB" in printed and "LoraConfig(" in printed

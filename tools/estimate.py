@@ -37,7 +37,6 @@ from btsft_nb.models.load import read_base, resolve
 from btsft_nb.objective.head_matrix import CHUNK, Plan, matrix_head
 from btsft_nb.training.config import BTSFTConfig
 
-SHARE = 0.5  # of `measured_speed`, what training reaches; docs/scale.md has what benchmarks/memory.py measured
 _MOMENTS = {
     "adamw": 2,
     "ademamix": 3,
