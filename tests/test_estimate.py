@@ -11,7 +11,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import btsft_nb as bt
 from btsft_nb.models.config import ModelConfig
-from btsft_nb.models.load import TINY
+from btsft_nb.models.tokenizer import TINY
 from btsft_nb.objective import head_matrix
 
 sys.path.append(str(Path(__file__).parents[1] / "tools"))

@@ -122,9 +122,7 @@ def test_a_torchao_that_peft_refuses_does_not_stop_adapters(tmp_path, monkeypatc
 def test_a_folder_without_a_tokenizer_is_refused(tmp_path):
     """Trap 8: tokenizer_config.json alone would load as a tokenizer of some 20 tokens."""
     (tmp_path / "tokenizer_config.json").write_text((TINY / "tokenizer_config.json").read_text())
-    with pytest.raises(
-        FileNotFoundError, match=r"no tokenizer in this folder, none of tokenizer.json"
-    ):
+    with pytest.raises(FileNotFoundError, match=r"no tokenizer, none of tokenizer.json"):
         bt.load_tokenizer(tmp_path)
 
 
@@ -282,9 +280,7 @@ def test_a_tokenizer_without_an_end_is_refused(tmp_path):
     (tmp_path / "tokenizer_config.json").write_text(
         '{"tokenizer_class": "PreTrainedTokenizerFast"}'
     )
-    with pytest.raises(
-        ValueError, match=r"the tokenizer has no end token.*set tokenizer.eos_token"
-    ):
+    with pytest.raises(ValueError, match=r"no end token; set tokenizer.eos_token"):
         bt.load_tokenizer(tmp_path)
 
 

@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 import btsft_nb as bt
 from btsft_nb.data.think import CLOSE, OPEN
-from btsft_nb.models.load import TINY
+from btsft_nb.models.tokenizer import TINY
 
 SEED = 0
 CHAT_TEMPLATE = (

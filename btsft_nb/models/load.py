@@ -19,7 +19,7 @@ from .adapters import add_tag_rows, attach, lora_config, resize, without_old_tor
 from .config import ModelConfig
 from .freezing import freeze_parts
 from .hardware import choose_attention, choose_dtype, detect
-from .tokenizer import TINY, load_tokenizer, resolve
+from .tokenizer import load_tokenizer, resolve
 
 BASE_FILE = "btsft_base.json"  # beside an adapter: its base model, and how the weights were loaded
 _NO_PICKLES = "pickles (.bin, .pt) can run code and are not read; save the model as safetensors"
@@ -128,24 +128,19 @@ def load_run(
 
 
 def record_base(folder: str | Path, model: PeftModel) -> None:
-    """Writes beside a saved adapter what it takes to reload it. The embedded model goes by its name, not its path."""
+    """Writes beside a saved adapter what it takes to reload it."""
     base = model.get_base_model()
-    name = base.config._name_or_path
-    name = "tiny" if name == str(TINY) else name
     is_8bit = getattr(base, "is_loaded_in_8bit", False)
     is_4bit = getattr(base, "is_loaded_in_4bit", False)
-    record = {"base_model": name, "qlora": is_4bit or is_8bit}
-    if is_4bit or is_8bit:
-        record["bits"] = 4 if is_4bit else 8
-    record["dtype"] = _dtype_name(base.config.dtype)
-    record["attention"] = base.config._attn_implementation
-    record["embedding_rows"] = len(base.get_input_embeddings().weight)
+    record = {
+        "base_model": base.config._name_or_path,
+        "qlora": is_4bit or is_8bit,
+        "bits": 8 if is_8bit else 4,
+        "dtype": str(base.config.dtype).removeprefix("torch."),
+        "attention": base.config._attn_implementation,
+        "embedding_rows": len(base.get_input_embeddings().weight),
+    }
     Path(folder, BASE_FILE).write_text(json.dumps(record, indent=2) + "\n")
-    # PEFT's own file names the base model too
-    config_file = Path(folder, "adapter_config.json")
-    config = json.loads(config_file.read_text())
-    config["base_model_name_or_path"] = name
-    config_file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
 def read_base(folder: str | Path) -> dict:
@@ -156,9 +151,7 @@ def read_base(folder: str | Path) -> dict:
     """
     file = Path(folder, BASE_FILE)
     if not file.is_file():
-        raise FileNotFoundError(
-            f"{folder}: no {BASE_FILE}, so no run of btsft_nb; load another tool's adapter with peft"
-        )
+        raise FileNotFoundError(f"{folder}: no {BASE_FILE}; load adapters of other tools with peft")
     defaults = {"bits": 4, "dtype": "auto", "attention": "auto", "embedding_rows": 0}
     return defaults | json.loads(file.read_text())
 
@@ -187,8 +180,10 @@ def _load_base(config: ModelConfig, to_train: bool) -> PreTrainedModel:
         if "safetensors" in str(error):
             raise FileNotFoundError(f"{name}: no model.safetensors; {_NO_PICKLES}") from error
         raise
-    attention = model.config._attn_implementation
-    _log.info("%s: %s weights, %s, for %s", name, _dtype_name(dtype), attention, hardware.name)
+    _log.info("%s: weights in %s, for %s", name, dtype, hardware.name)
+    # the embedded model goes by its name, not its path: PEFT, too, writes it down
+    model.name_or_path = name
+    model.config._name_or_path = name
     for module in model.modules():
         # On CPUs with AVX512-BF16, bitsandbytes repacks a 4-bit layer the first time it runs without gradients, and
         # from then on computes in bfloat16 and passes no gradient on: training after sampling would learn nothing.
@@ -214,19 +209,13 @@ def _quantization(config: ModelConfig, dtype: torch.dtype) -> BitsAndBytesConfig
 
 def _placement(config: ModelConfig, device: str) -> dict:
     """The arguments of `from_pretrained` that say which device holds what."""
-    placement = {}
-    if config.device_map is not None:
-        placement["device_map"] = config.device_map
-    elif device == "cuda":
+    placement = {"device_map": config.device_map}
+    if config.device_map is None and device == "cuda":
         placement["device_map"] = {"": int(os.environ.get("LOCAL_RANK", 0))}
     if config.max_memory:
         # JSON has no numbers for keys, which GPUs go by
         placement["max_memory"] = {
-            int(device) if str(device).isdecimal() else device: memory
-            for device, memory in config.max_memory.items()
+            int(key) if str(key).isdecimal() else key: memory
+            for key, memory in config.max_memory.items()
         }
     return placement
-
-
-def _dtype_name(dtype: torch.dtype | str) -> str:
-    return str(dtype).removeprefix("torch.")

@@ -31,9 +31,7 @@ def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
     """
     path = resolve(name)
     if Path(path).is_dir() and not any(Path(path, file).is_file() for file in _TOKENIZER_FILES):
-        raise FileNotFoundError(
-            f"{name}: no tokenizer in this folder, none of {', '.join(_TOKENIZER_FILES)}"
-        )
+        raise FileNotFoundError(f"{name}: no tokenizer, none of {', '.join(_TOKENIZER_FILES)}")
     tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     # transformers 5.15, which Colab has, rebuilds R1-Distill's byte-level tokenizer as a Llama one: other ids, no error
     file = cached_file(path, "tokenizer.json", _raise_exceptions_for_missing_entries=False)
@@ -43,10 +41,7 @@ def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
         tokenizer = PreTrainedTokenizerFast.from_pretrained(path, trust_remote_code=False)
     if tokenizer.pad_token is None:
         if tokenizer.eos_token is None:
-            raise ValueError(
-                f"{name}: the tokenizer has no end token, and a completion has to end; set tokenizer.eos_token, save "
-                "it with save_pretrained, and load that folder"
-            )
+            raise ValueError(f"{name}: no end token; set tokenizer.eos_token, save, and load that")
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
 
@@ -65,8 +60,8 @@ def resolve(name: str | Path) -> str:
         hf_hub_download(name, "config.json")
     except errors.GatedRepoError as error:
         raise PermissionError(
-            f"{name}: the Hub refuses this account (HTTP {error.response.status_code}). Accept the licence at "
-            f"https://huggingface.co/{name}, and set HF_TOKEN to a token of yours before Python starts"
+            f"{name}: the Hub refuses this account (HTTP {error.response.status_code}); accept the "
+            f"licence at https://huggingface.co/{name}, and set HF_TOKEN before Python starts"
         ) from error
     except (errors.RepositoryNotFoundError, errors.HFValidationError, FileNotFoundError) as error:
         raise FileNotFoundError(
