@@ -2,7 +2,8 @@
 
     python benchmarks/evidence.py [--workers 2]
 
-trains and samples what runs/evidence lacks, and writes btsft_nb/tiny/evidence.json, which notebook 06 reads.
+trains and samples what runs/evidence lacks, and writes btsft_nb/tiny/evidence.json, one arm a line, which notebook 06
+and the README read.
 
 Two families of problems: the embedded reasoner's own, and those of two_steps.py, on which a base model is trained
 first. Each arm fine-tunes 4-bit LoRA layers for 48 steps of 16 rows (4 epochs of 192), and is sampled 8 times on each
@@ -24,9 +25,11 @@ import re
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from datetime import date
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -44,10 +47,19 @@ TRAINING = {
     "max_steps": STEPS, "per_device_train_batch_size": 16, "learning_rate": 1.5e-3, "warmup_steps": 5,
     "save_strategy": "no", "logging_steps": 8, "disable_tqdm": True,
 }  # fmt: skip
-FAMILIES = {
-    "one step": (bt.tiny.rows, 96),
-    "two steps": (two_steps.rows, 160),
-}  # rows, and max_new_tokens
+METRICS = (  # what the file keeps of a summary
+    "compliance", "accuracy", "unique thoughts", "different right thoughts", "ways of thinking", "right ways",
+)  # fmt: skip
+
+
+class Family(NamedTuple):
+    """Problems, made by `rows(set, n, seed)`, and the tokens that a completion may have."""
+
+    rows: Callable[..., list[dict]]
+    max_new_tokens: int
+
+
+FAMILIES = {"one step": Family(bt.tiny.rows, 96), "two steps": Family(two_steps.rows, 160)}
 
 
 @dataclass(frozen=True)
@@ -63,37 +75,37 @@ class Arm:
 
 def _arms() -> dict[str, Arm]:
     """All arms by name. Dials that an arm does not name are 0."""
-    one = ("one step",)
+    one = ("one step",)  # the families of an arm that the harder problems were not run with
     arms = {
         "plain SFT": Arm("teacher"),
         "reference": Arm("teacher", {"threshold": 0.5, "beta": 0.05}, "reference"),
     }
     for t in (0.2, 0.5, 0.8):
-        both = tuple(FAMILIES) if t == 0.5 else one
-        arms[f"blur {t}"] = Arm("teacher", {"threshold": t}, families=both)
-        arms[f"down-weighted {t}"] = Arm("teacher", weights={"think": 1 - t}, families=both)
+        families = tuple(FAMILIES) if t == 0.5 else one
+        arms[f"blur {t}"] = Arm("teacher", {"threshold": t}, families=families)
+        arms[f"down-weighted {t}"] = Arm("teacher", weights={"think": 1 - t}, families=families)
         arms[f"anchored {t}"] = Arm("teacher", {"threshold": t, "anchor": 1.0})
     arms["anchored 1.0"] = Arm("teacher", {"threshold": 1.0, "anchor": 1.0}, families=one)
-    half, held = {"threshold": 0.5}, {"threshold": 0.5, "anchor": 1.0}
-    for name, dials in {"blur 0.5": half, "anchored 0.5": held}.items():
+    half = {"threshold": 0.5}
+    anchored = {"threshold": 0.5, "anchor": 1.0}
+    for name, dials in {"blur 0.5": half, "anchored 0.5": anchored}.items():
         arms[f"{name}, drawn once"] = Arm("teacher", dials | {"resample": "never"}, families=one)
         arms[f"{name}, keep 5"] = Arm("teacher", dials | {"keep_first": 5}, families=one)
         for unit in ("word", "sentence", "thought"):
             arms[f"{name}, by {unit}"] = Arm("teacher", dials | {"unit": unit}, families=one)
     arms["anchor 0.3, 0.5"] = Arm("teacher", half | {"anchor": 0.3}, families=one)
     arms["anchor 3, 0.5"] = Arm("teacher", half | {"anchor": 3.0}, families=one)
-    arms["anchored 0.5, in expectation"] = Arm("teacher", held, "expectation")
-    arms["anchored 0.5, beta 0.5"] = Arm("teacher", held | {"beta": 0.5}, families=one)
+    arms["anchored 0.5, in expectation"] = Arm("teacher", anchored, "expectation")
+    arms["anchored 0.5, beta 0.5"] = Arm("teacher", anchored | {"beta": 0.5}, families=one)
     arms["NEFTune 5"] = Arm("teacher", {"neftune_noise_alpha": 5.0})
     arms["12 steps"] = Arm("teacher", {"max_steps": 12})
     arms["24 steps"] = Arm("teacher", {"max_steps": 24})
     for beta in (0.0, 0.05, 0.2, 0.5, 1.0, 2.0):
-        arms[f"beta {beta:g}"] = Arm(
-            "messy", {"beta": beta}, families=one if beta in (0.05, 0.2, 1) else tuple(FAMILIES)
-        )
+        families = one if beta in (0.05, 0.2, 1) else tuple(FAMILIES)
+        arms[f"beta {beta:g}"] = Arm("messy", {"beta": beta}, families=families)
     arms["reference, beta 2"] = Arm("messy", {"threshold": 0.5, "beta": 2.0}, "reference")
-    arms["messy, anchored 0.5"] = Arm("messy", held, families=one)
-    arms["messy, anchored 0.5, beta 0.5"] = Arm("messy", held | {"beta": 0.5}, families=one)
+    arms["messy, anchored 0.5"] = Arm("messy", anchored, families=one)
+    arms["messy, anchored 0.5, beta 0.5"] = Arm("messy", anchored | {"beta": 0.5}, families=one)
     return arms
 
 
@@ -106,14 +118,14 @@ class Expectation(bt.BTSFTTrainer):
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         thoughts = (inputs["kinds"] == bt.Kind.THINK) & (inputs["weights"] != 0)
-        share = self.args.threshold
-        none, whole = (
-            super(Expectation, self).compute_loss(
-                model, inputs | {"blurred": thoughts & on}, False, num_items_in_batch
-            )
-            for on in (torch.tensor(False), torch.tensor(True))
+        no_thought = torch.zeros_like(thoughts)
+        plain = super().compute_loss(
+            model, inputs | {"blurred": no_thought}, False, num_items_in_batch
         )
-        return (1 - share) * none + share * whole
+        anchored = super().compute_loss(
+            model, inputs | {"blurred": thoughts}, False, num_items_in_batch
+        )
+        return (1 - self.args.threshold) * plain + self.args.threshold * anchored
 
 
 class Reference(Trainer):
@@ -141,7 +153,9 @@ class Reference(Trainer):
 def train(arm: Arm, family: str, seed: int, base: str, folder: Path):
     """Fine-tunes; returns model and tokenizer."""
     model, tokenizer = bt.load_model(base, qlora=True, seed=seed)
-    examples = bt.prepare(FAMILIES[family][0](arm.data, ROWS, seed), tokenizer, weights=arm.weights)
+    examples = bt.prepare(
+        FAMILIES[family].rows(arm.data, ROWS, seed), tokenizer, weights=arm.weights
+    )
     dials = {"threshold": 0.0, "anchor": 0.0, "beta": 0.0} | arm.dials
     if arm.trainer == "reference":
         settings = TrainingArguments(
@@ -163,17 +177,14 @@ def as_published(examples: Dataset, tokenizer, threshold: float, seed: int) -> D
     longest = max(map(len, examples["input_ids"]))
     rows = []
     for example in examples:
-        ids, more = np.array(example["input_ids"]), longest - len(example["input_ids"])
-        blurred = (
-            bt.draws(example["kinds"], bt.example_key(example["id"]), seed, 0, keep_first=5)
-            < threshold
-        )
-        labels = np.where(blurred, -100, ids)
-        padded = [
-            np.pad(v, (0, more), constant_values=pad)
-            for v, pad in ((ids, tokenizer.pad_token_id), (labels, -100))
-        ]
-        rows.append({"input_ids": padded[0].tolist(), "labels": padded[1].tolist()})
+        ids = np.array(example["input_ids"])
+        key = bt.example_key(example["id"])
+        is_blurred = bt.draws(example["kinds"], key, seed, 0, keep_first=5) < threshold
+        labels = np.where(is_blurred, -100, ids)
+        padding = (0, longest - len(ids))
+        ids = np.pad(ids, padding, constant_values=tokenizer.pad_token_id)
+        labels = np.pad(labels, padding, constant_values=-100)
+        rows.append({"input_ids": ids.tolist(), "labels": labels.tolist()})
     return Dataset.from_list(rows)
 
 
@@ -189,8 +200,6 @@ def make_base(family: str, folder: Path) -> str:
             "per_device_train_batch_size": 32,
             "learning_rate": 1e-3,
             "warmup_steps": 20,
-        }
-        settings |= {
             "lr_scheduler_type": "cosine",
             "save_strategy": "no",
             "logging_steps": 50,
@@ -223,19 +232,22 @@ def settings_of(name: str) -> dict:
 
 def run(family: str, name: str, seed: int, root: Path) -> None:
     """Trains and samples one arm with one seed, unless that is done; its file is there whole or not at all."""
-    path, settings = root / family / name / f"{seed}.json", settings_of(name)
+    path = root / family / name / f"{seed}.json"
+    settings = settings_of(name)
     if path.is_file() and json.loads(path.read_text())["settings"] == settings:
         return
-    base, start = make_base(family, root / "base"), time.monotonic()
-    rows, limit = FAMILIES[family]
+    base = make_base(family, root / "base")
+    start = time.monotonic()
     if name == "before":
         model, tokenizer = bt.load_model(base, qlora=True)
     else:
-        model, tokenizer = train(
-            ARMS[name], family, seed, base, root / "scratch" / f"{family} {name} {seed}"
-        )
-    options = {"n": SAMPLES, "max_new_tokens": limit, "batch_size": 400, "seed": seed}
-    samples = bt.sample(model, tokenizer, rows("test", PROMPTS), **options)
+        scratch = root / "scratch" / f"{family} {name} {seed}"
+        model, tokenizer = train(ARMS[name], family, seed, base, scratch)
+    problems = FAMILIES[family].rows("test", PROMPTS)
+    limit = FAMILIES[family].max_new_tokens
+    samples = bt.sample(
+        model, tokenizer, problems, n=SAMPLES, max_new_tokens=limit, batch_size=400, seed=seed
+    )
     record = {
         "settings": settings,
         "date": str(date.today()),
@@ -253,49 +265,55 @@ ARMS = _arms()
 
 def read_runs(family: str, name: str, root: Path, seeds: int) -> list[dict]:
     """What `run` wrote of an arm. Raises ValueError for a run that today's settings would not make."""
-    found = [
-        json.loads((root / family / name / f"{seed}.json").read_text()) for seed in range(seeds)
-    ]
-    for seed, record in enumerate(found):
+    runs = []
+    for seed in range(seeds):
+        record = json.loads((root / family / name / f"{seed}.json").read_text())
         if record["settings"] != settings_of(name):
             raise ValueError(
                 f"{family}, {name}, seed {seed} was made with other settings: run evidence.py first"
             )
-    return found
+        runs.append(record)
+    return runs
 
 
 def by_seed(family: str, runs: list[dict]) -> dict[str, np.ndarray]:
-    """(seeds, problems) of each metric; NaN where a problem has no value."""
-    answers = [row["answer"] for row in FAMILIES[family][0]("test", PROMPTS)]
-    found = [bt.evaluate(run["samples"], answers, bt.tiny.way_of)["values"] for run in runs]
-    return {name: np.array([values[name] for values in found], float) for name in found[0]}
+    """(seeds, problems) of each metric."""
+    answers = [row["answer"] for row in FAMILIES[family].rows("test", PROMPTS)]
+    values = [bt.evaluate(run["samples"], answers, bt.tiny.way_of)["values"] for run in runs]
+    return {name: np.array([of_seed[name] for of_seed in values], float) for name in METRICS}
 
 
 def interval(values: np.ndarray, draws: int = 2000) -> dict[str, float]:
-    """The mean of (seeds, problems), its 95 % interval over resampled seeds and problems, and n, how many problems
-    have a value."""
+    """The mean of (seeds, problems), its 95 % interval over resampled seeds and problems, and n, the problems."""
     rng = np.random.default_rng(0)
-    seeds, problems = (rng.integers(n, size=(draws, n)) for n in values.shape)
-    means = np.array([np.nanmean(values[s][:, p]) for s, p in zip(seeds, problems, strict=True)])
+    seeds = rng.integers(values.shape[0], size=(draws, values.shape[0]))
+    problems = rng.integers(values.shape[1], size=(draws, values.shape[1]))
+    means = [values[s][:, p].mean() for s, p in zip(seeds, problems, strict=True)]
     low, high = np.percentile(means, [2.5, 97.5])
-    n = int(np.isfinite(values).any(0).sum())
-    return {"value": float(np.nanmean(values)), "low": float(low), "high": float(high), "n": n}
+    return {
+        "value": float(values.mean()),
+        "low": float(low),
+        "high": float(high),
+        "n": values.shape[1],
+    }
 
 
 def summarise(root: Path, seeds: int) -> dict:
     """All that OUT holds: how it was made, and for each family and arm its metrics and differences from its control."""
-    families, records = {}, []
+    families = {}
+    records = []
     for family in FAMILIES:
         names = ["before", *(name for name, arm in ARMS.items() if family in arm.families)]
         runs = {name: read_runs(family, name, root, seeds) for name in names}
         values = {name: by_seed(family, found) for name, found in runs.items()}
         families[family] = {name: summary(name, values) for name in names}
         records += [record for found in runs.values() for record in found]
-    made = {"command": "make evidence", "dates": sorted({record["date"] for record in records})}
-    made |= {"machine": processor(), "python": platform.python_version()} | records[0]["settings"][
-        "versions"
-    ]
-    made |= {
+    made = {
+        "command": "make evidence",
+        "dates": sorted({record["date"] for record in records}),
+        "machine": processor(),
+        "python": platform.python_version(),
+        **records[0]["settings"]["versions"],
         "runs": len(records),
         "hours on one core": sum(record["seconds"] for record in records) / 3600,
     }
@@ -304,25 +322,15 @@ def summarise(root: Path, seeds: int) -> dict:
 
 
 def summary(name: str, values: dict[str, dict[str, np.ndarray]]) -> dict:
-    """Of one arm: settings, `metrics`, the mean of each seed, and the paired difference from its control."""
-    found = {"metrics": {metric: interval(array) for metric, array in values[name].items()}}
-    found["seeds"] = {
-        metric: np.nanmean(array, 1).tolist() for metric, array in values[name].items()
-    }
+    """Of one arm: `metrics`, the mean of each seed, and the paired difference from its control."""
+    own = values[name]
+    parts = {"metrics": {metric: interval(array) for metric, array in own.items()}}
+    parts["seeds"] = {metric: array.mean(axis=1).tolist() for metric, array in own.items()}
     if name in ARMS:
-        arm = ARMS[name]
-        control = "plain SFT" if arm.data == "teacher" else "beta 0"
-        settings = {
-            "data": arm.data,
-            "trainer": arm.trainer,
-            "dials": arm.dials,
-            "weights": arm.weights,
-        }
-        found = settings | found | {"control": control}
-        found["difference"] = {
-            m: interval(array - values[control][m]) for m, array in values[name].items()
-        }
-    return found
+        parts["control"] = "plain SFT" if ARMS[name].data == "teacher" else "beta 0"
+        control = values[parts["control"]]
+        parts["difference"] = {m: interval(array - control[m]) for m, array in own.items()}
+    return parts
 
 
 def rounded(value: object) -> object:
@@ -334,11 +342,22 @@ def rounded(value: object) -> object:
     return round(value, 4) if isinstance(value, float) else value
 
 
+def to_json(evidence: dict) -> str:
+    """JSON with each arm on a line of its own, so that a new arm is one line of a diff."""
+    families = []
+    for family, arms in evidence["families"].items():
+        lines = [f"   {json.dumps(name)}: {json.dumps(arm)}" for name, arm in arms.items()]
+        families.append(f"  {json.dumps(family)}: {{\n" + ",\n".join(lines) + "\n  }")
+    head = [f' "{part}": {json.dumps(evidence[part])}' for part in ("made", "budget")]
+    return "{\n" + ",\n".join([*head, ' "families": {\n' + ",\n".join(families) + "\n }"]) + "\n}\n"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--folder", type=Path, default=Path("runs/evidence"))
+    parser.add_argument("--out", type=Path, default=OUT)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument(
         "--workers", type=int, default=1, help="processes that share the runs, one thread each"
@@ -361,9 +380,7 @@ def main() -> None:
         for job in jobs[options.worker or 0 :: options.workers]:
             run(*job, options.folder)
     if options.worker is None:
-        OUT.write_text(
-            json.dumps(rounded(summarise(options.folder, options.seeds)), indent=1) + "\n"
-        )
+        options.out.write_text(to_json(rounded(summarise(options.folder, options.seeds))))
 
 
 def share_out(workers: int) -> None:

@@ -17,10 +17,8 @@ _STORIES = {
     ("multiply", "add"): "{name} has {a} bags with {b} {things} each and gets {c} more.",
     ("multiply", "subtract"): "{name} has {a} bags with {b} {things} each and gives away {c}.",
 }
-_NAMES, _THINGS = (
-    ("Ann", "Ben", "Eva", "Ivo", "Lea", "Max", "Mia", "Tom"),
-    ("apples", "books", "cards", "coins"),
-)
+_NAMES = ("Ann", "Ben", "Eva", "Ivo", "Lea", "Max", "Mia", "Tom")
+_THINGS = ("apples", "books", "cards", "coins")
 
 
 def rows(name: str, n: int, seed: int = 0) -> list[dict]:
@@ -31,10 +29,10 @@ def rows(name: str, n: int, seed: int = 0) -> list[dict]:
 
 def _row(name: str, i: int, rng: random.Random) -> dict:
     (first, second), a, b, c = _problem(rng, name == "test")
-    story = _STORIES[first, second].format(
-        name=(who := rng.choice(_NAMES)), things=(what := rng.choice(_THINGS)), a=a, b=b, c=c
-    )
-    question = f"{story} How many {what} does {who} have now?"
+    name_of_child = rng.choice(_NAMES)
+    things = rng.choice(_THINGS)
+    story = _STORIES[first, second].format(name=name_of_child, things=things, a=a, b=b, c=c)
+    question = f"{story} How many {things} does {name_of_child} have now?"
     middle = OPERATIONS[first](a, b)
     result = OPERATIONS[second](middle, c)
     row = {
@@ -44,7 +42,8 @@ def _row(name: str, i: int, rng: random.Random) -> dict:
     }
     if name == "test":
         return row
-    way, wording = TEACHER_WAY if name == "teacher" else rng.choice(WAYS), rng.randrange(2)
+    way = TEACHER_WAY if name == "teacher" else rng.choice(WAYS)
+    wording = rng.randrange(2)
     thought = f"{think(way, first, a, b, wording)} {think(way, second, middle, c, wording)}"
     if name != "messy" or i % 5 not in (1, 3):
         thought = f"<think>{thought}</think>"
