@@ -12,7 +12,7 @@ def test_curves_and_trackers_stand_in_any_order(tmp_path, capsys, monkeypatch, f
     model, tokenizer = adapted_model()
     shown, examples = [], examples_of("messy", tokenizer)
     monkeypatch.setattr(
-        "btsft_nb.training.recording.display",
+        "btsft_nb.views.live.display",
         lambda picture, display_id: shown.append(picture) or Cell(shown),
     )
     question = {"question": "Ann has 2 pens. How many pens?", "choices": ["2", "3"], "answer": "2"}

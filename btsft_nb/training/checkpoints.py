@@ -134,7 +134,7 @@ def check_resume(checkpoint: str | Path, files: dict[str, dict]) -> None:
     now = {}
     for name in (ENVIRONMENT_FILE, CONFIG_FILE):
         then |= json.loads(Path(checkpoint, name).read_text("utf-8"))
-        now |= json.loads(json.dumps(files[name]))
+        now |= files[name]
     constant = then["lr_scheduler_type"] == "constant" and then["threshold_end"] is None
     bound = [name for name in _BOUND if not (constant and name in _LENGTH)]
     check_same(then, now, bound, checkpoint)

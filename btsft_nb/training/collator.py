@@ -22,11 +22,12 @@ class Collator:
     in float32, `kinds`, `sequence` (the example that a token belongs to), and `attention_mask`, or `position_ids` if
     padding-free; and `keys` (examples,), the `example_key` of each.
 
-    >>> tokenizer = bt.load_tokenizer("tiny")
-    >>> examples = bt.prepare(bt.load_rows("tiny/teacher")[:2], tokenizer)
-    >>> batch = bt.Collator(tokenizer.pad_token_id)(list(examples))
-    >>> bool((batch["labels"][batch["weights"] != 0] != -100).all())
-    True
+    >>> long = {"id": "a", "input_ids": [5, 6, 7], "weights": [0, 1, 1], "kinds": [0, 2, 3]}
+    >>> short = {"id": "b", "input_ids": [5, 8], "weights": [0, 1], "kinds": [0, 3]}
+    >>> batch = bt.Collator(pad_token_id=0)([long, short])
+    >>> batch["labels"]
+    tensor([[-100,    6,    7],
+            [-100,    8, -100]])
     """
 
     def __init__(self, pad_token_id: int, padding_free: bool = False):

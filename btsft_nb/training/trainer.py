@@ -40,6 +40,7 @@ class BTSFTTrainer(Trainer):
 
     >>> model, tokenizer = bt.load_model("tiny", qlora=True)
     >>> examples = bt.prepare(bt.load_rows("tiny/teacher")[:8], tokenizer)
+    tiny/teacher: 8 rows -> 8 examples...
     >>> config = bt.BTSFTConfig("runs/demo", threshold=0.5, max_steps=2)
     >>> trainer = bt.BTSFTTrainer(model, config, examples, processing_class=tokenizer)
     >>> output = trainer.train()  # doctest: +SKIP
