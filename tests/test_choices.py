@@ -68,45 +68,34 @@ def test_log_probs_are_those_of_the_options_alone(tiny, problems):
 
 
 def test_logits_are_made_only_where_an_option_has_a_token(tiny, problems):
-    """Of a large vocabulary those of a whole batch take gigabytes."""
+    """Of a large vocabulary those of a whole batch take gigabytes. A hook has the head called row by row."""
     rows = []
     hook = (
         tiny[0]
         .get_output_embeddings()
-        .register_forward_hook(lambda head, given, out: rows.append(out.shape[:2]))
+        .register_forward_hook(lambda head, arguments, out: rows.append(len(out)))
     )
     bt.choices(*tiny, problems[:1])
     hook.remove()
-    ((_, examples),) = render_questions(tiny[1], problems[:1])
-    assert len(rows) == 1 and rows[0][0] == 4
-    assert rows[0][1] <= max(
-        example.tags[0]["stop"] - example.tags[0]["start"] for example in examples
-    )
+    (question,) = render_questions(tiny[1], problems[:1])
+    tokens = [example.tags[0]["stop"] - example.tags[0]["start"] for example in question.examples]
+    probe = 4  # tokens by which the form of the head is found
+    assert sum(rows) <= sum(tokens) + 2 * probe
 
 
-def test_models_that_make_all_logits_or_have_virtual_tokens(tiny, problems):
-    """A forward without `logits_to_keep`, and PEFT's virtual tokens before the first."""
-    model, questions = copy.deepcopy(tiny[0]), [*problems[:2], CAPITAL]
-
-    class Whole(type(model)):
-        def forward(self, input_ids, attention_mask):
-            return super().forward(input_ids=input_ids, attention_mask=attention_mask)
-
+def test_virtual_tokens_are_in_front(tiny, problems):
+    """PEFT's virtual tokens before the first."""
     virtual = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)
-    prompted, model.__class__ = get_peft_model(copy.deepcopy(model), virtual).eval(), Whole
-    for own, reference in ((model, tiny[0]), (prompted, prompted)):
-        for question, record in zip(questions, bt.choices(own, tiny[1], questions), strict=True):
-            assert record["log_probs"] == pytest.approx(
-                plain(reference, tiny[1], question), abs=1e-3
-            )
+    model = get_peft_model(copy.deepcopy(tiny[0]), virtual).eval()
+    questions = [*problems[:2], CAPITAL]
+    for question, record in zip(questions, bt.choices(model, tiny[1], questions), strict=True):
+        assert record["log_probs"] == pytest.approx(plain(model, tiny[1], question), abs=1e-3)
 
 
 def test_a_model_that_has_diverged_is_named(tiny):
     model = copy.deepcopy(tiny[0]).train()
     model.get_output_embeddings().weight.data.fill_(torch.nan)
-    with pytest.raises(
-        FloatingPointError, match=r"question 'What is ice\?': .*\[nan, nan\]: it has diverged"
-    ):
+    with pytest.raises(FloatingPointError, match="are NaN: the model has diverged"):
         bt.choices(model, tiny[1], [ARC])
 
 
@@ -162,49 +151,46 @@ def test_answers_are_read(tiny_tokenizer, options, answer, index):
         "choices": options,
         "answerKey" if isinstance(options, dict) else "answer": answer,
     }
-    ((question, examples),) = render_questions(tiny_tokenizer, [row])
-    assert question.answer == index and len(examples) == len(question.options)
+    (question,) = render_questions(tiny_tokenizer, [row])
+    assert question.answer == index and len(question.examples) == len(question.options)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"question": None}, r"field question: expected text, got None"),
-        ({"question": " "}, r"field question: empty"),
-        ({"choices": "AB"}, r"field choices: a list of 2 to 26 options wanted, got 'AB'"),
-        ({"choices": ["one"]}, r"field choices: a list of 2 to 26"),
-        ({"choices": ["one"] * 27}, r"field choices: a list of 2 to 26"),
+        ({"question": " "}, r"field question: expected some text"),
+        ({"choices": "AB"}, r"field choices: expected 2 to 26 options, got 'AB'"),
+        ({"choices": ["one"]}, r"field choices: expected 2 to 26"),
+        ({"choices": ["one"] * 27}, r"field choices: expected 2 to 26"),
         ({"choices": ["a", 2, "c"]}, r"field choices\[1\]: expected text, got 2"),
-        ({"choices": ["a", " ", "c"]}, r"field choices\[1\]: an option without text"),
-        ({"choices": ["a", "b", "a"]}, r"field choices\[2\]: the same option again: 'a'"),
-        ({"choices": ["a", "<think>b", "c"]}, r"field choices\[1\]: a think tag in an option"),
-        ({"thought": "so </think> there"}, r"field thought: a think tag in the thought"),
+        ({"choices": ["a", " ", "c"]}, r"field choices\[1\]: expected some text"),
+        ({"choices": ["a", "b", "a"]}, r"field choices\[2\]: the same as an earlier one"),
+        ({"choices": ["a", "<think>b", "c"]}, r"field choices\[1\]: .*no think tags"),
+        ({"thought": "so </think> there"}, r"field thought: .*no think tags"),
         ({"thought": 3}, r"field thought: expected text, got 3"),
         (
             {"answer": 3},
-            r"field answer: an index from 0, a letter or the text.* got 3, which names none",
+            r"field answer: expected index, letter or text of one choice, 3 is that of 0",
         ),
-        ({"answer": -1}, r"got -1, which names none"),
-        ({"answer": True}, r"got True, which names none"),
-        ({"answer": 1.0}, r"got 1.0, which names none"),
-        ({"answer": "D"}, r"got 'D', which names none"),
-        ({"answer": None}, r"got None, which names none"),
-        ({"choices": ["B", "A"], "answer": "A"}, r"got 'A', which names several"),
-        (
-            ARC | {"answerKey": "A"},
-            r"field answerKey: one of the labels wanted, got 'A', which names none",
-        ),
+        ({"answer": -1}, r"-1 is that of 0"),
+        ({"answer": True}, r"True is that of 0"),
+        ({"answer": 1.0}, r"1.0 is that of 0"),
+        ({"answer": "D"}, r"'D' is that of 0"),
+        ({"answer": None}, r"None is that of 0"),
+        ({"choices": ["B", "A"], "answer": "A"}, r"'A' is that of 2"),
+        (ARC | {"answerKey": "A"}, r"field answerKey: expected one of 2 labels \['1', '2'\]"),
         (
             ARC | {"choices": {"text": ["a", "b"], "label": ["1"]}},
-            r"field choices.label: a label for each of 2",
+            r"field answerKey: expected one of 2",
         ),
         (
             ARC | {"choices": {"text": ["a", "b"], "label": ["1", "1"]}},
-            r"got '1', which names several",
+            r"field answerKey: expected one of",
         ),
         (
             ARC | {"choices": {"label": ["1", "2"]}},
-            r"field choices.text: a list of 2 to 26 options wanted, got None",
+            r"field choices: expected 2 to 26 options, got None",
         ),
     ],
 )
@@ -213,7 +199,7 @@ def test_malformed_questions_are_named(tiny_tokenizer, change, message):
     with pytest.raises(bt.RowError, match="questions, row 1: .*" + message):
         render_questions(tiny_tokenizer, [CAPITAL, CAPITAL | change])
     with pytest.raises(
-        bt.RowError, match="quiz, row 0: a row with question, choices and answer wanted, got list"
+        bt.RowError, match="quiz, row 0: expected question, choices and answer, got "
     ):
         render_questions(tiny_tokenizer, bt.Rows([[]], "quiz"))
 
@@ -221,7 +207,8 @@ def test_malformed_questions_are_named(tiny_tokenizer, change, message):
 def test_the_options_tokens_spell_the_option(tokenizer):
     """With the real templates, one of which opens a thought itself: no tag, no end of turn, nothing left out."""
     questions = [row | {"thought": "Let me see.\n"} for row in (CAPITAL, ARC)]
-    for question, examples in render_questions(tokenizer, questions):
+    for question in render_questions(tokenizer, questions):
+        examples = question.examples
         for option, example in zip(question.options, examples, strict=True):
             (place,) = example.tags
             ids = example.input_ids

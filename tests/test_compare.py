@@ -76,7 +76,7 @@ def test_adapters_beside_each_other_keep_their_logits(runs):
 
 
 def test_runs_on_the_same_base_load_it_once(found, runs, tmp_path, monkeypatch):
-    models, loaded = sys.modules["btsft_nb.models"], []
+    models, loaded = sys.modules["btsft_nb.models.load"], []
     load = models._load_base
     monkeypatch.setattr(
         models,
@@ -122,9 +122,7 @@ def test_differences_are_paired_with_the_first_model(found):
     assert set(found.differences().reset_index()["metric"]) <= set(
         found.summaries["before"]["metrics"]
     )
-    with pytest.raises(
-        ValueError, match=r"'speed': no metric of this comparison; there are accuracy, "
-    ):
+    with pytest.raises(ValueError, match=r"no metric 'speed'; there are accuracy, "):
         found.differences("speed")
 
 
@@ -222,26 +220,39 @@ def test_without_answers_the_rest_is_measured(runs, tmp_path):
     ]
 
 
-def test_training_data_is_read_once(runs, tmp_path, monkeypatch):
-    compare, read = sys.modules["btsft_nb.compare"], []
-    monkeypatch.setattr(
-        compare,
-        "load_rows",
-        lambda name, *a, **kw: read.append(name) or bt.load_rows(name, *a, **kw),
-    )
-    found = bt.compare(
-        [runs["plain"], runs["full"]], ["How many?"], tmp_path, n=1, max_new_tokens=4
-    )
-    assert read == ["tiny/teacher"] and all(
-        "training 4-grams" in s["values"] for s in found.summaries.values()
-    )
+def test_training_data_is_read_as_the_run_read_it(runs, tmp_path):
+    """Its settings name columns, a split and a marker; a line that is no row was not trained on."""
+    row = {"text": "Q: How many?\nA: <think>three and four are seven</think>7"}
+    mapped = {"q": "How many?", "a": "<think>three and four are seven</think>7"}
+    (tmp_path / "marked.jsonl").write_text(f"{json.dumps(row)}\nno row\n")
+    (tmp_path / "mapped.json").write_text(json.dumps({"practice": [mapped, 5], "train": []}))
+    settings = {
+        "marked": {"data": f"{tmp_path}/marked.jsonl", "response_marker": "A:"},
+        "mapped": {
+            "data": f"{tmp_path}/mapped.json",
+            "split": "practice",
+            "format": {"question": "q", "answer": "a"},
+        },
+    }
+    for name, values in settings.items():
+        shutil.copytree(runs["plain"], tmp_path / name)
+        (tmp_path / name / "settings.yaml").write_text(json.dumps(values | {"strict": False}))
+    copies = [tmp_path / name for name in settings]
+    found = bt.compare(copies, ["How many?"], tmp_path / "out", n=2, max_new_tokens=48, base=False)
+    assert found.settings["notes"] == []
+    thoughts = ["three and four are seven"]
+    for name, records in found.samples.items():
+        wanted = bt.evaluate(records, None, training=thoughts)
+        assert found.summaries[name] == wanted and "training 4-grams" in wanted["values"]
 
 
 def test_no_path_of_the_machine_is_told(runs, tmp_path, monkeypatch):
     """Though the run was trained in a folder that was given whole; and a library that is absent is no error."""
     shutil.copytree(runs["plain"], tmp_path / "run")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys.modules["btsft_nb.compare"], "_LIBRARIES", ("torch", "no-such-library"))
+    monkeypatch.setattr(
+        sys.modules["btsft_nb.evaluation.comparison"], "_LIBRARIES", ("torch", "no-such-library")
+    )
     found = bt.compare(["run"], "tiny/test", "out", prompts=1, n=1, max_new_tokens=4)
     assert found.settings["versions"] == {"torch": torch.__version__, "no-such-library": "absent"}
     assert found.configs["run"]["output_dir"] == "run"
@@ -257,7 +268,7 @@ def test_no_path_of_the_machine_is_told(runs, tmp_path, monkeypatch):
 SOURCES = {  # of the training data: what is said of it
     None: "does not say what it was trained on",
     "somebody/something [train]": r"somebody/something \[train\] is no file here",
-    "{folder}/odd.jsonl": "odd.jsonl cannot be read: ",
+    "{folder}/odd.jsonl": "odd.jsonl has no thoughts",
     "{folder}/plain.jsonl": "plain.jsonl has no thoughts",
     "tiny/messy": "tiny/messy has more than 20,000 characters",
     "{folder}/good.json [train]": None,
@@ -265,7 +276,7 @@ SOURCES = {  # of the training data: what is said of it
 
 
 def test_training_data_that_is_not_at_hand_is_told(runs, tmp_path, monkeypatch):
-    monkeypatch.setattr(sys.modules["btsft_nb.compare"], "_MOST_TRAINING", 20_000)
+    monkeypatch.setattr(sys.modules["btsft_nb.evaluation.comparison"], "_MOST_TRAINING", 20_000)
     (tmp_path / "plain.jsonl").write_text('{"question": "How many?", "answer": "7"}\n')
     (tmp_path / "odd.jsonl").write_text("{}\n")
     (tmp_path / "good.json").write_text(
@@ -296,22 +307,24 @@ def test_training_data_that_is_not_at_hand_is_told(runs, tmp_path, monkeypatch):
     [
         ({"runs": []}, ValueError, "no runs to compare"),
         ({"runs": ["nowhere/at all"]}, FileNotFoundError, "nowhere/at all: no such run folder"),
-        ({"runs": ["{plain}", "{plain}"]}, ValueError, "two models are called 'plain'"),
-        ({"runs": {"a": "{plain}", "A": "{messy}"}}, ValueError, "two models are called 'A'"),
-        ({"runs": {"before": "{plain}"}}, ValueError, "two models are called 'before'"),
-        ({"runs": {"a/b": "{plain}"}}, ValueError, "'a/b': a run's name is a file's"),
-        ({"runs": {"..": "{plain}"}}, ValueError, "a run's name is a file's"),
-        ({"runs": {"": "{plain}"}}, ValueError, "a run's name is a file's"),
-        ({"test": "tiny/exam"}, ValueError, "unknown data set 'tiny/exam'"),
-        ({"test": "nothing.jsonl"}, FileNotFoundError, "nothing.jsonl: no such file"),
-        ({"test": []}, ValueError, "rows: no rows"),
+        (
+            {"runs": ["{plain}", "{plain}"]},
+            ValueError,
+            r"two runs are called the same, one of \['plain'\]",
+        ),
+        ({"runs": {"before": "{plain}"}}, ValueError, "a run cannot be called 'before'"),
+        ({"runs": {"a/b": "{plain}"}}, ValueError, "a run cannot be called 'a/b'"),
+        ({"runs": {"../a": "{plain}"}}, ValueError, "a run cannot be called '../a'"),
+        ({"test": "tiny/exam"}, ValueError, "tiny/exam"),
+        ({"test": "nothing.jsonl"}, FileNotFoundError, "nothing.jsonl"),
+        ({"test": []}, ValueError, "rows"),
         ({"test": [{"messages": []}]}, bt.RowError, "rows, row 0"),
         (
             {"test": ["a", {"question": "b", "answer": "1"}]},
             ValueError,
             "1 of 2 rows have no answer, the first is row 0",
         ),
-        ({"prompts": 0}, ValueError, "prompts=0: 1 or more wanted"),
+        ({"prompts": 0}, ValueError, "prompts must be at least 1, got 0"),
         ({"answer": "guess"}, ValueError, "tiny/test, row 0: answer must be one of"),
         (
             {"answer": "choice"},

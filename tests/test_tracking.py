@@ -299,9 +299,9 @@ def test_curves_reach_every_tracker(tmp_path, monkeypatch, examples, tiny_tokeni
 class Slow(TrackLogProbs):
     """A measurement that takes a second more."""
 
-    def _measure(self, model):
+    def _measure(self, trainer, model):
         time.sleep(1)
-        return super()._measure(model)
+        return super()._measure(trainer, model)
 
 
 def test_the_speed_of_training_leaves_out_measurements(tmp_path, examples, tiny_tokenizer):
@@ -451,11 +451,11 @@ class Interrupted(TrackLogProbs):
 
     done = False
 
-    def _measure(self, model):
-        if self._trainer().state.global_step == 4 and not self.done:
+    def _measure(self, trainer, model):
+        if trainer.state.global_step == 4 and not self.done:
             self.done = True
             os.kill(os.getpid(), signal.SIGINT)
-        return super()._measure(model)
+        return super()._measure(trainer, model)
 
 
 def test_an_interrupt_while_it_measures_loses_nothing(tmp_path, tracked, examples, tiny_tokenizer):
@@ -527,11 +527,11 @@ def test_two_processes_measure_once(tmp_path, examples, tiny_tokenizer):
 
 
 def test_nothing_to_follow_is_said(examples, tiny_tokenizer):
-    with pytest.raises(ValueError, match="none of the examples has a tagged stretch"):
+    with pytest.raises(ValueError, match="no example has a tagged stretch"):
         TrackLogProbs([dict(examples[0], tags=[])], tiny_tokenizer)
-    with pytest.raises(ValueError, match="no prompt to sample"):
+    with pytest.raises(ValueError, match="no prompts to sample"):
         bt.TrackSamples([], tiny_tokenizer)
-    with pytest.raises(ValueError, match="no question to ask"):
+    with pytest.raises(ValueError, match="no questions to ask"):
         bt.TrackChoices([], tiny_tokenizer)
 
 
@@ -541,7 +541,7 @@ def test_a_wrong_number_of_steps_is_refused(examples, tiny_tokenizer, every):
         lambda: TrackLogProbs(examples, tiny_tokenizer, every=every),
         lambda: trackers(examples, None, every),
     ):
-        with pytest.raises(ValueError, match=r"every=.*number of steps from 1 wanted, or 'log'"):
+        with pytest.raises(ValueError, match=rf"every.*{every!r}"):
             make()
 
 
@@ -551,7 +551,7 @@ def test_a_wrong_number_of_steps_is_refused(examples, tiny_tokenizer, every):
         (
             ["How many?", {"messages": [{"role": "narrator", "content": "x"}]}],
             {},
-            r"prompts, row 1: .*unknown role",
+            r"prompts, row 1: .*narrator",
         ),
         (["How many?", "\ufdd0"], {}, r"prompts, row 1: .*U\+FDD0"),
         (["How many?"], {"references": ["1", "2"]}, r"2 references for 1 prompts"),
@@ -561,15 +561,10 @@ def test_a_wrong_number_of_steps_is_refused(examples, tiny_tokenizer, every):
             {"references": ["many"], "answer": "number"},
             r"'many' has no answer of the kind 'number'",
         ),
-        (PROBLEMS, {"answer": "numeric"}, r"answer='numeric': one of"),
-        (["How many?", PROBLEMS[0]], {}, r"1 references for 2 prompts"),
-        (PROBLEMS, {"n": 0}, r"n=0: a whole number from 1 wanted"),
-        (PROBLEMS, {"max_new_tokens": True}, r"max_new_tokens=True: a whole number"),
-        (
-            PROBLEMS,
-            {"top_q": 0.9},
-            r"top_q=0.9: no setting of sampling; those are batch_size, max_new_tokens, max_pr",
-        ),
+        (PROBLEMS, {"answer": "numeric"}, r"tiny/test, row 0: .*'numeric'"),
+        (["How many?", PROBLEMS[0]], {}, r"1 of 2 rows have no answer, the first is row 0"),
+        (PROBLEMS, {"n": 0}, r"n.*0"),
+        (PROBLEMS, {"max_new_tokens": True}, r"max_new_tokens.*True"),
         (
             PROBLEMS,
             {"max_prompt_length": 8},
@@ -578,13 +573,25 @@ def test_a_wrong_number_of_steps_is_refused(examples, tiny_tokenizer, every):
         (
             ["How many?"],
             {"text_scores": True},
-            r"text_scores compares answers with references, and no prompt has one",
+            r"text_scores needs references, and no prompt has one",
         ),
     ],
 )
 def test_what_cannot_be_sampled_stops_before_the_run(tiny_tokenizer, prompts, options, message):
     with pytest.raises(ValueError, match=message):
         bt.TrackSamples(prompts, tiny_tokenizer, **options)
+
+
+def test_a_misspelt_setting_stops_before_the_run(tiny_tokenizer):
+    with pytest.raises(TypeError, match="'top_q'"):
+        bt.TrackSamples(PROBLEMS, tiny_tokenizer, top_q=0.9)
+
+
+def test_references_are_read_in_any_case_and_as_numbers(tiny_tokenizer):
+    """As `compare` reads them: bug 10."""
+    rows = [{"messages": [{"role": "user", "content": "3 + 4?"}], "ANSWER": 7}]
+    assert bt.TrackSamples(rows, tiny_tokenizer).references == ["7"]
+    assert bt.TrackSamples(["3 + 4?"], tiny_tokenizer, [7]).references == ["7"]
 
 
 def test_a_malformed_question_stops_before_the_run(tiny_tokenizer):
@@ -607,9 +614,7 @@ def test_without_references_format_and_diversity_are_measured(tmp_path, examples
 def test_two_of_a_kind_or_another_trainer_are_refused(tmp_path, examples, tiny_tokenizer):
     """They would share a file, or have nowhere to log; a subclass with a file of its own stands beside."""
     one, two = (TrackLogProbs(examples, tiny_tokenizer) for _ in range(2))
-    with pytest.raises(
-        ValueError, match=r"two of TrackLogProbs, which would share log_probs.jsonl"
-    ):
+    with pytest.raises(ValueError, match=r"two callbacks write log_probs\.jsonl"):
         make_trainer(tmp_path, examples, tiny_tokenizer, [one, two]).train()
     model, _ = adapted_model()
     other = Trainer(
@@ -618,7 +623,7 @@ def test_two_of_a_kind_or_another_trainer_are_refused(tmp_path, examples, tiny_t
         train_dataset=examples,
         callbacks=[TrackLogProbs(examples, tiny_tokenizer)],
     )
-    with pytest.raises(ValueError, match="TrackLogProbs logs to a BTSFTTrainer"):
+    with pytest.raises(ValueError, match="TrackLogProbs needs a BTSFTTrainer"):
         other.train()
 
 

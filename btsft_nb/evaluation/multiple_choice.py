@@ -1,30 +1,33 @@
 """Multiple-choice questions by likelihood: which option a model finds most likely as the assistant's answer."""
 
-import inspect
 import math
+import reprlib
 from collections.abc import Sequence
 from string import ascii_uppercase
 from typing import NamedTuple
 
-import torch
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..data.messages import Block, Message, RowError, as_text, has_tags, shown, tagged
+from ..data.errors import RowError
+from ..data.messages import Block, Message, as_text
 from ..data.render import Example, Renderer
+from ..data.think import has_tags, tagged
+from ..data.tokens import tag_ids
+from ..objective.forward import HeadForward
 from .likelihood import choose
+from .scoring import eval_mode, tagged_log_probs
 
 
 class Question(NamedTuple):
-    """A multiple-choice question; `answer` is the index of the right option, `thought` what is thought before it."""
+    """A multiple-choice question."""
 
     text: str
     options: list[str]
-    answer: int
-    thought: str | None
+    answer: int  # the index of the right option
+    examples: list[Example]  # one for each option, whose one tag is the option
 
 
-@torch.no_grad()
 def choices(
     model: PreTrainedModel | PeftModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -46,139 +49,111 @@ def choices(
         its own tokens in nats; neither thought nor end of turn counts), `bytes` (of each option in UTF-8), `raw` and
         `normalised` (the chosen index, by the sum and by the sum per byte), `correct_raw` and `correct_normalised`.
 
-    Raises RowError for a malformed question, with its row and field; FloatingPointError where a model gives NaN.
+    Raises:
+        RowError: a malformed question, with its row and field.
+        FloatingPointError: the model gives NaN.
+
+    >>> model, tokenizer = bt.load_model("tiny")
+    >>> question = {"question": "Say it.", "choices": ["The answer is 4.", "Pens!"], "answer": "A"}
+    >>> record, = bt.choices(model, tokenizer, [question])
+    >>> record["raw"], record["correct_raw"], record["bytes"]
+    (0, True, [16, 5])
     """
-    read = render_questions(tokenizer, questions)
-    options = [example for _, examples in read for example in examples]
-    log_probs = iter(_log_probs(model, tokenizer, options, batch_size))
-    return [_record(question, [next(log_probs) for _ in examples]) for question, examples in read]
+    rendered = render_questions(tokenizer, questions)
+    with eval_mode(model):
+        forward = HeadForward(model, tag_ids(tokenizer))
+        return answer_questions(forward, model, tokenizer.pad_token_id, rendered, batch_size)
+
+
+def answer_questions(
+    forward: HeadForward,
+    model: PreTrainedModel | PeftModel,
+    pad_token_id: int,
+    questions: list[Question],
+    batch_size: int = 16,
+) -> list[dict]:
+    """The records of `choices`."""
+    examples = [vars(example) for question in questions for example in question.examples]
+    # options of similar length go together, so that there is little padding
+    order = sorted(range(len(examples)), key=lambda i: len(examples[i]["input_ids"]))
+    sums = [0.0] * len(examples)
+    for first in range(0, len(order), batch_size):
+        batch = order[first : first + batch_size]
+        tokens = tagged_log_probs(forward, model, pad_token_id, [examples[i] for i in batch])
+        for i, log_probs in zip(batch, tokens, strict=True):
+            sums[i] = log_probs.sum().item()
+    if any(map(math.isnan, sums)):
+        raise FloatingPointError("log-probabilities are NaN: the model has diverged")
+    sums = iter(sums)
+    records = []
+    for question in questions:
+        log_probs = [next(sums) for _ in question.options]
+        n_bytes = [len(option.encode()) for option in question.options]
+        record = {"question": question.text, "choices": question.options}
+        record |= {"answer": question.answer, "log_probs": log_probs, "bytes": n_bytes}
+        for name, index in choose(log_probs, n_bytes).items():
+            record |= {name: index, f"correct_{name}": index == question.answer}
+        records.append(record)
+    return records
 
 
 def render_questions(
     tokenizer: PreTrainedTokenizerBase, questions: Sequence[dict]
-) -> list[tuple[Question, list[Example]]]:
-    """Each question with an example for each option, whose one tag is the option. Raises as `choices`."""
-    renderer, found = Renderer(tokenizer), []
+) -> list[Question]:
+    """Reads the questions and tokenizes their options. Raises RowError as `choices` does."""
+    renderer = Renderer(tokenizer)
+    rendered = []
     for i, row in enumerate(questions):
         try:
-            question = _read(row)
-            turns = [_turns(question, option) for option in question.options]
-            drafts = [draft for turn in turns for draft in renderer.drafts(turn, "")]
-            found.append((question, renderer.tokenize(drafts)))
+            rendered.append(_render(renderer, row))
         except RowError as error:
             raise error.at(getattr(questions, "source", "questions"), i) from None
-    return found
+    return rendered
 
 
-def _turns(question: Question, option: str) -> list[Message]:
-    thought = [] if question.thought is None else [Block(tagged(question.thought))]
-    asked = Message("user", [Block(question.text)])
-    return [asked, Message("assistant", [*thought, Block(option, tag="option")])]
-
-
-def _log_probs(model, tokenizer, options: list[Example], batch_size: int) -> list[float]:
-    """The log-probability of each option, in their order."""
-    places = [(place["start"], place["stop"]) for option in options for place in option.tags]
-    order = sorted(
-        range(len(options)), key=places.__getitem__
-    )  # so that options of a batch share their positions
-    sums, was_training = [0.0] * len(options), model.training
-    model.eval()
-    try:
-        for first in range(0, len(order), batch_size):
-            batch = order[first : first + batch_size]
-            ids = {"input_ids": [options[i].input_ids for i in batch]}
-            padded = tokenizer.pad(ids, padding_side="right", return_tensors="pt").to(model.device)
-            before = sorted(
-                {at - 1 for i in batch for at in range(*places[i])}
-            )  # what predicts the options
-            logits = _logits(model, padded, before)
-            for row, i in enumerate(batch):
-                start, stop = places[i]
-                at = before.index(start - 1)
-                log_p = logits[row, at : at + stop - start].float().log_softmax(-1)
-                sums[i] = log_p.gather(-1, padded["input_ids"][row, start:stop, None]).sum().item()
-    finally:
-        model.train(was_training)
-    return sums
-
-
-def _logits(model, padded: dict[str, torch.Tensor], positions: list[int]) -> torch.Tensor:
-    """(B, len(positions), V); all are made first only by a model whose forward does not take `logits_to_keep`."""
-    keep = (
-        torch.tensor(positions) - padded["input_ids"].shape[1]
-    )  # from the end: PEFT may put virtual tokens first
-    base = model.get_base_model() if isinstance(model, PeftModel) else model
-    if "logits_to_keep" in inspect.signature(type(base).forward).parameters:
-        return model(**padded, logits_to_keep=keep).logits
-    return model(**padded).logits[:, keep]
-
-
-def _record(question: Question, log_probs: list[float]) -> dict:
-    if any(map(math.isnan, log_probs)):
-        raise FloatingPointError(
-            f"question {shown(question.text)}: log-probabilities {log_probs}: it has diverged"
-        )
-    n_bytes = [len(option.encode()) for option in question.options]
-    chosen = choose(log_probs, n_bytes)
-    right = {f"correct_{way}": index == question.answer for way, index in chosen.items()}
-    record = {"question": question.text, "choices": question.options, "answer": question.answer}
-    return record | {"log_probs": log_probs, "bytes": n_bytes} | chosen | right
-
-
-def _read(row: object) -> Question:
-    """The question in a row. Raises RowError with the field."""
+def _render(renderer: Renderer, row: object) -> Question:
     if not isinstance(row, dict):
-        raise RowError(
-            f"a row with question, choices and answer wanted, got {type(row).__name__}: {shown(row)}"
-        )
-    text, given, thought = (
-        as_text(row.get("question"), "question"),
-        row.get("choices"),
-        row.get("thought"),
-    )
-    if not text.strip():
-        raise RowError("empty; a question wanted", field="question")
-    if thought is not None and has_tags(as_text(thought, "thought")):
-        raise RowError(
-            "a think tag in the thought; leave the tags out, they are put around it",
-            field="thought",
-        )
-    if isinstance(given, dict):
-        options = _options(given.get("text"), "choices.text")
-        labels, key = given.get("label"), "answerKey"
-        if not isinstance(labels, list) or len(labels) != len(options):
-            problem = f"a label for each of {len(options)} options wanted, got {shown(labels)}"
-            raise RowError(problem, field="choices.label")
-        names, wanted = [(label,) for label in labels], "one of the labels"
-    else:
-        options, key = _options(given, "choices"), "answer"
-        names = [*zip(range(len(options)), ascii_uppercase, options, strict=False)]
-        wanted = "an index from 0, a letter or the text of an option"
-    answer = row.get(key)
-    known = isinstance(answer, (int, str)) and not isinstance(answer, bool)
-    right = [i for i, own in enumerate(names) if known and answer in own]
-    if len(right) != 1:
-        problem = f"{wanted} wanted, got {shown(answer)}, which names {'none' if not right else 'several'}"
-        raise RowError(problem, field=key)
-    return Question(text, options, right[0], thought)
-
-
-def _options(given: object, where: str) -> list[str]:
-    """The texts of the options. Raises RowError with the field, which is `where` or begins with it."""
-    if not isinstance(given, list) or not 2 <= len(given) <= len(ascii_uppercase):
-        raise RowError(
-            f"a list of 2 to {len(ascii_uppercase)} options wanted, got {shown(given)}", field=where
-        )
-    options = [as_text(option, f"{where}[{i}]") for i, option in enumerate(given)]
+        raise RowError(f"expected question, choices and answer, got {reprlib.repr(row)}")
+    text = _plain(row.get("question"), "question")
+    options = row.get("choices")
+    answer = row.get("answer")
+    labels = None
+    if isinstance(options, dict):  # as ARC has them
+        labels = options.get("label")
+        options = options.get("text")
+    if not isinstance(options, list) or not 2 <= len(options) <= len(ascii_uppercase):
+        raise RowError(f"expected 2 to 26 options, got {reprlib.repr(options)}", field="choices")
     for i, option in enumerate(options):
-        if not option.strip():
-            raise RowError("an option without text", field=f"{where}[{i}]")
-        if has_tags(option):
-            raise RowError(
-                "a think tag in an option; a thought stands in the field thought",
-                field=f"{where}[{i}]",
-            )
-        if option in options[:i]:
-            raise RowError(f"the same option again: {shown(option)}", field=f"{where}[{i}]")
-    return options
+        if _plain(option, f"choices[{i}]") in options[:i]:
+            raise RowError("the same as an earlier one", field=f"choices[{i}]")
+    if isinstance(labels, list):
+        if len(labels) != len(options) or labels.count(row.get("answerKey")) != 1:
+            raise RowError(f"expected one of {len(options)} labels {labels}", field="answerKey")
+        answer = labels.index(row["answerKey"])
+    before = []
+    if row.get("thought") is not None:
+        before = [Block(tagged(row["thought"] and _plain(row["thought"], "thought")))]
+    drafts = []
+    for option in options:
+        reply = Message("assistant", [*before, Block(option, tag="option")])
+        drafts += renderer.drafts([Message("user", [Block(text)]), reply], "")
+    return Question(text, options, _index(answer, options), renderer.tokenize(drafts))
+
+
+def _plain(value: object, field: str) -> str:
+    if not as_text(value, field).strip() or has_tags(value):
+        raise RowError("expected some text, and no think tags in it", field=field)
+    return value
+
+
+def _index(answer: object, options: list[str]) -> int:
+    """The index of the right option."""
+    names = [(i, ascii_uppercase[i], option) for i, option in enumerate(options)]
+    # True and 1.0 equal 1, too
+    right = [i for i, own in enumerate(names) if type(answer) in (int, str) and answer in own]
+    if len(right) != 1:
+        problem = (
+            f"expected the index, letter or text of one choice, {reprlib.repr(answer)} is that of "
+        )
+        raise RowError(f"{problem}{len(right)}", field="answer")
+    return right[0]

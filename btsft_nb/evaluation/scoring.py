@@ -1,38 +1,47 @@
-"""Score the tokens of prepared examples."""
+"""Scoring the tokens of prepared examples."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
-import torch.nn.functional as F
 from peft import PeftModel
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..data.tokens import tag_ids
 from ..objective.format_reward import expected_format_reward, find_completions
+from ..objective.forward import HeadForward
+from ..objective.head import head_log_probs
 from ..training.collator import Collator
 
-
-def tag_log_probs(logits: Tensor, tag_ids: tuple[int, int]) -> Tensor:
-    """log p of the open tag, the close tag and anything else: logits (B, T, V) -> (3, B, T) float64.
-
-    The third is a sum of its own, not 1 minus the others, so that all three stay finite where a tag is all but certain.
-    Position 0 holds log 1/3, an arbitrary finite value.
-    """
-    logits = logits[:, :-1].float()
-    tags = torch.tensor(tag_ids, device=logits.device)
-    other = logits.index_fill(-1, tags, -torch.inf).logsumexp(-1)
-    three = torch.stack([logits[..., tag_ids[0]], logits[..., tag_ids[1]], other]).double()
-    return F.pad(three, (1, 0)).log_softmax(0)
+_ROWS = 128  # tokens whose logits exist at a time
+_TOP = 5  # alternatives to each token
 
 
-def kl_divergence(ref_logits: Tensor, logits: Tensor) -> Tensor:
-    """KL(p_ref || p) at each position: (B, T, V) twice -> (B, T) float32, 0 at position 0."""
-    ref, new = (x[:, :-1].float().log_softmax(-1) for x in (ref_logits, logits))
-    terms = (ref.exp() * (ref - new)).masked_fill(
-        ref == -torch.inf, 0
-    )  # a masked token adds nothing
-    return F.pad(terms.sum(-1), (1, 0))
+@contextmanager
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """Within, the model does not train; then it is in the mode in which it was, whatever happened."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
+
+
+@torch.no_grad()
+def tagged_log_probs(
+    forward: HeadForward, model: nn.Module, pad_token_id: int, examples: list[dict]
+) -> Tensor:
+    """The log-probabilities of the tokens in examples' `tags`: (B, T), 0 for all other tokens."""
+    batch = Collator(pad_token_id)(examples)
+    positions = torch.zeros_like(batch["input_ids"], dtype=torch.bool)
+    for row, example in enumerate(examples):
+        for span in example["tags"]:
+            positions[row, span["start"] : span["stop"]] = True
+    positions[:, 0] = False  # nothing predicts the first token
+    batch = {name: value.to(model.device) for name, value in batch.items()}
+    return forward.token_values(model, batch, positions.to(model.device)).log_probs
 
 
 def score(
@@ -56,57 +65,79 @@ def score(
         `top_log_probs` (T, 5), the most likely tokens; with `kl`, `kl` (T,), KL(p_ref || p) in nats. Values at
         position 0 are 0.
 
-    Raises ValueError where a KL is asked of a model that has neither adapters nor a reference.
+    Raises ValueError for a KL of a model that has neither adapters nor a reference, or for a model whose head the
+    objective cannot read.
+
+    >>> model, tokenizer = bt.load_model("tiny")
+    >>> examples = bt.prepare(bt.load_rows("tiny/teacher")[:1], tokenizer)
+    >>> values, = bt.score(model, tokenizer, examples)
+    >>> values["log_probs"].shape == (len(examples[0]["input_ids"]),), values["log_probs"][0]
+    (True, 0.0)
     """
     if kl and ref_model is None and not isinstance(model, PeftModel):
         raise ValueError("kl=True needs a reference: a model with adapters, or ref_model=...")
-    ids, collate = tag_ids(tokenizer), Collator(tokenizer.pad_token_id)
-    was_training, scores = model.training, []
-    model.eval()
-    for example in examples:
-        batch = {name: value.to(model.device) for name, value in collate([example]).items()}
-        with torch.no_grad():
-            logits = model(
-                input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]
-            ).logits
-            found = _ranked(logits[0], batch["input_ids"][0])
-            if kl:
-                found["kl"] = kl_divergence(_reference(model, ref_model, batch), logits)[0]
-            log_tags = tag_log_probs(logits, ids)
-        reward, pull = 1.0, torch.zeros(3, log_tags.shape[-1], dtype=log_tags.dtype)
-        if completions := find_completions(batch, ids):
-            z = log_tags.clone().requires_grad_()
-            r = expected_format_reward(z.log_softmax(0), completions, 1)
-            reward, pull = r.item(), torch.autograd.grad(r.sum(), z)[0][:, 0]
-        found |= {
-            "tags": log_tags[:2, 0].exp().float(),
-            "format_pull": pull.abs().sum(0).float() / 2,
-        }
-        found["tags"][:, 0] = 0
-        scores.append(
-            {name: value.cpu().numpy() for name, value in found.items()}
-            | {"expected_reward": reward}
-        )
-    model.train(was_training)
+    ids = tag_ids(tokenizer)
+    collate = Collator(tokenizer.pad_token_id)
+    scores = []
+    with eval_mode(model):
+        forward = HeadForward(model, ids)
+        ref_forward = None if ref_model is None else HeadForward(ref_model.eval(), ids)
+        for example in examples:
+            batch = {name: value.to(model.device) for name, value in collate([example]).items()}
+            positions = torch.ones_like(batch["input_ids"], dtype=torch.bool)
+            positions[:, 0] = False  # nothing predicts the first token
+            hidden = forward.hidden(model, batch, positions)
+            reference = {}
+            if kl and ref_model is not None:
+                reference["ref_hidden"] = ref_forward.hidden(ref_model, batch, positions)
+                reference["ref_head"] = ref_forward.head
+            elif kl:
+                with model.disable_adapter():
+                    reference["ref_hidden"] = forward.hidden(model, batch, positions)
+            values = _token_values(forward, hidden, batch["input_ids"][0, 1:], reference)
+            values |= _format_values(values.pop("log_tags"), batch, ids)
+            scores.append({name: value.cpu().numpy() for name, value in values.items()})
+            scores[-1]["expected_reward"] = float(scores[-1]["expected_reward"])
     return scores
 
 
-def _ranked(logits: torch.Tensor, input_ids: torch.Tensor, top: int = 5) -> dict[str, torch.Tensor]:
-    """`log_probs`, `rank`, `top_ids` and `top_log_probs` of (T,) tokens from (T, V) logits."""
-    log_probs = logits[:-1].float().log_softmax(-1)
-    own = log_probs.gather(-1, input_ids[1:, None])
-    most = log_probs.topk(min(top, log_probs.shape[-1]))
-    found = {"log_probs": own[:, 0], "rank": (log_probs > own).sum(-1) + 1}
-    found |= {"top_ids": most.indices, "top_log_probs": most.values}
-    return {name: torch.cat([torch.zeros_like(value[:1]), value]) for name, value in found.items()}
+@torch.no_grad()
+def _token_values(
+    forward: HeadForward, hidden: Tensor, labels: Tensor, reference: dict
+) -> dict[str, Tensor]:
+    """(T, ...) values of each token, from the T - 1 hidden states before tokens; 0 for the first token."""
+    form = {"softcap": forward.softcap, "scale": forward.scale}
+    output = head_log_probs(hidden, forward.head, labels, forward.tag_ids, **form, **reference)
+    ranks = []
+    tops = []
+    for rows, label in zip(hidden.split(_ROWS), labels.split(_ROWS), strict=True):
+        log_probs = forward.logits(rows).log_softmax(-1)
+        ranks.append((log_probs > log_probs.gather(-1, label[:, None])).sum(-1) + 1)
+        tops.append(log_probs.topk(_TOP))
+    values = {
+        "log_probs": output.log_probs,
+        "log_tags": output.log_tags.T,
+        "rank": torch.cat(ranks),
+        "top_ids": torch.cat([top.indices for top in tops]),
+        "top_log_probs": torch.cat([top.values for top in tops]),
+    }
+    if output.kl is not None:
+        values["kl"] = output.kl
+    return {name: torch.cat([torch.zeros_like(x[:1]), x]) for name, x in values.items()}
 
 
-def _reference(
-    model: PeftModel, ref_model: PreTrainedModel | PeftModel | None, batch: dict
-) -> torch.Tensor:
-    """(1, T, V) logits of the reference."""
-    inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
-    if ref_model is not None:
-        return ref_model.eval()(**inputs).logits.to(batch["input_ids"].device)
-    with model.disable_adapter():
-        return model(**inputs).logits
+def _format_values(
+    log_tags: Tensor, batch: dict[str, Tensor], ids: tuple[int, int]
+) -> dict[str, Tensor]:
+    """What the format term makes of (T, 3) log-probabilities of open tag, close tag and anything else."""
+    logits = log_tags.T[:, None].clone().requires_grad_()
+    reward = logits.new_ones(1)
+    pull = torch.zeros_like(logits)
+    completions = find_completions(batch, ids)
+    if completions:
+        reward = expected_format_reward(logits.log_softmax(0), completions, 1)
+        (pull,) = torch.autograd.grad(reward.sum(), logits)
+    tags = log_tags[:, :2].T.exp().float()
+    tags[:, 0] = 0
+    pull = pull[:, 0].abs().sum(0).float() / 2
+    return {"tags": tags, "expected_reward": reward.sum().detach(), "format_pull": pull}

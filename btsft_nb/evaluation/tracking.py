@@ -6,20 +6,20 @@ import time
 import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from numbers import Integral
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback
-from transformers.utils import logging
 
-from ..data.messages import as_text
+from ..checks import check_number
 from ..data.render import Renderer
 from ..files import read_lines, write
-from .answers import right_answer
 from .likelihood import log_prob_by_tag
-from .multiple_choice import choices, render_questions
-from .sampling import sample, sample_jobs
-from .scoring import score
-from .summary import evaluate, given_answer
+from .multiple_choice import answer_questions, render_questions
+from .sampling import SamplingSettings, sample, sampling_jobs
+from .scoring import eval_mode, tagged_log_probs
+from .summary import evaluate, references_of
 
 
 class Probe(TrainerCallback, ABC):
@@ -36,43 +36,35 @@ class Probe(TrainerCallback, ABC):
     Args:
         every: measure every so many steps; or "log", after steps 1, 2, 4, 8 and so on.
 
-    Every process runs the model, since it may be sharded over them, and only the main one writes. Raises ValueError
-    where the trainer is not a BTSFTTrainer that was given it as one of its `callbacks`, or was given two of a kind.
+    Every process runs the model, since it may be sharded over them, and only the main one writes.
+
+    Raises ValueError for two of a kind in one trainer, or a trainer that is not a BTSFTTrainer.
     """
 
     file: str
+    _trainer: Callable[[], Trainer] | None = None
 
     def __init__(self, every: int | str):
-        if every != "log" and (isinstance(every, bool) or not isinstance(every, int) or every < 1):
-            raise ValueError(
-                f"every={every!r}: a number of steps from 1 wanted, or 'log' for steps 1, 2, 4, 8, ..."
-            )
-        self.every, self.records = every, []
+        if every != "log":
+            check_number("every", every, 1, math.inf, Integral)
+        self.every = every
+        self.records = []
 
     def attach(self, trainer: Trainer) -> None:
-        """Whom to log to. Who keeps the records does not thereby keep the trainer, and its model, in memory."""
+        """Called by the trainer. Who keeps the records does not thereby keep the trainer, and its model, in memory."""
         self._trainer = weakref.ref(trainer)
+        files = [getattr(callback, "file", None) for callback in trainer.callback_handler.callbacks]
+        if files.count(self.file) > 1:
+            raise ValueError(f"two callbacks write {self.file}; let one of them measure it all")
 
     def on_train_begin(self, args, state, control, model, **kwargs):
-        name, path = type(self).__name__, Path(args.output_dir, self.file)
-        if not hasattr(self, "_trainer"):
-            raise ValueError(
-                f"{name} logs to a BTSFTTrainer: give it to one as one of its callbacks=[...]"
-            )
-        if (
-            sum(
-                type(callback) is type(self)
-                for callback in self._trainer().callback_handler.callbacks
-            )
-            > 1
-        ):
-            raise ValueError(
-                f"two of {name}, which would share {self.file}: give one of them all there is to measure"
-            )
-        step = state.global_step
-        self.records = (
-            [record for record in read_lines(path) if record["step"] <= step] if step else []
-        )
+        if self._trainer is None:
+            raise ValueError(f"{type(self).__name__} needs a BTSFTTrainer to log to")
+        path = Path(args.output_dir, self.file)
+        self.records = []
+        if state.global_step:  # resumed
+            kept = (record for record in read_lines(path) if record["step"] <= state.global_step)
+            self.records.extend(kept)
         if state.is_world_process_zero:
             path.parent.mkdir(parents=True, exist_ok=True)
             write(path, _lines(self.records))  # whole: other processes may be reading it
@@ -81,26 +73,30 @@ class Probe(TrainerCallback, ABC):
 
     def on_step_end(self, args, state, control, model, **kwargs):
         step = state.global_step
-        chosen = step & (step - 1) == 0 if self.every == "log" else step % self.every == 0
-        if chosen or step >= state.max_steps:
+        is_power_of_two = step & (step - 1) == 0
+        is_chosen = is_power_of_two if self.every == "log" else step % self.every == 0
+        if is_chosen or step >= state.max_steps:
             self._record(Path(args.output_dir, self.file), state, control, model)
 
     def _record(self, path: Path, state, control, model) -> None:
-        trainer, start = self._trainer(), time.monotonic()
-        found, means = self._measure(model)
-        records = [{"step": state.global_step} | record for record in found]
+        start = time.perf_counter()
+        trainer = self._trainer()
+        with eval_mode(model):
+            records, means = self._measure(trainer, model)
+        records = [{"step": state.global_step, **record} for record in records]
+        self.records += records
         if state.is_world_process_zero:
             with path.open("a", encoding="utf-8") as file:
                 file.write(_lines(records))
-        self.records += records
-        due = control.should_log
+        # Trainer takes any log for the one that was due at this step
+        was_due = control.should_log
         trainer.log({f"eval_{path.stem}/{name}": float(value) for name, value in means.items()})
-        control.should_log = due  # Trainer takes any log for the one that was due at this step
-        if trainer._mark:  # its clock runs
-            trainer._mark = *trainer._mark[:2], trainer._mark[2] + time.monotonic() - start
+        control.should_log = was_due
+        if trainer.throughput:  # its clock runs
+            trainer.throughput.pause(time.perf_counter() - start)
 
     @abstractmethod
-    def _measure(self, model) -> tuple[list[dict], dict[str, float]]:
+    def _measure(self, trainer: Trainer, model) -> tuple[list[dict], dict[str, float]]:
         """The records, without their step, and the means to log."""
 
 
@@ -116,6 +112,12 @@ class TrackLogProbs(Probe):
         tokenizer: the one that prepared them.
 
     Raises ValueError where there is nothing to follow.
+
+    >>> tokenizer = bt.load_tokenizer("tiny")
+    >>> text = [{"text": "<think>so</think>"}, {"text": "Yes.", "tag": "answer"}]
+    >>> turns = [{"role": "user", "content": "Is it?"}, {"role": "assistant", "content": text}]
+    >>> track = bt.TrackLogProbs(bt.prepare([{"messages": turns}], tokenizer), tokenizer, every=10)
+    >>> trainer = bt.BTSFTTrainer(..., callbacks=[track])  # doctest: +SKIP
     """
 
     file = "log_probs.jsonl"
@@ -127,19 +129,23 @@ class TrackLogProbs(Probe):
         self.examples = [example for example in examples if example["tags"]]
         if not self.examples:
             raise ValueError(
-                "none of the examples has a tagged stretch to follow; give their blocks or spans a tag"
+                "no example has a tagged stretch; give blocks or spans of theirs a tag"
             )
-        self.tokenizer = tokenizer
+        self.pad_token_id = tokenizer.pad_token_id
 
-    def _measure(self, model) -> tuple[list[dict], dict[str, float]]:
-        records, scores = [], score(model, self.tokenizer, self.examples)
-        for example, scored in zip(self.examples, scores, strict=True):
-            for stretch in example["tags"]:
-                log_probs = scored["log_probs"][max(stretch["start"], 1) : stretch["stop"]]
-                found = {"log_prob": float(log_probs.sum()), "tokens": len(log_probs)}
-                records.append({"id": example["id"], "tag": stretch["tag"]} | found)
+    def _measure(self, trainer: Trainer, model) -> tuple[list[dict], dict[str, float]]:
+        records = []
+        scores = []
+        for example in self.examples:
+            values = tagged_log_probs(trainer.head_forward, model, self.pad_token_id, [example])[0]
+            scores.append({"log_probs": values.cpu().numpy()})
+            for span in example["tags"]:
+                tokens = range(max(span["start"], 1), span["stop"])
+                log_prob = values[tokens.start : tokens.stop].sum().item()
+                record = {"id": example["id"], "tag": span["tag"], "log_prob": log_prob}
+                records.append(record | {"tokens": len(tokens)})
         by_tag = log_prob_by_tag(self.examples, scores)
-        return records, {tag: found["per_token"]["value"] for tag, found in by_tag.items()}
+        return records, {tag: values["per_token"]["value"] for tag, values in by_tag.items()}
 
 
 class TrackSamples(Probe):
@@ -155,10 +161,15 @@ class TrackSamples(Probe):
         references: the right answer of each prompt; by default the field `answer` of the rows. Where no prompt has
             one, what needs no reference is logged.
         way_of, answer, text_scores: as for `evaluate`.
-        sampling: n, max_new_tokens, temperature and so on, as for `sample`, but n is 4 unless given.
+        sampling: n (4 by default), max_new_tokens, temperature and so on, as for `sample`.
 
-    Raises RowError for a malformed prompt or reference, and ValueError where there is no prompt, some have a reference
-    and others have none, a reference has no answer of the kind, or a setting is unknown or out of its range.
+    Raises:
+        RowError: a malformed prompt or reference.
+        ValueError: no prompts, references for some of them only or that cannot be read, or a setting out of its range.
+
+    >>> prompts = bt.load_rows("tiny/test")[:20]
+    >>> track = bt.TrackSamples(prompts, bt.load_tokenizer("tiny"), every=50, max_new_tokens=96)
+    >>> trainer = bt.BTSFTTrainer(..., callbacks=[track])  # doctest: +SKIP
     """
 
     file = "samples.jsonl"
@@ -173,29 +184,29 @@ class TrackSamples(Probe):
         way_of: Callable[[str], str | None] | None = None,
         answer: str = "auto",
         text_scores: bool = False,
-        **sampling: float,
+        **sampling,
     ):
         super().__init__(every)
-        self.prompts, self.tokenizer, self.sampling = prompts, tokenizer, {"n": 4} | sampling
-        self.how = {"way_of": way_of, "answer": answer, "text_scores": text_scores}
-        self.references = _references(self.prompts, references)
-        for reference in self.references or ():
-            right_answer(reference, answer)
+        if not prompts:
+            raise ValueError("no prompts to sample")
+        if references is not None and len(references) != len(prompts):
+            raise ValueError(f"{len(references)} references for {len(prompts)} prompts")
+        rows = prompts if references is None else [{"answer": answer} for answer in references]
+        self.prompts = prompts
+        self.tokenizer = tokenizer
+        self.references = references_of(rows, answer)
         if text_scores and self.references is None:
-            raise ValueError("text_scores compares answers with references, and no prompt has one")
-        sample_jobs(
+            raise ValueError("text_scores needs references, and no prompt has one")
+        self.sampling = SamplingSettings(**{"n": 4, **sampling})
+        self.options = {"way_of": way_of, "answer": answer, "text_scores": text_scores}
+        sampling_jobs(
             Renderer(tokenizer), prompts, self.sampling
-        )  # what it would stumble over in mid-run
+        )  # so that errors come before the run
 
-    def _measure(self, model) -> tuple[list[dict], dict[str, float]]:
-        bars = logging.is_progress_bar_enabled()
-        logging.disable_progress_bar()  # one for each measurement would pile up under the trainer's
-        try:
-            records = sample(model, self.tokenizer, self.prompts, **self.sampling)
-        finally:
-            if bars:
-                logging.enable_progress_bar()
-        metrics = evaluate(records, self.references, **self.how)["metrics"]
+    def _measure(self, trainer: Trainer, model) -> tuple[list[dict], dict[str, float]]:
+        sampling = asdict(self.sampling)
+        records = sample(model, self.tokenizer, self.prompts, progress=False, **sampling)
+        metrics = evaluate(records, self.references, **self.options)["metrics"]
         return records, {name: metric["value"] for name, metric in metrics.items()}
 
 
@@ -210,6 +221,10 @@ class TrackChoices(Probe):
         questions: as for `choices`.
 
     Raises RowError for a malformed question, and ValueError where there is none.
+
+    >>> question = {"question": "What is ice?", "choices": ["water", "stone"], "answer": "A"}
+    >>> track = bt.TrackChoices([question], bt.load_tokenizer("tiny"), every=50)
+    >>> trainer = bt.BTSFTTrainer(..., callbacks=[track])  # doctest: +SKIP
     """
 
     file = "choices.jsonl"
@@ -218,36 +233,21 @@ class TrackChoices(Probe):
         self, questions: Sequence[dict], tokenizer: PreTrainedTokenizerBase, every: int | str = 50
     ):
         super().__init__(every)
-        if not render_questions(tokenizer, questions):  # which also finds what is malformed
-            raise ValueError("no question to ask; give at least one")
-        self.questions, self.tokenizer = questions, tokenizer
+        self.questions = render_questions(tokenizer, questions)
+        if not self.questions:
+            raise ValueError("no questions to ask")
+        self.pad_token_id = tokenizer.pad_token_id
 
-    def _measure(self, model) -> tuple[list[dict], dict[str, float]]:
+    def _measure(self, trainer: Trainer, model) -> tuple[list[dict], dict[str, float]]:
         names = {"accuracy": "correct_raw", "accuracy_normalised": "correct_normalised"}
         try:
-            records = choices(model, self.tokenizer, self.questions)
+            records = answer_questions(
+                trainer.head_forward, model, self.pad_token_id, self.questions
+            )
         except FloatingPointError:
             return [], dict.fromkeys(names, math.nan)
-        return records, {
-            name: sum(r[field] for r in records) / len(records) for name, field in names.items()
-        }
-
-
-def _references(prompts: list[dict | str], given: Sequence[str] | None) -> list[str] | None:
-    """The reference of each prompt, or None where no prompt has one. Raises ValueError where only some have."""
-    if not prompts:
-        raise ValueError("no prompt to sample; give at least one")
-    if given is None:
-        given = [answer for answer in map(given_answer, prompts) if answer is not None] or None
-    if given is not None and len(given) != len(prompts):
-        raise ValueError(
-            f"{len(given)} references for {len(prompts)} prompts: one for each wanted, or references=None"
-        )
-    return (
-        None
-        if given is None
-        else [as_text(answer, f"references[{i}]") for i, answer in enumerate(given)]
-    )
+        n_right = {name: sum(record[field] for record in records) for name, field in names.items()}
+        return records, {name: count / len(records) for name, count in n_right.items()}
 
 
 def _lines(records: list[dict]) -> str:
