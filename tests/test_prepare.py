@@ -487,7 +487,7 @@ def test_a_model_without_rows_for_the_tags_is_refused(tmp_path, tiny_tokenizer):
     config = bt.BTSFTConfig(tmp_path, anchor=0, report_to="none")
     if max(bt.tag_ids(tokenizer)) < model.get_input_embeddings().weight.shape[0]:
         pytest.skip("the embedded model has spare rows")
-    with pytest.raises(ValueError, match="resize_token_embeddings"):
+    with pytest.raises(ValueError, match="too few for the think tags"):
         bt.BTSFTTrainer(model, config, data, processing_class=tokenizer)
 
 

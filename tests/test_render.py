@@ -380,7 +380,7 @@ def test_several_turns_of_a_prompt_that_opens(opened):
 def test_a_prompt_that_opens_refuses_a_turn_without_thought(opened):
     """The model would learn to answer inside the thought."""
     for assistant in ("just an answer", "Sure. <think>a</think>b"):
-        with pytest.raises(RowError, match="opens a thought.*the turn begins with none"):
+        with pytest.raises(RowError, match=r"opens a thought.*the turn begins with none"):
             render(opened, "hi", assistant)
 
 
@@ -517,7 +517,7 @@ def test_a_conversation_that_begins_with_the_assistant_is_a_row_error(tokenizer)
     """As many ShareGPT rows do: there is no prompt to learn from."""
     turns = [("gpt", "hello"), ("human", "hi"), ("gpt", "there")]
     with pytest.raises(
-        RowError, match=r"rows, row 0: field conversations: begins with the assistant.*remove"
+        RowError, match=r"rows, row 0: field conversations: the assistant speaks first; remove"
     ):
         bt.prepare(
             [{"conversations": [{"from": role, "value": text} for role, text in turns]}], tokenizer

@@ -9,7 +9,8 @@ from transformers import PreTrainedTokenizerBase
 
 from .formats import Format, to_messages
 from .kinds import Kind
-from .render import Draft, Renderer
+from .render import Renderer
+from .spans import Draft
 from .think import OPEN, THINK_TAGS
 from .tokens import unmarked
 
@@ -57,6 +58,7 @@ def to_row(
         raise ValueError(f"{name}: its row is formatted text; blocks need a row of messages")
     ids = list(example["input_ids"])
     drafts = renderer.drafts(messages, name)
+    # which of the row's examples it is: its tokens say so
     made = [draft_ids.input_ids for draft_ids in renderer.tokenize(drafts)]
     if ids not in made:
         raise ValueError(f"{name}: this row and tokenizer make other tokens")
@@ -64,8 +66,10 @@ def to_row(
     # where each turn is an example of its own, the earlier turns are context
     turns = [i for i, message in enumerate(messages) if message.role == "assistant"]
     trained = turns if len(drafts) == 1 else [turns[number]]
+    # turn -> its blocks
     contents = dict(zip(trained, _contents(example, drafts[number], renderer), strict=True))
     new = []
+    # what follows the example's last turn is no part of it
     for i, message in enumerate(messages[: trained[-1] + 1]):
         turn = {"role": message.role, "content": contents.get(i, message.text)}
         if message.role == "assistant" and i not in trained:
@@ -103,10 +107,12 @@ def _weighted(example: dict, draft: Draft, renderer: Renderer) -> list[_Piece]:
     turn = 0
     for span, following in pairwise([*draft.spans, None]):
         is_end_of_turn = following is None or following.kind == Kind.PROMPT
+        # the template writes these
         if span.kind == Kind.PROMPT or is_end_of_turn:
             spans.append(replace(span, weight=0.0))
             turn += span.kind != Kind.PROMPT
         elif span.kind == Kind.TAG:
+            # rows spell tags as <think>, whatever the tokenizer's own are
             pieces.append(_Piece(turn, THINK_TAGS[renderer.tags.index(span.text)]))
             spans.append(replace(span, weight=float(len(pieces))))
         else:
@@ -114,6 +120,7 @@ def _weighted(example: dict, draft: Draft, renderer: Renderer) -> list[_Piece]:
                 pieces.append(_Piece(turn, unmarked(text)))
                 spans.append(replace(span, text=text, weight=float(len(pieces))))
     tag_of = {i: tag["tag"] for tag in example["tags"] for i in range(tag["start"], tag["stop"])}
+    # a token has all characters from those before it up to its own count
     done = 0
     for i, count in enumerate(renderer.tokenize([Draft("", spans, set())])[0].weights):
         for at in range(done, int(count)):
@@ -127,6 +134,7 @@ def _check(row: dict, example: dict, renderer: Renderer) -> None:
     """Raises ValueError, with the first token that differs, where the row does not make the example."""
     ids = list(example["input_ids"])
     made = renderer.examples(to_messages(row), row["id"])
+    # a block edge inside what the tokenizer merges would change the tokens
     weights = next((again.weights for again in made if again.input_ids == ids), None)
     if weights is None:
         raise ValueError(f"{row['id']}: cut at these weights, its text makes other tokens")

@@ -55,7 +55,7 @@ def _shorten(example: Example, excess: int, _) -> list[int]:
     """The tails of the thoughts, the longest first; one token of each stays."""
     tails = []
     for thought in sorted(thoughts(np.asarray(example.kinds)), key=len, reverse=True):
-        room = excess - len(tails)
+        room = excess - len(tails)  # what is still too much
         tails += thought[max(len(thought) - room, 1) :].tolist()
     return tails
 
@@ -94,11 +94,13 @@ def fit(
             `frame`; `keep_first` or `keep_last` tokens, whatever they are.
     """
     excess = len(example.input_ids) - max_length
+    # most fit as they are
     if excess <= 0:
         return Fitted(example, "")
     deleted, change = POLICIES[too_long]
     keep = np.ones(len(example.input_ids), bool)
     keep[deleted(example, excess, frame)] = False
+    # also where a policy found nothing to delete
     if keep.sum() > max_length:
         return Fitted(None, f"longer than max_length={max_length}")
     kinds = np.asarray(example.kinds)

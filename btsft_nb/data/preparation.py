@@ -36,7 +36,9 @@ from .weights import Weighting
 CACHE_VERSION = 1  # raise it when the same rows and settings come to make other examples
 _BATCH = 256  # rows that are tokenized at once
 _UNUSED_DAYS = 30
+# the columns of a line that has no example
 _NOTHING = vars(Example("", [], [], []))
+# an example, and what became of its row; the figures of the report come after these
 _LINE = pa.schema(
     {
         "id": pa.string(),
@@ -107,28 +109,20 @@ def prepare(
         is_data_set = isinstance(rows, (Dataset, IterableDataset))
         rows = Rows(rows.__iter__ if is_data_set else rows, "rows")
     added_tags = add_tags(tokenizer)
-    maker = _Maker(
-        tokenizer,
-        rows.source,
-        rows.name,
-        max_length,
-        format,
-        weights,
-        response_marker,
-        too_long,
-        strict,
-    )
+    settings = (max_length, format, weights, response_marker, too_long, strict)
+    maker = _Maker(tokenizer, rows.source, rows.name, *settings)
     lines = _made(rows, maker, num_proc, _key(rows, maker) if cache else None)
     # all but the tokens is in memory from here on
     frame = lines.remove_columns(["input_ids", "weights", "kinds", "tags"]).to_pandas()
+    # decided here, over all rows, since no process sees more than its share
     if duplicates == "drop":
         drop_duplicates(frame)
     report = make_report(frame, rows.source, added_tags)
     if not report.kept:
         reasons = "; ".join(f"{len(rows)} {reason}" for reason, rows in report.dropped.items())
         raise ValueError(f"{report.source}: nothing left to train on: {reasons}; raise max_length?")
-    kept = lines.select(frame.index[frame["dropped"].isna()])
-    examples = kept.select_columns(list(_NOTHING))
+    # lines of rows that gave nothing stay in the file, and out of the set
+    examples = lines.select(frame.index[frame["dropped"].isna()]).select_columns(list(_NOTHING))
     attach(examples, report)
     print(report)
     return examples
@@ -158,6 +152,7 @@ class _Maker:
         self.frame = PromptFrame(self.renderer) if self.too_long == "shorten_prompt" else None
 
     def __call__(self, batch: dict[str, list[bytes]], numbers: list[int]) -> pa.Table:
+        # rows to drafts: what a process does on its own
         lines = []
         refused = []
         drafts = []
@@ -169,33 +164,38 @@ class _Maker:
                 messages = self.weighting.apply(to_messages(row, self.format), row)
                 example_id = str(row.get("id") or f"{self.name}#{number}")
                 made = self.renderer.drafts(messages, example_id)
-            except UnsuitableRow as error:
-                refused.append({"row": number, "dropped": str(error)})
-                continue
             except RowError as error:
-                if self.strict:
-                    raise error.at(self.source, number) from None
-                field = error.field.partition("[")[0] or "the row"
-                refused.append({"row": number, "dropped": f"malformed: {field}"})
+                reason = str(error)
+                if not isinstance(error, UnsuitableRow):
+                    if self.strict:
+                        raise error.at(self.source, number) from None
+                    reason = f"malformed: {error.field.partition('[')[0] or 'the row'}"
+                refused.append({"row": number, "dropped": reason})
                 continue
             drafts += made
+            # a row can give several examples, one for each of its turns
             changed = [message.changed for message in messages if message.changed]
             lines += [{"row": number, "changed": changed} for _ in made]
         # all drafts of the batch are tokenized together, which is faster
         for line, example in zip(lines, self.renderer.tokenize(drafts), strict=True):
-            example, change = fit(example, self.max_length, self.too_long, self.frame)
-            if example is None:
-                line["dropped"] = change
-            elif not any(example.weights):
-                line["dropped"] = "every weight is 0"
-            else:
-                line |= vars(example)
-                if change:
-                    line["changed"] = [*line["changed"], change]
+            self._finish(line, example)
         table = pa.Table.from_pylist([_NOTHING | line for line in lines + refused], _LINE)
+        # counted here, so that the processes share the work and the cache has the result
         for name, values in figures(table).items():
             table = table.append_column(name, pa.array(values))
         return table
+
+    def _finish(self, line: dict, example: Example) -> None:
+        """Puts an example into its line, or the reason why it is left out."""
+        example, change = fit(example, self.max_length, self.too_long, self.frame)
+        if example is None:
+            line["dropped"] = change
+        elif not any(example.weights):
+            line["dropped"] = "every weight is 0"
+        else:
+            line |= vars(example)
+            if change:
+                line["changed"] = [*line["changed"], change]
 
 
 def _key(rows: Rows, maker: _Maker) -> str | None:
@@ -204,6 +204,7 @@ def _key(rows: Rows, maker: _Maker) -> str | None:
     if digest is None:
         return None
     tokenizer = maker.tokenizer
+    # all that can change a token, a weight or an id; neither the source nor what is done to duplicates
     settings = [getattr(maker, field.name) for field in fields(maker)[2:]]
     text = tokenizer.backend_tokenizer.to_str()
     special = tokenizer.special_tokens_map
@@ -218,30 +219,35 @@ def _key(rows: Rows, maker: _Maker) -> str | None:
 
 def _made(rows: Rows, maker: _Maker, num_proc: int, key: str | None) -> Dataset:
     """What `maker` makes of all rows, or made of them before."""
-    folder = Path(get_temporary_cache_files_directory())
-    if key:
-        folder = Path(datasets.config.HF_DATASETS_CACHE, "btsft_nb")
+    folder = Path(datasets.config.HF_DATASETS_CACHE, "btsft_nb")
+    if key is None:  # for this session
+        folder = Path(get_temporary_cache_files_directory())
+        key = generate_random_fingerprint()
+    # a bar is a widget in a notebook, and is saved with it
     shows_progress = not datasets.are_progress_bars_disabled()
     datasets.disable_progress_bars()
     try:
         with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as spool:
+            # datasets writes to a temporary file and moves it when it is whole, so nothing half-made is ever found
             made = _pickled(rows, Path(spool, "rows.arrow")).map(
                 maker,
                 with_indices=True,
                 batched=True,
                 batch_size=_BATCH,
                 remove_columns="row",
+                # None, since 1 would be a process, too
                 num_proc=num_proc if num_proc > 1 else None,
-                new_fingerprint=key or generate_random_fingerprint(),
-                cache_file_name=str(folder / f"{key or generate_random_fingerprint()}.arrow"),
+                new_fingerprint=key,
+                cache_file_name=str(folder / f"{key}.arrow"),
                 load_from_cache_file=True,
             )
     finally:
         if shows_progress:
             datasets.enable_progress_bars()
+    # what was used counts as new; what was not for long goes
     for file in made.cache_files:
         Path(file["filename"]).touch()
-    for path in folder.glob("*.arrow") if key else []:
+    for path in folder.glob("*.arrow"):
         if time.time() - path.stat().st_mtime > _UNUSED_DAYS * 24 * 3600:
             path.unlink(missing_ok=True)
     return made
@@ -251,6 +257,7 @@ def _pickled(rows: Rows, path: Path) -> Dataset:
     """Rows of any content in a file, from which each process reads its share."""
     features = datasets.Features(row=datasets.Value("binary"))
     with ArrowWriter(path=str(path), features=features) as writer:
+        # no two rows need have the same fields, so that they are bytes to Arrow
         for row in rows:
             writer.write({"row": pickle.dumps(row)})
         n_rows, _ = writer.finalize()

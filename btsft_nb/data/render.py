@@ -8,7 +8,7 @@ already is cut at a marker instead.
 
 import re
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate, groupby, pairwise
 
@@ -18,7 +18,7 @@ from .chat_templates import Template
 from .errors import RowError, UnsuitableRow
 from .kinds import Kind
 from .messages import Message
-from .spans import Span, cut_blocks, oddities, turn_spans
+from .spans import Draft, Span, cut_blocks, joined, named_blocks, oddities, turn_spans
 from .think import CLOSE, OPEN
 from .tokens import Encoded, Encoder, tag_ids, think_tags, unmarked
 
@@ -45,15 +45,6 @@ class Example:
     kinds: list[int]
     flags: list[str] = field(default_factory=list)
     tags: list[dict] = field(default_factory=list)
-
-
-@dataclass
-class Draft:
-    """An example before it is tokenized."""
-
-    id: str
-    spans: list[Span]
-    flags: set[str]
 
 
 class Renderer:
@@ -87,6 +78,7 @@ class Renderer:
         self.tags = think_tags(tokenizer)
         self._encoder = Encoder(tokenizer)
         self.template = Template(tokenizer, self._encoder.control, self.tags)
+        # found by a probe of the template
         self.end_of_turn = self.template.end_of_turn
         # Formatted text gets the start token that the tokenizer itself would write.
         adds_bos = tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id]
@@ -133,9 +125,10 @@ class Renderer:
         """As `examples`, before they are tokenized: many at once are faster."""
         is_formatted = messages[0].role == "text"
         turns = list(self._formatted(messages[0]) if is_formatted else self._templated(messages))
-        joined = _joined(turns, example_id)
-        if joined:
-            return [joined]
+        # one text for all turns, if each prompt repeats what was before it
+        whole = joined(turns, example_id)
+        if whole:
+            return [whole]
         for i, turn in enumerate(turns):
             turn.id = f"{example_id}/turn{i}"
         return turns
@@ -155,6 +148,7 @@ class Renderer:
             if span.kind == Kind.PROMPT and token_start < end:
                 encoded = self._apart(spans)
                 break
+        # the tokens between which the spans lie
         edges = [0, *(index for index, _ in encoded.places[:-1]), len(encoded.ids)]
         weights = []
         kinds = []
@@ -162,17 +156,19 @@ class Renderer:
             weights += [span.weight * self.kind_weights[span.kind]] * (stop - start)
             kinds += [int(span.kind)] * (stop - start)
         weights[0] = 0.0  # nothing predicts the first token
-        tags = _tags(spans, edges)
+        tags = named_blocks(spans, edges)
         return Example(draft.id, encoded.ids, weights, kinds, sorted(draft.flags), tags)
 
     def _apart(self, spans: list[Span]) -> Encoded:
         """Prompts and completions, tokenized one by one."""
         ids = []
         places = []
+        # runs of spans that are prompt, or are not
         for _, group in groupby(spans, lambda span: span.kind == Kind.PROMPT):
             run = list(group)
             text = "".join(span.text for span in run)
             part = self._encoder.encode([text], [_ends(run)])[0]
+            # token indices count on from the runs before
             places += [(len(ids) + index, start) for index, start in part.places]
             ids += part.ids
         return Encoded(ids, places)
@@ -187,10 +183,12 @@ class Renderer:
         """Each completion in a text that is formatted already; without a marker all of it is one."""
         end_of_text = self.tokenizer.eos_token or self.end_of_turn
         marker = self.response_marker
+        # text without a marker is trained from its first token
         if marker is None:
             yield self._turn(message, self._bos, end_of_text)
             return
         text = message.text
+        # the start token may stand in the text already
         bos = "" if text.startswith(self._bos) else self._bos
         ends = "|".join(re.escape(end) for end in sorted({self.end_of_turn, end_of_text}))
         if marker not in text:
@@ -202,6 +200,7 @@ class Renderer:
                     f"after each response marker {marker!r} must stand text and an end of turn"
                 )
             start, stop = found.span(1)
+            # a completion of formatted text is a turn like any other
             part = Message("assistant", cut_blocks(message.blocks, start, stop))
             yield self._turn(part, bos + text[:start], found[2] or self.end_of_turn)
 
@@ -214,6 +213,7 @@ class Renderer:
         if message.role != "assistant":
             return {"role": message.role, "content": self._encoder.protect(message.text)}
         spans = turn_spans(message, self._encoder, self.tags)
+        # some templates take the thought by itself, and write an empty one if they get none
         is_odd = oddities(message.text) & {"untagged", "unopened", "unclosed"}
         if is_odd or not self.template.takes_thoughts_apart:
             return {"role": "assistant", "content": "".join(span.text for span in spans)}
@@ -225,6 +225,7 @@ class Renderer:
         """A prompt, and what the model would have to generate after it, end of turn included."""
         opened = self.opens(prompt)
         flags = oddities(message.text, opened)
+        # a thought that is over before the turn begins has no place for the turn's own
         spans = turn_spans(message, self._encoder, self.tags)
         if prompt.rstrip().endswith(self.tags[1]) and "untagged" not in flags:
             raise UnsuitableRow(
@@ -250,28 +251,17 @@ class Renderer:
             raise UnsuitableRow(
                 f"the chat template opens a thought ({opening}), and the turn begins with none"
             )
+        # the turn's own tag stands in the prompt already, and so does the white space after it
         first_tag = next(i for i, span in enumerate(spans) if span.kind == Kind.TAG)
         if spans[first_tag].text == opening:
             spans = spans[first_tag + 1 :]
         supplied = prompt[prompt.rindex(opening) + len(opening) :]
         if spans:
             spans[0].text = spans[0].text.removeprefix(supplied)
+        # else only the end of the turn would be trained, in the middle of a thought
         if not any(span.text.strip() for span in spans):
             raise UnsuitableRow(f"nothing follows {opening}, which the chat template writes itself")
         return spans
-
-
-def _joined(turns: list[Draft], example_id: str) -> Draft | None:
-    """All turns as one text; None where the template rewrote an earlier turn."""
-    whole = Draft(example_id, [], set())
-    for turn in turns:
-        prompt, *completion = turn.spans
-        before = "".join(span.text for span in whole.spans)
-        if not prompt.text.startswith(before):
-            return None
-        whole.spans += [replace(prompt, text=prompt.text[len(before) :]), *completion]
-        whole.flags |= turn.flags
-    return whole
 
 
 def _ends(spans: list[Span]) -> list[int]:
@@ -279,24 +269,9 @@ def _ends(spans: list[Span]) -> list[int]:
     return list(accumulate(len(unmarked(span.text)) for span in spans))
 
 
-def _tags(spans: list[Span], edges: list[int]) -> list[dict]:
-    """The named blocks in tokens; `edges` are the tokens between which the spans lie."""
-    tags = []
-    last_block = None
-    for span, (start, stop) in zip(spans, pairwise(edges), strict=True):
-        if span.block is None or span.block.tag is None or start == stop:
-            continue
-        # the spans of one block are one stretch
-        if span.block is last_block and tags[-1]["stop"] == start:
-            tags[-1]["stop"] = stop
-        else:
-            tags.append({"tag": span.block.tag, "start": start, "stop": stop})
-        last_block = span.block
-    return tags
-
-
 def stop_ids(model: PreTrainedModel, renderer: Renderer) -> list[int]:
     """The tokens that end a completion: the template's, the tokenizer's, and those of the model's settings."""
+    # one token, several, or none
     of_model = model.generation_config.eos_token_id
     if not isinstance(of_model, list):
         of_model = [of_model]

@@ -79,6 +79,7 @@ class Report:
         return self._text(10)
 
     def _text(self, n_suspicious: int) -> str:
+        # shares, also of nothing
         total = max(sum(self.tokens.values()), 1)
         shares = ", ".join(f"{kind} {count / total:.0%}" for kind, count in self.tokens.items())
         suspicious = [
@@ -88,6 +89,7 @@ class Report:
         if len(suspicious) > n_suspicious:
             more = f"and {len(suspicious) - n_suspicious} more, in report.suspicious"
             suspicious[n_suspicious:] = [more]
+        # a heading and its lines; those without lines are left out
         groups = {
             "tokens": [f"{total:,} ({shares}); {self.supervised / total:.0%} supervised"],
             "lengths": [
@@ -102,6 +104,7 @@ class Report:
             "suspicious": suspicious,
         }
         lines = [f"{self.source}: {self.rows:,} rows -> {self.kept:,} examples"]
+        # ids, sources and reasons come from the data
         lines += [f"  {heading:10}  {text}" for heading, texts in groups.items() for text in texts]
         return "\n".join(map(visible, lines))
 
@@ -119,6 +122,7 @@ def figures(examples: pa.Table) -> dict[str, np.ndarray | list]:
     """What a report counts, by column: tokens of each kind, `supervised`, the share of `distinct` tokens in a
     completion, and a digest of the tokens."""
     n = len(examples)
+    # all examples end to end
     ids = pc.list_flatten(examples["input_ids"]).to_numpy()
     kinds = pc.list_flatten(examples["kinds"]).to_numpy()
     weights = pc.list_flatten(examples["weights"]).to_numpy()
@@ -131,6 +135,7 @@ def figures(examples: pa.Table) -> dict[str, np.ndarray | list]:
     columns["supervised"] = np.bincount(example_of[weights != 0], minlength=n)
     columns["digest"] = []
     columns["distinct"] = []
+    # what needs the tokens of one example at a time
     ends = lengths.cumsum()
     for start, end in zip(ends - lengths, ends, strict=True):
         part = ids[start:end]
@@ -153,9 +158,12 @@ def make_report(outcomes: pd.DataFrame, source: str, added_tags: Sequence[str] =
         outcomes: a line for each example in the order of the rows, or for each row that gave none: `row`, `id`,
             `flags` and `changed` (lists), `dropped` (the reason, or None), and the `figures`.
     """
+    # from here on an index is the place of an example in the set
     kept = outcomes[outcomes["dropped"].isna()].reset_index(drop=True)
+    # a row counts once, whatever number of its turns were changed
     changed = outcomes.explode("changed").drop_duplicates(["row", "changed"])
     dropped = _rows_by(outcomes, "dropped")
+    # dropped duplicates are duplicates, too
     repeated = kept["row"][kept.duplicated("digest")].tolist()
     sizes = kept[list(_NAMES.values())]
     lengths = {
@@ -196,6 +204,7 @@ def _spread(tokens: pd.Series) -> dict[str, int]:
 def _suspicious(kept: pd.DataFrame) -> list[dict]:
     """The ten examples with the most surprising reasons."""
     reasons = pd.DataFrame(_reasons(kept), columns=["index", "surprise", "text"])
+    # stable sorts, so that equal surprises keep the order of the rows
     reasons = reasons.sort_values("surprise", ascending=False, kind="stable")
     totals = reasons.groupby("index")["surprise"].sum()
     worst = totals.sort_values(ascending=False, kind="stable").index[:10]
@@ -218,11 +227,13 @@ def _reasons(kept: pd.DataFrame) -> Iterator[dict]:
         surprise = math.log2(n / len(indices))
         text = f"{flag}, as {len(indices):,} of {n:,} are"
         yield from ({"index": i, "surprise": surprise, "text": text} for i in indices)
+    # copies name the row that came first
     first_row = kept.groupby("digest")["row"].transform("first")
     repeated = kept.index[kept.duplicated("digest")]
     for i in repeated:
         surprise = math.log2(n / len(repeated))
         yield {"index": i, "surprise": surprise, "text": f"the same tokens as row {first_row[i]}"}
+    # the end of turn is one token
     for i in kept.index[kept["answer"] == 1]:
         text = "empty answer: 1 token, the end of turn"
         yield {"index": i, "surprise": _OUTLIER, "text": text}
@@ -240,13 +251,16 @@ def _outliers(values: pd.Series) -> pd.Series:
 
     What is within a factor of 2 of the median is no outlier, however alike the others are.
     """
+    # sizes differ by factors
     distance = np.log(values) - np.log(values).median()
+    # 1.4826 makes the median deviation a standard deviation where values are normal
     z = distance / np.maximum(1.4826 * distance.abs().median(), math.log(2) / _OUTLIER)
     return z[z.abs() > _OUTLIER]
 
 
 def attach(examples: Dataset, report: Report) -> None:
     """Keeps the report with a data set: in its description, which all that is made from it inherits."""
+    # select, shuffle, map, save_to_disk and pickle copy the description
     examples.info.description = json.dumps(asdict(report))
     examples.report = report
 
@@ -263,5 +277,6 @@ def report_of(examples: Dataset) -> Report | None:
     """
     try:
         return Report(**json.loads(examples.info.description))
+    # no data set of ours, or a description in words
     except (AttributeError, TypeError, ValueError):
         return None

@@ -57,12 +57,15 @@ def mix(sets: list[Dataset], proportions: list[float], *, seed: int = 0) -> Data
         raise ValueError(
             f"proportions must be a positive number for each of {len(sets)} sets, got {proportions}"
         )
+    # of a set with the share 1
     size = min(len(data) / share for data, share in zip(sets, proportions, strict=True))
     parts = []
     for data, share in zip(sets, proportions, strict=True):
+        # 0.1 * 30 is a little less than 3 in floating point
         count = max(int(size * share + 1e-9), 1)
         parts.append(data.shuffle(seed=seed).select(range(count)))
     mixed = concatenate_datasets(parts).shuffle(seed=seed)
+    # the id keys the draws of the blur
     name, count = Counter(mixed["id"]).most_common(1)[0]
     if count > 1:
         raise ValueError(
