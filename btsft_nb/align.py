@@ -11,26 +11,27 @@ on and samples with. As conversations they would go through the chat template ag
 
 import functools
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
-import numpy as np
-import torch
 from datasets import Dataset
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .checks import check_number
+from .align_trainers import BlurredThoughts, Rewards
+from .checks import check_choice
+from .data.errors import RowError
 from .data.formats import to_prompt
-from .data.kinds import Kind
-from .data.messages import THINK_TAGS, RowError
 from .data.render import Renderer
-from .evaluation.answers import Parsed, is_correct, parse
-from .evaluation.diversity import copied_ngrams, run_lengths, self_bleus
+from .data.think import CLOSE, OPEN
+from .evaluation.answers import is_correct, parse
+from .evaluation.diversity import copied_ngrams
 from .evaluation.summary import references_of
 from .models.adapters import without_old_torchao
 from .models.load import BASE_FILE, load_model, load_run
-from .objective.blur import draws, example_key
+
+__all__ = ["BlurredThoughts", "Rewards", "load_policy", "preference_pairs", "prompt_rows"]
 
 
 def load_policy(
@@ -48,32 +49,31 @@ def load_policy(
         dequantize: take the numbers that quantised weights stand for in place of them. TRL trains adapters on
             quantised weights in bfloat16, on others in float32.
 
-    Raises ValueError for an adapter with rows of new tokens: TRL's trainers read the head without them.
+    Raises:
+        ValueError: the adapter has rows of new tokens, and TRL's trainers read the head without them.
+
+    >>> policy, tokenizer = bt.align.load_policy("tiny")
+    >>> tokenizer.eos_token
+    '<|im_end|>'
     """
-    adapted = Path(run, "adapter_config.json").is_file()
-    model, tokenizer = (
-        load_run(run, dequantize=dequantize, trainable=True) if adapted else load_model(run)
-    )
-    tokenizer.eos_token = tokenizer.convert_ids_to_tokens(Renderer(tokenizer).end_id)
-    if adapted:
+    if Path(run, "adapter_config.json").is_file():
+        model, tokenizer = load_run(run, dequantize=dequantize, trainable=True)
         if model.peft_config["default"].trainable_token_indices:
             raise ValueError(
-                f"{run}: its adapter has trained rows for new tokens, which TRL would leave out of the head: "
-                "bt.merge(run, folder), then load_policy(folder), and give TRL's trainer a peft_config"
+                f"{run} has trained rows for new tokens, which TRL would leave out of the head: "
+                "bt.merge it, load that, and give TRL's trainer a peft_config"
             )
-        model.add_adapter = without_old_torchao()(model.add_adapter)  # of the reference
-        model.save_pretrained = functools.partial(_save, model, Path(run, BASE_FILE).read_bytes())
+        # TRL adds the reference
+        model.add_adapter = without_old_torchao()(model.add_adapter)
+        record = Path(run, BASE_FILE).read_bytes()
+        model.save_pretrained = functools.partial(_save, model, record)
+    else:
+        model, tokenizer = load_model(run)
+    tokenizer.eos_token = tokenizer.convert_ids_to_tokens(Renderer(tokenizer).end_id)
     return model, tokenizer
 
 
-def _save(
-    model: PeftModel,
-    record: bytes,
-    folder: str | Path,
-    *args,
-    is_main_process: bool = True,
-    **kwargs,
-) -> None:
+def _save(model: PeftModel, record: bytes, folder, *args, is_main_process=True, **kwargs) -> None:
     """As PeftModel's, by default of the policy's adapter alone; and what it takes to load that on its base."""
     kwargs = {"selected_adapters": ["default"], "save_embedding_layers": False} | kwargs
     PeftModel.save_pretrained(model, folder, *args, is_main_process=is_main_process, **kwargs)
@@ -87,30 +87,42 @@ def prompt_rows(
     """Rows -> what GRPO and RLOO sample from: `prompt`, and `answer` where rows have one.
 
     Args:
-        rows: as for `sample`. answer: how answers are compared, see `metrics.is_correct`.
+        rows: as for `sample`.
+        answer: how answers are compared, see `metrics.is_correct`.
 
-    Raises RowError for a malformed row, or one whose text spells a control token, which TRL would read as one;
-    ValueError where only some rows have an answer, or one has none of the kind.
+    Raises:
+        RowError: a row is malformed, or its text spells a control token, which TRL would read as one.
+        ValueError: only some rows have an answer, or one has none of the kind.
+
+    >>> rows = bt.align.prompt_rows([{"question": "2+2?", "answer": 4}], bt.load_tokenizer("tiny"))
+    >>> rows[0]
+    {'prompt': '<|im_start|>user\\n2+2?<|im_end|>\\n<|im_start|>assistant\\n', 'answer': '4'}
     """
-    answers, prompts = references_of(rows, answer), [*_prompts(Renderer(tokenizer), rows)]
-    return Dataset.from_dict({"prompt": prompts} | ({"answer": answers} if answers else {}))
+    answers = references_of(rows, answer)
+    columns = {"prompt": _prompts(Renderer(tokenizer), rows)}
+    if answers:
+        columns["answer"] = answers
+    return Dataset.from_dict(columns)
 
 
-def _prompts(renderer: Renderer, rows: Sequence[dict | str]) -> Iterator[str]:
+def _prompts(renderer: Renderer, rows: Sequence[dict | str]) -> list[str]:
     """The generation prompts of rows, as the texts that a tokenizer's own call turns into the right ids."""
+    tokenizer = renderer.tokenizer
+    prompts = []
     for i, row in enumerate(rows):
         try:
             messages = to_prompt(row)
-            text, ids = renderer.prompt_text(messages), renderer.prompt_ids(messages)
-            texts = (text, text.removeprefix(renderer.tokenizer.bos_token or ""))
-            fitting = [one for one in texts if renderer.tokenizer(one)["input_ids"] == ids]
+            text = renderer.prompt_text(messages)
+            # the call may add a start of text of its own
+            texts = [text, text.removeprefix(tokenizer.bos_token or "")]
+            ids = renderer.prompt_ids(messages)
+            fitting = [text for text in texts if tokenizer(text)["input_ids"] == ids]
             if not fitting:
-                raise RowError(
-                    "as text, as TRL takes it, it spells a control token: take that out of the row"
-                )
+                raise RowError("as text, as TRL takes it, it spells a control token")
         except RowError as error:
             raise error.at(getattr(rows, "source", "rows"), i) from None
-        yield fitting[0]
+        prompts.append(fitting[0])
+    return prompts
 
 
 def preference_pairs(
@@ -139,234 +151,103 @@ def preference_pairs(
     Returns:
         `prompt`, `chosen` and `rejected`, texts with their end of turn.
 
-    Raises ValueError where `by` lacks what it needs, a sample is of no row here, or no pair is found; RowError as
-    `prompt_rows`.
+    Raises:
+        ValueError: `by` lacks what it needs, a sample is of no row here, or no pair is found.
+        RowError: as `prompt_rows`.
+
+    >>> tokenizer = bt.load_tokenizer("tiny")
+    >>> sample = {"prompt": 0, "question": "2+2?", "prefilled": False, "finished": True, "prompt_cut": 0}
+    >>> texts = ["<think>2+2=4</think>4", "It is 4."]
+    >>> samples = [sample | {"text": text, "tokens": len(tokenizer(text)["input_ids"]) + 1} for text in texts]
+    >>> pairs = bt.align.preference_pairs(samples, ["2+2?"], tokenizer, by="format")
+    format: 2 samples of 1 prompts -> 1 pairs; left out: none
+    >>> pairs[0]["chosen"], pairs[0]["rejected"]
+    ('<think>2+2=4</think>4<|im_end|>', 'It is 4.<|im_end|>')
     """
-    renderer, references = Renderer(tokenizer), references_of(rows, answer)
-    prompts = [*_prompts(renderer, rows)]
-    texts = [_completion(renderer, prompts, record) for record in samples]
-    scores, counts = _scored(samples, references, by, answer, training)
-    groups, pairs = defaultdict(list), []
-    for record, score, text in zip(samples, scores, texts, strict=True):
-        counts["that TRL would tokenize otherwise"] += score is not None and text is None
-        groups[record["prompt"]] += [(score, text)] * (score is not None and text is not None)
-    for i, group in groups.items():
-        ranked = sorted(group, key=lambda one: -one[0])
-        both = zip(ranked, reversed(ranked), strict=True)
-        found = {(prompts[i], good, bad): None for (high, good), (low, bad) in both if high > low}
-        counts["without another to differ from"] += len(group) - 2 * len(found)
-        pairs += found
-    what = ", ".join(f"{n} {why}" for why, n in counts.items() if n) or "none"
-    said = f"{by}: {len(samples)} samples of {len(rows)} prompts -> {len(pairs)} pairs; left out: {what}"
-    if not pairs:
-        raise ValueError(f"{said}; sample more, or at a higher temperature")
-    print(said)
-    return Dataset.from_list(
-        [dict(zip(("prompt", "chosen", "rejected"), pair, strict=True)) for pair in pairs]
-    )
-
-
-def _scored(samples, references, by: str, how: str, training) -> tuple[list[float | None], Counter]:
-    """What each sample is worth; None, counted with the reason, where it takes no part."""
-    if by not in ("format", "answer", "thought"):
-        raise ValueError(f"by={by!r}: 'format', 'answer' or 'thought' wanted")
+    check_choice("by", by, ("format", "answer", "thought"))
+    references = references_of(rows, answer)
     if by == "answer" and not references:
-        raise ValueError("by='answer' needs the field answer in the rows")
-    if by == "thought" and not training:
-        raise ValueError("by='thought' needs training=, the texts of the training thoughts")
-    scores, counts, thoughts = [None] * len(samples), Counter(), {}
-    for i, record in enumerate(samples):
-        parsed = parse(record["text"], prefilled=record["prefilled"], finished=record["finished"])
-        right = references is None or is_correct(parsed.answer, references[record["prompt"]], how)
-        if not record["finished"]:
-            counts["cut off"] += 1
-        elif by != "format" and parsed.problem:
-            counts["against the format"] += 1
-        elif by == "thought" and not right:
-            counts["wrong"] += 1
-        else:
-            scores[i], thoughts[i] = (
-                float(right if by == "answer" else parsed.problem is None),
-                parsed.thought,
-            )
-    if by == "thought" and thoughts:
-        for i, runs in zip(thoughts, run_lengths(list(thoughts.values()), training), strict=True):
-            copied = copied_ngrams(runs)
-            counts["with a thought of fewer than four words"] += copied is None
-            scores[i] = None if copied is None else 1 - copied
-    return scores, counts
+        raise ValueError("by='answer' needs rows with the field answer")
+    renderer = Renderer(tokenizer)
+    prompts = _prompts(renderer, rows)
+    texts = [_completion(renderer, prompts, sample) for sample in samples]
+    left_out = Counter()
+    groups = defaultdict(list)
+    for candidate in _candidates(samples, texts, references, by, answer, training or (), left_out):
+        groups[candidate.prompt].append(candidate)
 
-
-def _completion(renderer: Renderer, prompts: list[str], record: dict) -> str | None:
-    """A sample's text with its end of turn; None where that has other tokens than were sampled."""
-    i, text, asked = record["prompt"], record["text"], record["question"]
-    prompt = "".join(prompts[i : i + 1])
-    if asked.strip() not in prompt or record["prompt_cut"] or not prompt:
-        raise ValueError(
-            f"a sample is of another prompt than rows[{i}]: {asked!r:.80}; give the rows it was drawn for"
-        )
-    for own, tag in zip(renderer.tags, THINK_TAGS, strict=True):
-        text = text.replace(tag, own)
-    ids, before = (renderer.tokenizer(part)["input_ids"] for part in (prompt + text, prompt))
-    same = (
-        ids[: len(before)] == before
-        and len(ids) - len(before) == record["tokens"] - record["finished"]
+    pairs = []
+    for number, group in groups.items():
+        paired = _paired(group)
+        left_out["without another to differ from"] += len(group) - 2 * len(paired)
+        pairs += [{"prompt": prompts[number], **pair} for pair in paired]
+    reasons = [f"{count} {reason}" for reason, count in left_out.items() if count]
+    report = (
+        f"{by}: {len(samples)} samples of {len(rows)} prompts -> {len(pairs)} pairs; "
+        f"left out: {', '.join(reasons) or 'none'}"
     )
-    return text + renderer.end_of_turn if same else None
+    if not pairs:
+        raise ValueError(f"{report}; sample more, or at a higher temperature")
+    print(report)
+    return Dataset.from_list(pairs)
 
 
-class Rewards:
-    """Reward functions in TRL's signature, for one tokenizer: `GRPOTrainer(policy, [Rewards(tokenizer).format], ...)`.
+class _Candidate(NamedTuple):
+    """A completion that may stand in a pair."""
 
-    They read the ids of a completion, since TRL's text lacks think tags that are special tokens, and its end. A prompt
-    that ends in an open think tag begins the thought.
-
-    Args:
-        answer: how answers are compared, see `metrics.is_correct`.
-        max_thought, slack: tokens of a thought, for `length`.
-    """
-
-    def __init__(
-        self,
-        tokenizer: PreTrainedTokenizerBase,
-        *,
-        answer: str = "auto",
-        max_thought: int = 512,
-        slack: int = 128,
-    ):
-        if not 0 < slack <= max_thought:
-            raise ValueError(
-                f"slack={slack}, max_thought={max_thought}: 0 < slack <= max_thought wanted"
-            )
-        self.renderer, self.answer, self.max_thought, self.slack = (
-            Renderer(tokenizer),
-            answer,
-            max_thought,
-            slack,
-        )
-
-    def format(self, prompts: list, completion_ids: list[list[int]], **_) -> list[float]:
-        """1 for a completion that ends and is in the strict think format, see `metrics.parse`; else 0."""
-        return [float(found.problem is None) for found in self._parsed(prompts, completion_ids)]
-
-    def accuracy(
-        self, prompts: list, completion_ids: list[list[int]], answer: list[str], **_
-    ) -> list[float]:
-        """1 for a right answer, else 0; `answer` is the column of the data set."""
-        pairs = zip(self._parsed(prompts, completion_ids), answer, strict=True)
-        return [
-            float(is_correct(found.answer, str(reference), self.answer))
-            for found, reference in pairs
-        ]
-
-    def diversity(self, prompts: list, completion_ids: list[list[int]], **_) -> list[float | None]:
-        """How little a thought is like the others of its prompt: 1 - its BLEU against them, see `metrics.self_bleu`.
-        0 for no thought; None where no other is there to compare with. A group is compared within a process: let
-        per_device_train_batch_size be a multiple of num_generations."""
-        thoughts = [found.thought for found in self._parsed(prompts, completion_ids)]
-        groups, rewards = defaultdict(list), [0.0] * len(thoughts)
-        for i, prompt in enumerate(prompts):
-            groups[str(prompt)] += [i] * bool(thoughts[i])
-        for places in groups.values():
-            for i, score in zip(places, self_bleus([thoughts[i] for i in places]), strict=True):
-                rewards[i] = None if score is None else 1 - score
-        return rewards
-
-    def length(self, prompts: list, completion_ids: list[list[int]], **_) -> list[float]:
-        """0 for a thought of up to max_thought - slack tokens, from there evenly down to -1 at max_thought. Without its
-        open tag a text is no thought, so this belongs beside `format`.
-
-        Yu et al. 2025 (DAPO), https://arxiv.org/abs/2503.14476, equation 13, of the thought in place of the completion.
-        """
-        pairs = zip(prompts, completion_ids, strict=True)
-        tokens = np.array(
-            [len(_thought(list(ids), self.renderer.tag_ids, self._opens(p))) for p, ids in pairs]
-        )
-        return (-np.clip((tokens - self.max_thought) / self.slack + 1, 0, 1)).tolist()
-
-    def _opens(self, prompt: str | list[dict]) -> bool:
-        """Whether a prompt, as text or as conversation, begins the thought."""
-        text = (
-            prompt
-            if isinstance(prompt, str)
-            else self.renderer.prompt_text(to_prompt({"messages": prompt}))
-        )
-        return self.renderer.opens(text)
-
-    def _parsed(self, prompts: list, completion_ids: list[list[int]]) -> list[Parsed]:
-        read = [self.renderer.read(list(ids), self.renderer.stop_ids) for ids in completion_ids]
-        pairs = zip(read, map(self._opens, prompts), strict=True)
-        return [
-            parse(text, prefilled=opened, finished=stop is not None)
-            for (text, stop), opened in pairs
-        ]
+    prompt: int
+    text: str
+    score: float
 
 
-def _thought(ids: list[int], tags: tuple[int, int], opened: bool) -> range:
-    """Which tokens of a completion are thought: between its first tags, or up to its end."""
-    start = 0 if opened else ids.index(tags[0]) + 1 if tags[0] in ids else len(ids)
-    return range(start, ids.index(tags[1], start) if tags[1] in ids[start:] else len(ids))
+def _candidates(samples, texts, references, by, answer, training, left_out) -> list[_Candidate]:
+    """The samples that take part, each with what it is worth; the others are counted in `left_out`."""
+    parsed = [parse(each["text"], prefilled=each["prefilled"]) for each in samples]
+    copied = [0.0] * len(samples)
+    if by == "thought":
+        copied = copied_ngrams([each.thought for each in parsed], training)
+    candidates = []
+    for sample, text, each, share in zip(samples, texts, parsed, copied, strict=True):
+        number = sample["prompt"]
+        is_right = not references or is_correct(each.answer, references[number], answer)
+        if not sample["finished"]:
+            left_out["cut off"] += 1
+        elif by != "format" and each.problem:
+            left_out["against the format"] += 1
+        elif by == "thought" and not is_right:
+            left_out["wrong"] += 1
+        elif share is None:
+            left_out["with a thought of fewer than four words"] += 1
+        elif text is None:
+            left_out["that TRL would tokenize otherwise"] += 1
+        else:
+            scores = {"format": not each.problem, "answer": is_right, "thought": -share}
+            candidates.append(_Candidate(number, text, scores[by]))
+    return candidates
 
 
-class BlurredThoughts:
-    """A collator of TRL's, after which blurred thought tokens count in no log-probability of the loss:
-    `trainer.data_collator = BlurredThoughts(trainer.data_collator, tokenizer, threshold=0.5)`.
+def _paired(group: list[_Candidate]) -> list[dict[str, str]]:
+    """The best with the worst, the second with the second worst, and so on; the same pair once."""
+    ranked = sorted(group, key=lambda candidate: -candidate.score)
+    pairs = []
+    for good, bad in zip(ranked, reversed(ranked), strict=True):
+        pair = {"chosen": good.text, "rejected": bad.text}
+        if good.score > bad.score and pair not in pairs:
+            pairs.append(pair)
+    return pairs
 
-    For DPO and KTO. Each completion has draws of its own, the same in all epochs. ORPO's likelihood term takes the
-    whole sequence, whatever is masked.
 
-    Args:
-        threshold: the share of thought tokens; 1: thoughts do not count, answers and tags alone do.
-
-    Raises ValueError for a batch without a mask, or with log-probabilities of the reference, computed without it.
-    """
-
-    def __init__(
-        self,
-        collator: Callable,
-        tokenizer: PreTrainedTokenizerBase,
-        threshold: float,
-        seed: int = 0,
-    ):
-        check_number("threshold", threshold, 0, 1)
-        self.collator, self.tag_ids, self.threshold, self.seed = (
-            collator,
-            Renderer(tokenizer).tag_ids,
-            threshold,
-            seed,
-        )
-
-    def __call__(self, examples: list[dict]) -> dict[str, torch.Tensor]:
-        batch = self.collator(examples)
-        masks = [name for name in batch if name.endswith("completion_mask")]
-        if not masks:
-            raise ValueError(
-                f"no completion_mask in the batch, which has {', '.join(batch)}: for DPO and KTO only"
-            )
-        if precomputed := [name for name in batch if name.startswith("ref_")]:
-            raise ValueError(
-                f"{precomputed[0]} counts the thoughts: set precompute_ref_log_probs=False"
-            )
-        for name in masks:
-            for mask, ids in zip(
-                batch[name], batch[name.replace("completion_mask", "input_ids")], strict=True
-            ):
-                mask[self._blurred(ids, mask)] = 0
-        return batch
-
-    def _blurred(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """Where in a sequence blurred tokens stand."""
-        places = mask.nonzero()[:, 0]
-        own = ids[places].numpy()
-        before = (
-            [token for token in ids[: places.min()].tolist() if token in self.tag_ids]
-            if len(places)
-            else []
-        )
-        kinds = np.full(len(own), Kind.ANSWER)
-        kinds[_thought(own.tolist(), self.tag_ids, before[-1:] == [self.tag_ids[0]])] = Kind.THINK
-        return places[
-            torch.from_numpy(
-                draws(kinds, example_key(own.tobytes().hex()), self.seed, 0) < self.threshold
-            )
-        ]
+def _completion(renderer: Renderer, prompts: list[str], sample: dict) -> str | None:
+    """A sample's text with its end of turn; None where that has other tokens than were sampled."""
+    number = sample["prompt"]
+    prompt = prompts[number] if number < len(prompts) else ""
+    question = sample["question"].strip()
+    if not prompt or question not in prompt or sample["prompt_cut"]:
+        raise ValueError(f"a sample is of another prompt than rows[{number}]: {question!r:.80}")
+    opening, closing = renderer.tags
+    text = sample["text"].replace(OPEN, opening).replace(CLOSE, closing)
+    before = renderer.tokenizer(prompt)["input_ids"]
+    ids = renderer.tokenizer(prompt + text)["input_ids"]
+    end = len(ids) + sample["finished"]  # and an end of turn
+    is_same = ids[: len(before)] == before and end - len(before) == sample["tokens"]
+    return text + renderer.end_of_turn if is_same else None

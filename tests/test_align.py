@@ -186,10 +186,8 @@ def test_rows_of_new_tags_are_merged_first(tmp_path):
     model, tokenizer = bt.load_model(ModelConfig(str(tmp_path / "base"), lora_r=4))
     model.save_pretrained(tmp_path / "run")
     tokenizer.save_pretrained(tmp_path / "run")
-    bt.models.record_base(tmp_path / "run", model)
-    with pytest.raises(
-        ValueError, match=r"run: its adapter has trained rows for new tokens.*bt\.merge"
-    ):
+    bt.models.load.record_base(tmp_path / "run", model)
+    with pytest.raises(ValueError, match=r"run has trained rows for new tokens.*bt\.merge"):
         load_policy(tmp_path / "run")
     bt.merge(tmp_path / "run", tmp_path / "merged", dtype="float32")
     policy, tokenizer = load_policy(tmp_path / "merged")
@@ -454,9 +452,9 @@ def test_what_trl_would_tokenize_otherwise_is_left_out(shared, capsys, name):
 @pytest.mark.parametrize(
     ("by", "rows", "words"),
     [
-        ("rank", ROWS, "by='rank': 'format', 'answer' or 'thought' wanted"),
-        ("answer", ["2+2?", "3+4?"], "by='answer' needs the field answer in the rows"),
-        ("thought", ROWS, "by='thought' needs training=, the texts of the training thoughts"),
+        ("rank", ROWS, "by.*'rank'"),
+        ("answer", ["2+2?", "3+4?"], "by='answer' needs rows with the field answer"),
+        ("thought", ROWS, "training must hold at least one text"),
         (
             "format",
             ROWS,
@@ -566,7 +564,7 @@ def test_the_length_reward_is_trls_of_the_thought(tiny_tokenizer):
     whole = [[opening, *thought, closing, *seven * 20] for thought in thoughts]
     assert rewards.length(prompts=["Q"] * 16, completion_ids=whole) == pytest.approx(wanted)
     assert rewards.length(prompts=["Q"], completion_ids=[seven * 50]) == [0]  # no thought
-    with pytest.raises(ValueError, match="slack=0"):
+    with pytest.raises(ValueError, match="slack"):
         Rewards(tiny_tokenizer, slack=0)
 
 
@@ -694,5 +692,5 @@ def test_batches_that_cannot_be_blurred_are_named(tiny_tokenizer, tmp_path):
     ]  # precomputed
     with pytest.raises(ValueError, match="counts the thoughts: set precompute_ref_log_probs=False"):
         BlurredThoughts(dpo.data_collator, tiny_tokenizer, 0.5)(rows)
-    with pytest.raises(ValueError, match="threshold=2"):
+    with pytest.raises(ValueError, match=r"threshold.*2"):
         BlurredThoughts(dpo.data_collator, tiny_tokenizer, 2)

@@ -435,9 +435,10 @@ class TestModule:
         calls = []
         head.register_forward_hook(lambda module, args, output: calls.append(len(output)))
         got = head_log_probs(hidden, head, labels, TAGS, chunk_bytes=4 * 4 * VOCABULARY)
-        assert calls == [0, 4, 4, 3]  # the first asks for V
+        assert [rows for rows in calls if rows] == [4, 4, 3]  # without rows it is asked for V
+        calls.clear()
         got.log_probs.sum().backward()
-        assert sorted(calls[4:]) == [3, 4, 4]
+        assert sorted(rows for rows in calls if rows) == [3, 4, 4]
 
     def test_no_gradient_without_asking(self):
         head, hidden, labels, _ = problem()
@@ -677,7 +678,7 @@ class TestRefusals:
         (dict(labels=torch.zeros(ROWS + 1, dtype=torch.int64)), r"got \(11, 6\) for \(12,\)"),
         (dict(labels=torch.full((ROWS,), -100)), r"\[0, 37\), got -100 to 2"),
         (dict(labels=torch.full((ROWS,), VOCABULARY)), r"\[0, 37\), got 1 to 37"),
-        (dict(tag_ids=(1, 1)), r"two different tag_ids.* and \(1, 1\)"),
+        (dict(tag_ids=(1, 1)), r"tag_ids must be two, got \(1, 1\)"),
         (dict(tag_ids=(1, VOCABULARY)), r"\[0, 37\)"),
         (dict(tag_ids=(-1, 1)), r"\[0, 37\)"),
         (dict(ref_hidden=torch.zeros(3, WIDTH), kl_rows=torch.arange(ROWS) < 4), "must have 4 rows, got 3"),

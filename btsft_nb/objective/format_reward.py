@@ -47,14 +47,11 @@ def thought_tokens(completion: Sequence[int], tag_ids: tuple[int, int], opened: 
     range(1, 3)
     """
     open_id, close_id = tag_ids
-    completion = list(completion)
-    start = 0
-    if not opened:
-        if open_id not in completion:
-            return range(0)
-        start = completion.index(open_id) + 1
-    is_closed = close_id in completion[start:]
-    return range(start, completion.index(close_id, start) if is_closed else len(completion))
+    end = len(completion)
+    # both are found, if only behind the end
+    tokens = [*completion, open_id, close_id]
+    start = 0 if opened else min(tokens.index(open_id) + 1, end)
+    return range(start, min(tokens.index(close_id, start), end))
 
 
 @dataclass

@@ -164,26 +164,26 @@ class HeadForward:
 
         ids = torch.arange(4, device=self.base.device)[None]
         hidden = self.base.base_model(input_ids=ids, use_cache=False).last_hidden_state
+        if hidden.isnan().any():
+            raise FloatingPointError(f"{self.name}: hidden states are NaN: the model has diverged")
         hook = self.head.register_forward_hook(ramp)
         try:
             logits = self.base(input_ids=ids, use_cache=False).logits[0, 0].double()
         finally:
             hook.remove()
-        if not head_inputs or not _is_close(head_inputs[0], hidden):
-            raise ValueError(
-                f"{self.name}: its head does not take its backbone's last hidden states"
-            )
-        # try each number of the config that could be a scale
+        takes_hidden = bool(head_inputs) and _is_close(head_inputs[0], hidden)
+        # each number of the config that could be a scale
         cap = getattr(config, "final_logit_softcapping", None)
         named = [getattr(config, name, None) or 1.0 for name in _SCALES]
         product = torch.linspace(-50, 50, len(logits)).to(logits)
         for scale in (1.0, *named, *(1 / value for value in named)):
             z = product * scale
-            if _is_close(logits, z if cap is None else cap * torch.tanh(z / cap)):
+            z = z if cap is None else cap * torch.tanh(z / cap)
+            if takes_hidden and _is_close(logits, z):
                 return float(scale), cap
         raise ValueError(
-            f"{self.name}: its logits are not softcap * tanh(scale * head / softcap), with final_logit_softcapping and "
-            f"{', '.join(_SCALES)} of its config"
+            f"{self.name}: its logits are not softcap * tanh(scale * head(last hidden states) / softcap), "
+            f"with final_logit_softcapping and {', '.join(_SCALES)} of its config"
         )
 
     def _probe_padding_free(self) -> None:
@@ -201,9 +201,10 @@ class HeadForward:
         after_one = hidden_after(ids)
         after_other = hidden_after(ids.flip(1))
         if not (_is_close(after_one, after_other, 1e-6) and _is_close(after_one, hidden_after())):
+            attention = self.base.config._attn_implementation
             raise ValueError(
-                f"{self.name} lets sequences in one row see each other, with attn_implementation="
-                f"{self.base.config._attn_implementation!r}: set padding_free=False"
+                f"{self.name} with {attention} attention lets sequences in one row see each other: "
+                "set padding_free=False"
             )
 
 
@@ -214,7 +215,7 @@ def _model_inputs(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def _is_close(a: Tensor, b: Tensor, tolerance: float = 0.02) -> bool:
     """Equal but for rounding, by default that of half precision."""
-    if a.shape != b.shape:
-        return False
     largest = b.double().abs().max()
-    return bool((a.double() - b.double()).abs().max() <= tolerance * largest)
+    return a.shape == b.shape and torch.allclose(
+        a.double(), b.double(), rtol=0, atol=tolerance * largest.item()
+    )

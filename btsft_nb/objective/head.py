@@ -65,33 +65,27 @@ def head_log_probs(
 
     # rows with a KL go first, so that they and their references are slices
     order = back = slice(None)
-    reference = None
+    reference = hidden.detach()[:0]
     if ref_hidden is not None:
         has_kl = torch.ones_like(labels) if kl_rows is None else kl_rows.long()
         order = has_kl.argsort(descending=True, stable=True)
         back = order.argsort()
         reference = ref_hidden.detach()
-        if ref_head is None:
-            ref_head = _without_adapters(head)
+    if ref_head is None:
+        ref_head = head if ref_hidden is None else _without_adapters(head)
 
     rows = hidden[order]
     labels = labels[order]
-    if is_matrix and ref_head in (None, head):
-        output = _matrix_path(rows, head, labels, tag_ids, reference, plan)
+    if is_matrix and ref_head is head:
+        tags = [torch.full_like(labels, tag) for tag in tag_ids]
+        picked = torch.stack([labels, *tags], 1)
+        output = _combine(picked, matrix_head(rows, head, picked, reference, plan))
     else:
         chunks = plan.blocks(len(rows), vocabulary)
-        output = _module_path(rows, head, labels, tag_ids, reference, ref_head, plan, chunks)
+        output = _module_head(rows, head, labels, tag_ids, reference, ref_head, plan, chunks)
     log_probs, log_tags, argmax, kl = output
+    kl = None if ref_hidden is None else kl
     return HeadOutput(log_probs[back], log_tags[:, back], argmax[back], kl)
-
-
-def _matrix_path(hidden, head, labels, tag_ids, reference, plan) -> HeadOutput:
-    """In blocks of the vocabulary, without logits."""
-    tags = [torch.full_like(labels, tag) for tag in tag_ids]
-    picked = torch.stack([labels, *tags], 1)
-    some = hidden.detach()[:0] if reference is None else reference
-    output = _combine(picked, matrix_head(hidden, head, picked, some, plan))
-    return output._replace(kl=None) if reference is None else output
 
 
 def _combine(picked: Tensor, sums: LogitSums) -> HeadOutput:
@@ -117,32 +111,26 @@ def _combine(picked: Tensor, sums: LogitSums) -> HeadOutput:
     return HeadOutput(label.to(dtype), log_tags, sums.argmax, kl.to(dtype))
 
 
-def _module_path(hidden, head, labels, tag_ids, reference, ref_head, plan, chunks) -> HeadOutput:
+def _module_head(hidden, head, labels, tag_ids, ref_hidden, ref_head, plan, chunks) -> HeadOutput:
     """By its definition, in chunks of rows, whose logits are made once in forward and once in backward."""
 
-    def output_of(h: Tensor, labels: Tensor, ref_h: Tensor | None) -> HeadOutput:
+    def output_of(h: Tensor, labels: Tensor, ref_h: Tensor) -> HeadOutput:
         logits = plan.logits(head(h))
-        ref = {}
-        if ref_h is not None:
-            with torch.no_grad():
-                ref["ref_logits"] = plan.logits(ref_head(ref_h)).to(logits.device)
-            ref["kl_rows"] = slice(len(ref_h))
-        output = reference_head(logits, labels.to(logits.device), tag_ids, **ref)
-        # back from the head's device
-        return HeadOutput(*(None if x is None else x.to(h.device) for x in output))
+        device = logits.device  # the head's
+        with torch.no_grad():
+            ref_logits = plan.logits(ref_head(ref_h)).to(device)
+        some = slice(len(ref_h))
+        output = reference_head(
+            logits, labels.to(device), tag_ids, ref_logits=ref_logits, kl_rows=some
+        )
+        return HeadOutput(*(x.to(h.device) for x in output))
 
     if torch.is_grad_enabled():
         output_of = partial(checkpoint, output_of, use_reentrant=False)
-    outputs = [
-        output_of(hidden[rows], labels[rows], None if reference is None else reference[rows])
-        for rows in chunks
-    ]
+    outputs = [output_of(hidden[rows], labels[rows], ref_hidden[rows]) for rows in chunks]
     log_probs, log_tags, argmax, kl = zip(*outputs, strict=True)
     return HeadOutput(
-        torch.cat(log_probs),
-        torch.cat(log_tags, 1),
-        torch.cat(argmax),
-        None if reference is None else torch.cat(kl),
+        torch.cat(log_probs), torch.cat(log_tags, 1), torch.cat(argmax), torch.cat(kl)
     )
 
 
@@ -181,14 +169,14 @@ def _without_adapters(head: nn.Module) -> nn.Module:
 def _check(hidden, labels, tag_ids, vocabulary, ref_hidden, kl_rows) -> None:
     """Raises ValueError where the arguments do not fit each other."""
     if hidden.shape[:-1] != labels.shape:
-        raise ValueError(
-            f"hidden must be (R, D) for labels (R,), got {tuple(hidden.shape)} for {tuple(labels.shape)}"
-        )
+        shapes = f"{tuple(hidden.shape)} for {tuple(labels.shape)}"
+        raise ValueError(f"hidden must be (R, D) for labels (R,), got {shapes}")
     ids = [*labels.tolist(), *tag_ids]
-    if min(ids) < 0 or max(ids) >= vocabulary or tag_ids[0] == tag_ids[1]:
-        raise ValueError(
-            f"labels and two different tag_ids must be in [0, {vocabulary}), got {min(ids)} to {max(ids)} and {tag_ids}"
-        )
+    if min(ids) < 0 or max(ids) >= vocabulary:
+        span = f"{min(ids)} to {max(ids)}"
+        raise ValueError(f"labels and tags must be in [0, {vocabulary}), got {span}")
+    if tag_ids[0] == tag_ids[1]:
+        raise ValueError(f"tag_ids must be two, got {tag_ids}")
     if ref_hidden is not None:
         rows = len(labels) if kl_rows is None else int(kl_rows.sum())
         if len(ref_hidden) != rows:
