@@ -81,7 +81,7 @@ def test_runs_on_the_same_base_load_it_once(found, runs, tmp_path, monkeypatch):
     monkeypatch.setattr(
         models,
         "_load_base",
-        lambda name, *args, **kw: loaded.append(name) or load(name, *args, **kw),
+        lambda config, to_train: loaded.append(config.model) or load(config, to_train),
     )
     bt.compare(
         [runs["plain"], runs["full"], runs["messy"]], ["How many?"], tmp_path, n=1, max_new_tokens=4
@@ -317,7 +317,7 @@ def test_training_data_that_is_not_at_hand_is_told(runs, tmp_path, monkeypatch):
         ({"runs": {"../a": "{plain}"}}, ValueError, "a run cannot be called '../a'"),
         ({"test": "tiny/exam"}, ValueError, "tiny/exam"),
         ({"test": "nothing.jsonl"}, FileNotFoundError, "nothing.jsonl"),
-        ({"test": []}, ValueError, "rows"),
+        ({"test": []}, ValueError, "rows: no rows to sample"),
         ({"test": [{"messages": []}]}, bt.RowError, "rows, row 0"),
         (
             {"test": ["a", {"question": "b", "answer": "1"}]},

@@ -133,6 +133,8 @@ def compare(
         raise ValueError(f"prompts must be at least 1, got {prompts}")
     rows = load_rows(test) if isinstance(test, (str, Path)) else test
     rows = Rows(islice(rows, prompts), getattr(rows, "source", "rows"))
+    if not len(rows):
+        raise ValueError(f"{rows.source}: no rows to sample")
     references = references_of(rows, answer)
     sampling = asdict(SamplingSettings(**sampling))
     configs = {name: _config(path) for name, path in runs.items()}

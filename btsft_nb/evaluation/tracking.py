@@ -5,6 +5,7 @@ import math
 import time
 import weakref
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from numbers import Integral
@@ -15,7 +16,6 @@ from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback
 from ..checks import check_number
 from ..data.render import Renderer
 from ..files import read_lines, write
-from .likelihood import log_prob_by_tag
 from .multiple_choice import answer_questions, render_questions
 from .sampling import SamplingSettings, sample, sampling_jobs
 from .scoring import eval_mode, tagged_log_probs
@@ -61,10 +61,8 @@ class Probe(TrainerCallback, ABC):
         if self._trainer is None:
             raise ValueError(f"{type(self).__name__} needs a BTSFTTrainer to log to")
         path = Path(args.output_dir, self.file)
-        self.records = []
-        if state.global_step:  # resumed
-            kept = (record for record in read_lines(path) if record["step"] <= state.global_step)
-            self.records.extend(kept)
+        before = read_lines(path) if state.global_step else []  # where it is resumed
+        self.records = [record for record in before if record["step"] <= state.global_step]
         if state.is_world_process_zero:
             path.parent.mkdir(parents=True, exist_ok=True)
             write(path, _lines(self.records))  # whole: other processes may be reading it
@@ -135,17 +133,18 @@ class TrackLogProbs(Probe):
 
     def _measure(self, trainer: Trainer, model) -> tuple[list[dict], dict[str, float]]:
         records = []
-        scores = []
+        sums = Counter()
+        counts = Counter()
         for example in self.examples:
             values = tagged_log_probs(trainer.head_forward, model, self.pad_token_id, [example])[0]
-            scores.append({"log_probs": values.cpu().numpy()})
             for span in example["tags"]:
-                tokens = range(max(span["start"], 1), span["stop"])
-                log_prob = values[tokens.start : tokens.stop].sum().item()
-                record = {"id": example["id"], "tag": span["tag"], "log_prob": log_prob}
-                records.append(record | {"tokens": len(tokens)})
-        by_tag = log_prob_by_tag(self.examples, scores)
-        return records, {tag: values["per_token"]["value"] for tag, values in by_tag.items()}
+                tag = span["tag"]
+                log_probs = values[max(span["start"], 1) : span["stop"]]
+                record = {"id": example["id"], "tag": tag, "log_prob": log_probs.sum().item()}
+                records.append(record | {"tokens": len(log_probs)})
+                sums[tag] += records[-1]["log_prob"]
+                counts[tag] += len(log_probs)
+        return records, {tag: sums[tag] / counts[tag] for tag in counts if counts[tag]}
 
 
 class TrackSamples(Probe):
@@ -191,7 +190,7 @@ class TrackSamples(Probe):
             raise ValueError("no prompts to sample")
         if references is not None and len(references) != len(prompts):
             raise ValueError(f"{len(references)} references for {len(prompts)} prompts")
-        rows = prompts if references is None else [{"answer": answer} for answer in references]
+        rows = prompts if references is None else [{"answer": right} for right in references]
         self.prompts = prompts
         self.tokenizer = tokenizer
         self.references = references_of(rows, answer)
@@ -246,8 +245,10 @@ class TrackChoices(Probe):
             )
         except FloatingPointError:
             return [], dict.fromkeys(names, math.nan)
-        n_right = {name: sum(record[field] for record in records) for name, field in names.items()}
-        return records, {name: count / len(records) for name, count in n_right.items()}
+        return records, {
+            name: sum(record[field] for record in records) / len(records)
+            for name, field in names.items()
+        }
 
 
 def _lines(records: list[dict]) -> str:
