@@ -23,9 +23,9 @@ logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(
 # Public name -> the module that defines it. A module is imported when a name of it is first used.
 _PUBLIC = {
     "data.blocks": ["to_row"],
+    "data.errors": ["RowError"],
     "data.formats": ["to_messages", "to_prompt"],
     "data.kinds": ["Kind"],
-    "data.messages": ["RowError"],
     "data.preparation": ["prepare"],
     "data.render": ["Example", "Renderer"],
     "data.report": ["Report", "report_of"],

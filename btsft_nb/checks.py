@@ -7,22 +7,34 @@ from numbers import Integral, Real
 
 
 def check_number(name: str, value: object, low: float, high: float, kind: type = Real) -> None:
-    """Raises ValueError, by name, for a number out of its range, or not of its kind: Real or Integral."""
-    if (
-        isinstance(value, bool)
-        or not isinstance(value, kind)
-        or not (low <= value <= high and math.isfinite(value))
-    ):
-        upper = "" if math.isinf(high) else f" to {high}"
+    """Raises ValueError for a value that is no finite number from `low` to `high`.
+
+    Args:
+        kind: Real, or Integral for whole numbers.
+
+    >>> check_number("threshold", 1.5, 0, 1)
+    Traceback (most recent call last):
+    ...
+    ValueError: threshold must be a number between 0 and 1, got 1.5
+    """
+    is_number = isinstance(value, kind) and not isinstance(value, bool)
+    if not is_number or not low <= value <= high or not math.isfinite(value):
         noun = "whole number" if kind is Integral else "number"
-        raise ValueError(f"{name}={value!r}: a {noun} from {low}{upper} wanted")
+        bounds = f"of at least {low}" if math.isinf(high) else f"between {low} and {high}"
+        raise ValueError(f"{name} must be a {noun} {bounds}, got {value!r}")
 
 
-def check_choice(name: str, value: object, known: tuple[str, ...]) -> None:
+def check_choice(name: str, value: object, known: tuple) -> None:
+    """Raises ValueError for a value that is none of the known ones.
+
+    >>> check_choice("unit", "letter", ("token", "word"))
+    Traceback (most recent call last):
+    ...
+    ValueError: unit must be one of 'token', 'word', got 'letter'
+    """
     if value not in known:
-        raise ValueError(
-            f"{name}={value!r}: {', '.join(map(repr, known[:-1]))} or {known[-1]!r} wanted"
-        )
+        choices = ", ".join(map(repr, known))
+        raise ValueError(f"{name} must be one of {choices}, got {value!r}")
 
 
 def check_keys(keys: Iterable[str], known: Sequence[str]) -> None:

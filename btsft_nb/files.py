@@ -1,4 +1,4 @@
-"""Files written whole and read back, and text made safe for one line."""
+"""Files written whole and read back."""
 
 import json
 import os
@@ -6,11 +6,6 @@ from collections.abc import Sequence
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-
-
-def plain(value: object) -> str:
-    """As text on one line, without control characters."""
-    return "".join(c if c.isprintable() else "\ufffd" for c in str(value))
 
 
 def read_lines(file: Path) -> list[dict]:
@@ -33,8 +28,8 @@ def write(file: Path, text: str) -> None:
 
 def versions(libraries: Sequence[str]) -> dict[str, str]:
     """The version of each library, "absent" where it is not installed."""
-    found = dict.fromkeys(libraries, "absent")
+    versions = dict.fromkeys(libraries, "absent")
     for library in libraries:
         with suppress(PackageNotFoundError):
-            found[library] = version(library)
-    return found
+            versions[library] = version(library)
+    return versions

@@ -57,7 +57,7 @@ def test_dials_take_their_range(dial, values):
 @pytest.mark.parametrize("dial", ["threshold", "beta", "anchor", "keep_first"])
 def test_a_dial_out_of_range_is_named(dial, value):
     """With the value and the range."""
-    with pytest.raises(ValueError, match=rf"{dial}=.*number from 0") as error:
+    with pytest.raises(ValueError, match=rf"{dial} must be a (whole )?number") as error:
         BTSFTConfig("runs/x", **{dial: value})
     assert repr(value) in str(error.value)
 
@@ -65,7 +65,7 @@ def test_a_dial_out_of_range_is_named(dial, value):
 @pytest.mark.parametrize("value", [1.0001, 2, float("inf")])
 def test_a_threshold_above_one_is_refused(value):
     """A share has an upper end."""
-    with pytest.raises(ValueError, match=r"threshold=.*from 0 to 1"):
+    with pytest.raises(ValueError, match="threshold must be a number between 0 and 1"):
         BTSFTConfig("runs/x", threshold=value)
 
 
@@ -87,7 +87,7 @@ def test_a_dial_that_no_run_can_use_is_refused(dial, value):
 @pytest.mark.parametrize("value", ["always", "Epoch", "", None, 1])
 def test_resample_names_its_two_values(value):
     """Nothing else is understood."""
-    with pytest.raises(ValueError, match=r"resample=.*'epoch' or 'never'"):
+    with pytest.raises(ValueError, match="resample must be one of 'epoch', 'never'"):
         BTSFTConfig("runs/x", resample=value)
 
 
@@ -198,10 +198,16 @@ def test_a_key_does_not_reach_the_configuration(no_key):
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        (dict(unit="letter"), "unit='letter': 'token', 'word', 'sentence' or 'thought' wanted"),
-        (dict(negative="clip"), "negative='clip': 'nll', 'unlikelihood' or 'floor' wanted"),
-        (dict(negative_floor=-1.0), "negative_floor=-1.0: a number from 0 wanted"),
-        (dict(threshold_end=1.5), "threshold_end=1.5: a number from 0 to 1 wanted"),
+        (
+            dict(unit="letter"),
+            "unit must be one of 'token', 'word', 'sentence', 'thought', got 'letter'",
+        ),
+        (
+            dict(negative="clip"),
+            "negative must be one of 'nll', 'unlikelihood', 'floor', got 'clip'",
+        ),
+        (dict(negative_floor=-1.0), "negative_floor must be a number of at least 0, got -1.0"),
+        (dict(threshold_end=1.5), "threshold_end must be a number between 0 and 1, got 1.5"),
         (
             dict(label_smoothing_factor=0.1),
             "label_smoothing_factor must be 0",

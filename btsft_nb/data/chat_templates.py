@@ -40,6 +40,7 @@ class Template:
         self.end_of_turn = tokenizer.eos_token
         self.answer_lead = ""
         self.thought_lead = ""
+        # A turn of the history has one thought. Two open tags: the template added one.
         self.takes_thoughts_apart = False
         self.probe = ""
         # Text that is formatted already needs no template.
@@ -55,6 +56,7 @@ class Template:
                 f"{self._name} has no chat template: take the instruction-tuned model, or call "
                 'btsft_nb.use_template(tokenizer, "chatml")'
             )
+        # Templates refuse by raising, or fail on what they do not foresee.
         try:
             return self._tokenizer.apply_chat_template(turns, tokenize=False, **options)
         except (TemplateError, TypeError) as error:
@@ -67,6 +69,7 @@ class Template:
         answer = {"role": "assistant", "content": _ANSWER}
         thinking = {"role": "assistant", "content": thought + _ANSWER}
 
+        # What it writes around the texts of one exchange
         prompt = self([question], add_generation_prompt=True)
         self.probe = self([question, answer])
         before, text, after = self.probe.rpartition(_ANSWER)
@@ -80,9 +83,11 @@ class Template:
             raise ValueError(
                 f"{self._name}: the chat template writes {lead!r} before an answer; set another one"
             )
+        # The same before a thought, which some templates treat in their own way
         tagged_lead = _rest(self([question, thinking]), prompt).partition(tags[0])[0]
         self.answer_lead = lead if lead.isspace() else ""
         self.thought_lead = tagged_lead if tagged_lead.isspace() else ""
+        # A turn of the history has one thought. Two open tags: the template added one.
         self.takes_thoughts_apart = self([question, thinking, question]).count(tags[0]) > 1
 
         # Several control tokens in a row end a turn together.
@@ -119,6 +124,7 @@ def use_template(tokenizer: PreTrainedTokenizerBase, template: str | Path) -> No
     >>> tokenizer.apply_chat_template(turns, tokenize=False)
     'Question: 3 + 4? \nAnswer:'
     """
+    # A name, a file, or the template itself
     source = str(template)
     place = "the template"
     if template in NAMES:

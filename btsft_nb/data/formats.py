@@ -66,6 +66,7 @@ def to_messages(row: dict, format: Format = None) -> list[Message]:
     assistant '<think>\\n3 + 4 = 7\\n</think>\\n\\n7'
     """
     messages, column = _read(row, format)
+    # Only what ends in a completion can be trained.
     if not messages or messages[-1].role not in TRAINED:
         raise RowError("no assistant turn at the end; cut the rest off", field=column)
     if messages[0].role == "assistant":
@@ -87,6 +88,7 @@ def to_prompt(row: dict | str, format: Format = None) -> list[Message]:
     >>> [message.text for message in bt.to_prompt({"question": "3 + 4?", "answer": "7"})]
     ['3 + 4?']
     """
+    # A question alone
     if isinstance(row, str):
         return [Message("user", [Block(as_text(row, "prompt"))])]
     messages, column = _read(row, format)
@@ -119,7 +121,9 @@ def _read(row: dict, format: Format) -> tuple[list[Message], str]:
         row = format(row)
     if not isinstance(row, dict):
         raise unexpected(row, "a row that is a dictionary")
+    # Which column holds what
     columns = _known_columns(row)
+    # A row whose tools are left out would teach calls of unknown ones.
     if "tools" in columns:
         refuse_tools(columns["tools"].value, columns["tools"].name)
     if isinstance(format, dict):
@@ -128,11 +132,13 @@ def _read(row: dict, format: Format) -> tuple[list[Message], str]:
     if name not in LAYOUTS:
         raise ValueError(f"format={name!r} is no layout; known: {_LISTED}")
 
+    # All that the layout needs has to be there.
     layout = LAYOUTS[name]
     for field in layout.fields:
         column = columns.get(field, Column(field, None))
         if column.value is None:
             raise RowError(f"missing, and the layout {name} needs it", field=column.name)
+    # Any layout may have a system prompt in a column of its own.
     system = columns.get("system")
     messages = layout.read(*(columns.get(field) for field in layout.fields + layout.optional))
     if not _is_empty(system):
@@ -163,6 +169,7 @@ def _known_columns(row: dict) -> dict[str, Column]:
 
 def _mapped_columns(row: dict, names: dict[str, str]) -> dict[str, Column]:
     """Field -> the column that a map leads to, which may hold None."""
+    # A misspelt field would be left out in silence.
     texts = [name for name in names.values() if isinstance(name, str)]
     if (
         not FIELDS.issuperset(names)
@@ -181,6 +188,7 @@ def _mapped_columns(row: dict, names: dict[str, str]) -> dict[str, Column]:
 
 
 def _layout_name(row: dict, columns: dict[str, Column]) -> str:
+    # Nothing is guessed: a table with the columns of two layouts needs `format`.
     fitting = _fitting(frozenset(columns))
     if len(fitting) != 1:
         fit = ", ".join(fitting) or "no layout"
@@ -191,6 +199,7 @@ def _layout_name(row: dict, columns: dict[str, Column]) -> str:
 
 @lru_cache  # the rows of a set have the same fields
 def _fitting(fields: frozenset[str]) -> list[str]:
+    # A layout whose fields include those of another one wins.
     fitting = [name for name, layout in LAYOUTS.items() if fields.issuperset(layout.fields)]
     overridden = {LAYOUTS[name].overrides for name in fitting}
     return [name for name in fitting if name not in overridden]
@@ -205,6 +214,7 @@ def _turn(column: Column, role: str = "user") -> Message:
 
 def _turns(column: Column) -> list[Message]:
     """A list of turns, which some data sets put into a list of its own."""
+    # Errors say which turn it is, as in messages[0][3].
     turns = column.value
     field = column.name
     if isinstance(turns, list) and len(turns) == 1 and isinstance(turns[0], list):
@@ -219,6 +229,7 @@ def _instruction(
     instruction: Column, output: Column, input: Column | None, system: Column | None
 ) -> list[Message]:
     """Where there is an input, the instruction is the system prompt, unless there is another."""
+    # Tables of instructions fill the input with nothing where there is none.
     answer = _turn(output, "assistant")
     if _is_empty(input):
         return [_turn(instruction), answer]
@@ -230,6 +241,7 @@ def _instruction(
 def _question(question: Column, answer: Column) -> list[Message]:
     """What stands before the last #### of an answer is its thought, as in GSM8K."""
     reply = _turn(answer, "assistant")
+    # With think tags the thought is told already.
     thought, mark, final = reply.text.rpartition("####")
     if mark and not has_tags(reply.text):
         reply = Message("assistant", [Block(tagged(thought) + final.strip())])
@@ -238,6 +250,7 @@ def _question(question: Column, answer: Column) -> list[Message]:
 
 def _prompt(prompt: Column, completion: Column) -> list[Message]:
     """Text or turns in both. Of the assistant only the completion is trained, unless turns have weights."""
+    # The assistant's turns in a prompt are context.
     turns = _turns_or_text(prompt, "user")
     for turn in turns:
         for block in turn.blocks:
@@ -261,9 +274,12 @@ def _trajectory(question: Column, thoughts: Column, attempt: Column) -> list[Mes
     return [_turn(question), Message("assistant", [Block(text)])]
 
 
+# Of two layouts that fit a row, neither is taken, unless one overrides the other.
 LAYOUTS = {
+    # Chats
     "messages": Layout(("messages",), _turns),
     "sharegpt": Layout(("conversations",), _turns),
+    # Single turns, in columns of text
     "instruction": Layout(("instruction", "output"), _instruction, ("input", "system")),
     "question": Layout(("question", "answer"), _question),
     "prompt": Layout(("prompt", "completion"), _prompt),
@@ -274,6 +290,7 @@ LAYOUTS = {
     "s1k": Layout(
         ("question", "thinking_trajectories", "attempt"), _trajectory, overrides="question"
     ),
+    # Formatted already
     "text": Layout(("text",), lambda text: [_turn(text, "text")]),
 }
 FIELDS = {"tools", "system"}.union(

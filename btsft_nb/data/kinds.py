@@ -6,7 +6,13 @@ import numpy as np
 
 
 class Kind(IntEnum):
-    """What a token is to the objective. Everything but PROMPT is what the model has to generate."""
+    """What a token is to the objective. Everything but PROMPT is what the model has to generate.
+
+    >>> example = bt.prepare(bt.load_rows("tiny/teacher")[:1], bt.load_tokenizer("tiny"))[0]  # doctest: +ELLIPSIS
+    tiny/teacher: 1 rows...
+    >>> [bt.Kind(kind).name for kind in sorted(set(example["kinds"]))]
+    ['PROMPT', 'TAG', 'THINK', 'ANSWER']
+    """
 
     PROMPT = 0
     TAG = 1

@@ -3,8 +3,8 @@
 from dataclasses import dataclass, field, replace
 from numbers import Real
 
-from .errors import RowError, UnsuitableRow, unexpected
-from .think import OPEN, THINK_TAGS, Edit, has_tags, marker_edits, tagged
+from .errors import RowError, unexpected
+from .think import OPEN, Edit, has_tags, marker_edits, tagged
 
 ROLES = {
     "system": "system",
@@ -60,6 +60,7 @@ def as_text(value: object, field: str) -> str:
     """The value if it is text that can be encoded. Raises RowError otherwise."""
     if not isinstance(value, str):
         raise unexpected(value, "text", field)
+    # Half of a surrogate pair can stand in JSON, but in no file and no tokenizer.
     try:
         value.encode()
     except UnicodeEncodeError as error:
@@ -124,6 +125,7 @@ def read_turn(turn: object, field: str) -> Message:
 
     Raises RowError, with the field inside the turn.
     """
+    # Who speaks
     if not isinstance(turn, dict):
         raise unexpected(turn, "a turn with role and content", field)
     key = _first_key(turn, "role", "from")
@@ -133,6 +135,7 @@ def read_turn(turn: object, field: str) -> Message:
     role = ROLES[role]
     refuse_tools(turn.get("tool_calls"), f"{field}.tool_calls")
 
+    # What is said, and which of it is a thought
     blocks = []
     answer = []
     thoughts = []  # the fields that they stand in
@@ -175,6 +178,7 @@ def _block(part: object, field: str, turn_weight: float | None) -> Block:
     """A part of a turn as a block, which weighs what the turn does unless it says otherwise."""
     if not isinstance(part, dict):
         raise unexpected(part, "{'type': 'text', 'text': ...}", field)
+    # Some data sets leave the type out.
     kind = part.get("type")
     if kind is not None and kind not in ("text", *THOUGHT_NAMES):
         raise unexpected(kind, f"one of the types text, {', '.join(THOUGHT_NAMES)}", field)

@@ -36,6 +36,7 @@ class Rows:
     ):
         self.source = source
         self.name = name or source
+        # What is held is read once: a generator gives its rows a single time.
         self._rows = rows if callable(rows) else list(rows)
         self._digest = digest
 
@@ -58,6 +59,7 @@ class Rows:
         if callable(self._rows):
             key = self._digest()
             return f"{self.name} {key}" if key else None
+        # The name counts: it is in the ids of the examples.
         digest = hashlib.blake2b(self.name.encode())
         try:
             for row in self._rows:
@@ -92,8 +94,9 @@ def load_rows(
         RowError: a file or a row that cannot be read, by file, row and line.
         ValueError: no rows, an unknown tiny set or split, or another kind of file.
 
-    >>> bt.load_rows("tiny/test")[0]["question"]
-    'Ben has 9 eggs. He finds 7 eggs and drops 4. How many eggs does Ben have?'
+    >>> rows = bt.load_rows("tiny/test")
+    >>> len(rows), rows[0]["messages"][0]["content"]
+    (200, 'There are 14 coins in a box. Lea adds 18. How many coins are in the box?')
     """
     path = Path(name)
     known = [f"tiny/{key}" for key in problems.SIZES]
@@ -114,6 +117,7 @@ def load_rows(
         hub = load_dataset(str(name), config, split=split, streaming=stream)
         # Two configurations of a set are different rows, so their ids differ.
         rows = Rows(hub.__iter__, f"{name} [{config}, {split}]" if config else f"{name} [{split}]")
+    # A stream is checked row by row as it is read, even for being empty.
     if stream:
         return rows
     held = Rows(rows, rows.source, rows.name)
@@ -127,6 +131,7 @@ def _from_path(path: Path, split: str, strict: bool) -> Rows:
     source = str(path)
     # The file and its folder: the same however the path is spelled, and on every machine.
     name = "/".join(Path(os.path.abspath(path)).parts[-2:])
+    # Files of any size are read as they are needed.
     if path.suffix in (".jsonl", ".parquet"):
         reader = _json_lines if path.suffix == ".jsonl" else _parquet_rows
         return Rows(
@@ -143,6 +148,7 @@ def _from_path(path: Path, split: str, strict: bool) -> Rows:
         rows = splits[matching[0]]
         source += f" [{matching[0]}]"
         name += f" [{matching[0]}]"
+    # A saved set knows its content.
     digest = _hash if path.is_file() else lambda _: rows._fingerprint
     return Rows(lambda: _checked(rows, source, strict), source, name, lambda: digest(path))
 
@@ -153,6 +159,7 @@ def _hash(path: Path) -> str:
 
 
 def _json(path: Path) -> list | dict:
+    # A file of nothing has no rows, and is no broken JSON.
     content = path.read_bytes()
     try:
         rows = _parsed(content) if content.strip() else []
@@ -169,6 +176,7 @@ def _json_lines(path: Path) -> Iterator[object]:
         for number, line in enumerate(file, 1):
             if not line.strip():
                 continue
+            # One bad line of many thousand should not cost the others.
             try:
                 row = _parsed(line.rstrip(), number)
                 if not isinstance(row, dict):
@@ -180,6 +188,7 @@ def _json_lines(path: Path) -> Iterator[object]:
 
 def _parsed(content: bytes, line: int = 1) -> object:
     """A JSON value in UTF-8, which begins in this line of its file."""
+    # Editors on Windows write a mark before UTF-8, which is no JSON.
     try:
         return json.loads(content.decode("utf-8-sig"))
     except json.JSONDecodeError as error:
@@ -191,6 +200,7 @@ def _parsed(content: bytes, line: int = 1) -> object:
 
 def _parquet_rows(path: Path) -> Iterator[dict]:
     try:
+        # A thousand rows at once are quick, and fit into memory.
         for batch in pyarrow.parquet.ParquetFile(path).iter_batches(batch_size=1024):
             yield from batch.to_pylist()
     except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:
@@ -199,6 +209,7 @@ def _parquet_rows(path: Path) -> Iterator[dict]:
 
 def _checked(rows: Iterable, source: str, strict: bool) -> Iterator[dict | RowError]:
     """The rows; in place of what is none, an error with its place, which is raised if `strict`."""
+    # Rows are numbered from 0, bad ones included, so that numbers and ids stay when one is mended.
     for i, row in enumerate(rows):
         if not isinstance(row, dict):
             error = row if isinstance(row, RowError) else unexpected(row, "a JSON object")

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 OPEN = "<think>"
 CLOSE = "</think>"
+# As they stand in messages, whatever a tokenizer's own are
 THINK_TAGS = (OPEN, CLOSE)
 # How other families of models write the tags: what opens a thought -> what closes it.
 MARKERS = {
@@ -57,6 +58,7 @@ class ThinkParts:
         is_inside = self.opened or self.open_at is not None or self.close_at is not None
         if not is_inside:
             return ""
+        # A thought that the prompt opened begins with the text.
         start = 0 if self.open_at is None else self.open_at + len(OPEN)
         return self.text[start : self.close_at]
 
@@ -70,6 +72,7 @@ class ThinkParts:
     @property
     def extra_opens(self) -> int:
         """How many open tags there are beyond the one that counts."""
+        # The prompt's own open tag is the one that counts.
         allowed = 0 if self.opened else 1
         return max(self.text.count(OPEN) - allowed, 0)
 
@@ -116,6 +119,7 @@ def marker_edits(text: str) -> list[Edit]:
     if match is None or has_tags(text):
         return []
     edits = [Edit(match.start(1), match.end(1), OPEN)]
+    # A thought that does not end keeps its open tag, as one in think tags does.
     closing = MARKERS[match[1]]
     stop = text.find(closing, match.end(1))
     if stop >= 0:

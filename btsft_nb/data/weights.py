@@ -13,6 +13,7 @@ from .errors import unexpected
 from .kinds import Kind
 from .messages import Block, Message, as_text, as_weight, is_weight
 
+# Prompts are never trained, so they have no weight.
 _KINDS = {kind.name.lower(): kind for kind in Kind if kind != Kind.PROMPT}
 
 
@@ -48,10 +49,12 @@ class Weighting:
         self.factors = [1.0] * len(Kind)
         self._patterns = {}
         self._function = weights if callable(weights) else None
+        # A function is asked row by row.
         if weights is None or callable(weights):
             return
         if not isinstance(weights, dict):
             raise ValueError(f"weights must be a dictionary or a function, got {weights!r:.80}")
+        # Kinds are factors on what the row says; patterns replace it.
         for key, weight in weights.items():
             is_pattern = isinstance(key, re.Pattern) and isinstance(key.pattern, str)
             if not is_pattern and key not in _KINDS:
@@ -71,6 +74,7 @@ class Weighting:
         ]
 
     def _spans(self, row: dict, text: str) -> list[Span]:
+        # In the order of the keys: of overlapping matches the later one counts.
         if self._function is None:
             return [
                 Span(*match.span(), weight)
@@ -94,6 +98,7 @@ def _checked(values: tuple, length: int) -> Span:
         raise unexpected(values, "(start, stop, weight) or (..., tag)", "weights") from None
     if not 0 <= start <= stop <= length:
         raise unexpected(values, f"a span within {length:,} characters", "weights")
+    # A wrong weight or tag is refused here, not where the tokens are weighed.
     if span.tag is not None:
         as_text(span.tag, "weights")
     return Span(start, stop, as_weight(span.weight, "weights"), span.tag)
@@ -161,11 +166,13 @@ def sentence_weights(
         end = 0
         for i, piece in enumerate(pieces):
             block = _block(piece, f"{field}[{i}]", text, weight, tag)
+            # A sentence that is repeated is found behind the one before it.
             words = "".join(block.text.split())
             start = squeezed.find(words, end)
             if start < 0:
                 raise unexpected(block.text, "a piece of the assistant's turn", f"{field}[{i}]")
             end = start + len(words)
+            # A piece of white space alone has no place of its own.
             if words:
                 spans.append(Span(places[start], places[end], block.weight, block.tag))
         return spans

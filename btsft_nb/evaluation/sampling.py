@@ -20,9 +20,9 @@ from transformers.generation import logits_process as lp
 from transformers.utils.logging import tqdm
 
 from ..checks import check_number
+from ..data.errors import RowError
 from ..data.fit import PromptFrame
 from ..data.formats import to_prompt
-from ..data.messages import RowError
 from ..data.render import Renderer, stop_ids
 from .sample_file import append_samples, model_digest, read_samples
 from .scoring import eval_mode
