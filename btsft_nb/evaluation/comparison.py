@@ -139,14 +139,7 @@ def compare(
     sampling = asdict(SamplingSettings(**sampling))
     configs = {name: _config(path) for name, path in runs.items()}
     notes = []
-    training = {}
-    for name, path in runs.items():
-        try:
-            training[name] = _training_thoughts(path)
-        except (LookupError, ValueError, OSError) as error:
-            notes.append(f"{name}: no thought is held against the training data: {error}.")
-    if len({config.get("data") for config in configs.values()}) == 1:
-        training[BEFORE] = training.get(next(iter(runs)))
+    training = _training(runs, configs, notes)
     folder.mkdir(parents=True, exist_ok=True)
     samples = _sample_all(runs, configs, rows, folder, base, sampling)
     if base and BEFORE not in samples:
@@ -160,11 +153,17 @@ def compare(
     settings |= {"notes": notes, "date": datetime.now(UTC).isoformat(timespec="seconds")}
     settings["versions"] = versions(_LIBRARIES)
     comparison = Comparison(summaries, configs, samples, references, settings, folder)
-    record = {"settings": settings, "configs": configs, "summaries": summaries}
-    record["differences"] = comparison.differences().reset_index().to_dict("records")
-    write(folder / "evaluation.json", json.dumps(record, indent=1) + "\n")
-    write(folder / "index.html", page(comparison))
+    _write(comparison)
     return comparison
+
+
+def _write(comparison: Comparison) -> None:
+    """Writes evaluation.json and index.html."""
+    names = ("settings", "configs", "summaries")
+    record = {name: getattr(comparison, name) for name in names}
+    record["differences"] = comparison.differences().reset_index().to_dict("records")
+    write(comparison.folder / "evaluation.json", json.dumps(record, indent=1) + "\n")
+    write(comparison.folder / "index.html", page(comparison))
 
 
 def _by_name(runs: Sequence[str | Path] | dict[str, str | Path], base: bool) -> dict[str, Path]:
@@ -229,6 +228,19 @@ def _sample_all(
                 model, tokenizer, rows, path=folder / f"{name}.jsonl", **sampling
             )
     return {name: samples[name] for name in (BEFORE, *runs) if name in samples}
+
+
+def _training(runs: dict[str, Path], configs: dict, notes: list[str]) -> dict[str, list[str]]:
+    """The training thoughts of each model, where they are at hand; adds to the notes where not."""
+    training = {}
+    for name, path in runs.items():
+        try:
+            training[name] = _training_thoughts(path)
+        except (LookupError, ValueError, OSError) as error:
+            notes.append(f"{name}: no thought is held against the training data: {error}.")
+    if len({config.get("data") for config in configs.values()}) == 1:
+        training[BEFORE] = training.get(next(iter(runs)))
+    return training
 
 
 def _training_thoughts(folder: Path) -> list[str]:
