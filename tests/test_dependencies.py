@@ -61,6 +61,9 @@ def test_every_import_is_declared():
 
 def test_conda_has_what_pip_has():
     environment = yaml.safe_load((PACKAGE.parent / "environment.yml").read_text())
-    names = [line for line in environment["dependencies"] if isinstance(line, str)]
+    names = []
+    for entry in environment["dependencies"]:
+        names += entry["pip"] if isinstance(entry, dict) else [entry]
+    names.remove("-e .[trackio]")
     conda = {CONDA_NAMES.get(name, name) for name in declared(names)}
     assert declared(project()["dependencies"]) - conda == set()

@@ -243,7 +243,7 @@ def test_differences_are_printed(run, tmp_path, capsys):
         ("evaluate {run} test={folder}/none.jsonl", "none.jsonl: no such file"),
         (
             "evaluate {run} test={folder}/broken.jsonl",
-            "broken.jsonl, row 0: line 1: not valid JSON",
+            "broken.jsonl, row 0: line 1, column 2: not valid JSON",
         ),
         ("evaluate {run} {run} test=tiny/test", "two models are called 'mine'"),
         ("evaluate {run} test=tiny/test report={folder}/broken.jsonl", "File exists: "),
@@ -256,7 +256,7 @@ def test_differences_are_printed(run, tmp_path, capsys):
             "train model=tiny data=tiny/teacher thresold=1",
             "unknown setting 'thresold', did you mean 'threshold'?",
         ),
-        ("--config {folder}/none.yaml", "none.yaml: no such file"),
+        ("--config {folder}/none.yaml", "No such file or directory: "),
         ("train threshold=[", "not YAML after the equals sign"),
         ("dance", "dance: "),
         ("train --dry_run", "unknown setting 'dry_run'"),

@@ -69,7 +69,7 @@ def plan(settings: Settings, examples: Dataset | None = None) -> pd.DataFrame:
         trainable = model.num_parameters(only_trainable=True)
         longest = np.argsort(-lengths, kind="stable")[: training.per_device_train_batch_size]
         speed = _speed(bare.training, model, tokenizer, examples.select(longest))
-        memory = _peak_memory()
+        peak, total = _memory()
         del model
         gc.collect()
         torch.cuda.empty_cache()
@@ -78,8 +78,8 @@ def plan(settings: Settings, examples: Dataset | None = None) -> pd.DataFrame:
         "parameters": f"{parameters:,}",
         "trainable": f"{trainable:,} ({trainable / parameters:.2%})",
         "examples": f"{len(lengths):,}, {lengths.sum():,} tokens, the longest {lengths.max():,}",
-        "peak memory": f"{memory / 2**20:,.0f} MiB",
-        "memory there is": f"{_total_memory() / 2**20:,.0f} MiB",
+        "peak memory": f"{peak / 2**20:,.0f} MiB",
+        "memory there is": f"{total / 2**20:,.0f} MiB",
     }
     if speed is None:
         rows["peak memory"] = "more than there is; what to change, in this order:"
@@ -138,21 +138,17 @@ def _speed(training, model, tokenizer, batch: Dataset) -> float | None:
     return max(map(len, batch["input_ids"])) * len(batch) * repeats / clock.seconds
 
 
-def _peak_memory() -> int:
+def _memory() -> tuple[int, int]:
+    """Bytes at the peak and in all, of tensors on a GPU, else of this process since it began."""
     if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
+        return torch.cuda.max_memory_allocated(), torch.cuda.mem_get_info()[1]
+    total = psutil.virtual_memory().total
     if sys.platform == "win32":
-        return psutil.Process().memory_info().peak_wset
+        return psutil.Process().memory_info().peak_wset, total
     import resource  # which Windows lacks
 
     unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-def _total_memory() -> int:
-    if torch.cuda.is_available():
-        return torch.cuda.mem_get_info()[1]
-    return psutil.virtual_memory().total
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit, total
 
 
 def _course(training, lengths: np.ndarray, speed: float) -> dict[str, str]:

@@ -114,7 +114,7 @@ def read_settings(file: str | Path | None = None, /, **changes: Any) -> Settings
         changes: settings by name. Values may be text, as in a file.
 
     Raises:
-        FileNotFoundError: no such file.
+        OSError: no such file.
         ValueError: not such a mapping, or an unknown key, with the nearest known one. A value of another type is
             refused when its group of settings is first used.
 
@@ -144,8 +144,6 @@ def read_settings(file: str | Path | None = None, /, **changes: Any) -> Settings
 
 
 def _read(path: Path) -> dict:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file, seen from {Path.cwd()}")
     text = path.read_text(encoding="utf-8")
     try:
         content = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)

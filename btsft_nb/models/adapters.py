@@ -47,6 +47,7 @@ def attach(model: PreTrainedModel, lora: LoraConfig, rows: list[int], seed: int)
         ValueError: a target that the model lacks, or what PEFT computes wrongly: rows of a head with a bias, and DoRA
             on 8 bits on a CPU.
     """
+    _check_targets(lora, model)
     if lora.use_dora and getattr(model, "is_loaded_in_8bit", False) and model.device.type == "cpu":
         raise ValueError("dora: PEFT computes it wrongly in 8 bits on a CPU; use bits=4")
     if rows and not lora.trainable_token_indices:
@@ -55,7 +56,6 @@ def attach(model: PreTrainedModel, lora: LoraConfig, rows: list[int], seed: int)
     with torch.random.fork_rng(), without_old_torchao():
         torch.manual_seed(seed)
         adapted = get_peft_model(model, lora)
-    _check_targets(lora, adapted)
     # PEFT would save all rows of embeddings that were resized
     adapted.save_pretrained = functools.partial(
         adapted.save_pretrained, save_embedding_layers=False
@@ -94,13 +94,14 @@ def without_old_torchao() -> Iterator[None]:
         peft_torchao.is_torchao_available = is_available
 
 
-def _check_targets(lora: LoraConfig, model: PeftModel) -> None:
+def _check_targets(lora: LoraConfig, model: PreTrainedModel) -> None:
     """Raises ValueError for a name that fits no layer: PEFT itself does so only where none of all fits."""
     if isinstance(lora.target_modules, str):
         return
-    ends = sorted({name.rpartition(".")[2] for name, _ in model.base_model.model.named_modules()})
+    names = [name for name, _ in model.named_modules()]
+    ends = sorted({name.rpartition(".")[2] for name in names})
     for target in lora.target_modules or []:
-        if not any(f".{name}".endswith(f".{target}") for name in model.targeted_module_names):
+        if not any(f".{name}".endswith(f".{target}") for name in names):
             close = get_close_matches(target, ends, n=1, cutoff=0)
             raise ValueError(f"LoRA target {target!r}: no such layer; did you mean {close[0]!r}?")
 
