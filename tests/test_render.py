@@ -392,10 +392,10 @@ def test_a_prompt_that_opens_refuses_a_turn_with_nothing_after_the_tag(opened, a
 
 
 @pytest.mark.parametrize("strict", [True, False])
-def test_one_such_turn_does_not_end_a_preparation(r1, strict):
+def test_one_such_turn_does_not_end_a_preparation(opened, strict):
     """Its row is dropped and counted."""
     rows = [{"question": "q", "answer": text} for text in ("<think>a</think>b", "<think>")]
-    examples = bt.prepare(rows, r1, strict=strict)
+    examples = bt.prepare(rows, opened.tokenizer, strict=strict)
     ((reason, numbers),) = examples.report.dropped.items()
     assert "nothing follows <think>" in reason and numbers == [1] and len(examples) == 1
 
