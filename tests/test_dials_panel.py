@@ -143,7 +143,8 @@ def test_the_button_trains_in_jupyterlab(page, lab):
     one.get_by_role("button", name="Run").click()
     other.get_by_text("Done.").wait_for(timeout=300_000)
     for view in (one, other):
-        assert view.locator("option").all_inner_texts() == [
+        texts = [text.replace("\u00a0", " ") for text in view.locator("option").all_inner_texts()]
+        assert texts == [
             "0: before",
             "1: threshold 0.5, anchor 1, beta 0.5",
         ]
