@@ -14,7 +14,7 @@ from traitlets import TraitError
 
 import btsft_nb as bt
 from btsft_nb import Kind, TokenInspector, draws, example_key, prepare, to_row, token_texts
-from btsft_nb.views.inspector_data import VIEWS, fixed_weights, rounded_draws, visible_texts
+from btsft_nb.views.inspector_data import VIEWS, ShownExample, rounded_draws, visible_texts
 
 ALLOWED_TAGS = {"code", "span", "b", "s", "br", "small", "bdi"}
 
@@ -209,7 +209,7 @@ def test_spaces_are_shown_where_a_decoder_takes_the_first_away(shared):
     inspector = TokenInspector(example, tokenizer, unit="word")
     u = inspector.draws[np.isfinite(inspector.draws)]
     assert len(set(u)) == 3
-    assert fixed_weights(example, tokenizer)[-1], (
+    assert ShownExample(example, tokenizer, None)._fixed()[-1], (
         "the end of turn, which is special but in no list of specials"
     )
 
@@ -414,7 +414,7 @@ def test_a_cell_holds_what_fits_and_says_what_does_not(tiny_tokenizer, example):
     state = held(
         TokenInspector(many[:20], tiny_tokenizer, index=7)._repr_mimebundle_()[0]["text/html"]
     )
-    assert len(state["examples"]) == 20 and state["index"] == 7
+    assert len(state["examples"]) == 20 and state["index"] == 7 and state["first"] == 0
     long = {name: list(example[name]) * 200 for name in ("input_ids", "kinds", "weights")} | {
         "id": "long",
         "tags": [],
@@ -537,8 +537,8 @@ def test_the_pull_is_that_of_the_whole_reward(tiny_tokenizer):
     """R of two turns is a product: the pull on one has the other as a factor. Against numbers, by small steps."""
     import torch
 
-    from btsft_nb.evaluation.scoring import tag_log_probs
     from btsft_nb.objective.format_reward import expected_format_reward, find_completions
+    from btsft_nb.objective.full_logits import reference_head
 
     talk = ["a", "<think>b</think>\n\nc", "d", "<think>e f</think>\n\ng"]
     row = {
@@ -553,7 +553,9 @@ def test_the_pull_is_that_of_the_whole_reward(tiny_tokenizer):
     completions = find_completions(batch, ids)
     assert len(completions) == 2
     with torch.no_grad():
-        z = tag_log_probs(model(batch["input_ids"]).logits, ids)
+        logits = model(batch["input_ids"]).logits[0, :-1]
+    z = torch.zeros(3, 1, len(logits) + 1, dtype=torch.float64)
+    z[:, 0, 1:] = reference_head(logits, batch["input_ids"][0, 1:], ids).log_tags
     at, step, slopes = completions[1].start, 1e-4, []
     for k in range(3):
         moved = [z.clone() for _ in range(2)]

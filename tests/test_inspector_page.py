@@ -3,6 +3,7 @@
 import copy
 import json
 import pickle
+import re
 import subprocess
 import sys
 
@@ -457,7 +458,9 @@ def test_a_page_in_light_and_dark(show, page, examples, scores, tiny_tokenizer, 
     )
     assert len(set(colors)) > 3
     for color in set(colors):
-        tint = [float(x) for x in color[color.index("(") + 1 : -1].split(",")]
+        tint = [float(x) for x in re.findall(r"[\d.]+(?:e-\d+)?", color)]
+        if "srgb" in color:
+            tint[:3] = [255 * x for x in tint[:3]]
         alpha = tint[3] if len(tint) > 3 else 1
         behind = [paper + alpha * (c - paper) for c in tint[:3]]
         assert contrast([ink] * 3, behind) >= 4.5, color

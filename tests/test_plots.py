@@ -17,30 +17,11 @@ from matplotlib.text import Text
 from nbclient import NotebookClient
 from transformers import TrainerState
 
-from btsft_nb import Kind, LiveCurves, draws, evaluate
+from btsft_nb import LiveCurves, evaluate
+from btsft_nb.data.kinds import KIND_COLORS
 from btsft_nb.views import plots
 
 matplotlib.use("Agg")
-TOKENS = [
-    "Sum",
-    "?",
-    "<think>",
-    "Two",
-    " and",
-    " 1",
-    "\n",
-    " is",
-    " 3",
-    ".",
-    "</think>",
-    "It",
-    " is",
-    " $3$",
-    "<end>",
-]
-KINDS = np.array([0, 0, 1, 2, 2, 2, 2, 2, 2, 2, 1, 3, 3, 3, 3])
-DRAWS = draws(KINDS, 1, 0, 0)
-THRESHOLDS = [0, 0.3, 1]
 EXAMPLES = [
     {"input_ids": [7] * n, "kinds": [0] * 3 + [1] * 2 + [2] * (n - 6) + [3]}
     for n in (9, 9, 10, 14, 90)
@@ -67,28 +48,17 @@ PLOTS = {
         [("tokens", "share of examples\nup to that length")],
         lambda **at: plots.lengths(EXAMPLES, **at),
     ),
-    "kind_shares": ([("share of tokens", "kind")], lambda **at: plots.kind_shares(EXAMPLES, **at)),
-    "blurred_thought": (
-        [("tokens in reading order", "threshold,\nhow many blurred")],
-        lambda **at: plots.blurred_thought(TOKENS, KINDS, DRAWS, THRESHOLDS, **at),
-    ),
     "training_curves": (
         [
-            ("step", f"nll of thoughts, {NLL}"),
             ("step", f"nll, {NLL}"),
-            ("step", "blurred share of thought tokens"),
-            ("step", "format reward, mean over sequences"),
+            ("step", "share of thought tokens, or reward"),
         ],
         lambda **at: plots.training_curves({"a": LOGS, "b": LOGS[:1]}, "title", **at),
     ),
-    "bars": (
-        [("", SHARE), ("", "share of prompts"), ("", "ways per prompt")],
-        lambda **at: plots.bars(SUMMARIES, ["accuracy", "pass@1", "ways of thinking"], **at),
-    ),
     "ways": ([(SHARE, "model")], lambda **at: plots.ways(SUMMARIES, **at)),
     "intervals": (
-        [(SHARE, "model"), ("share of prompts", "")],
-        lambda **at: plots.intervals(SEEDED, ["accuracy", "pass@1"], **at),
+        [(SHARE, "model"), ("share of prompts", ""), ("ways per prompt", "")],
+        lambda **at: plots.intervals(SEEDED, ["accuracy", "pass@1", "ways of thinking"], **at),
     ),
     "frontier": (
         [("unique thoughts, " + SHARE, "accuracy, " + SHARE)],
@@ -101,13 +71,9 @@ EDGES = {
     "partial logs": lambda: plots.training_curves(
         {"a": [{"step": 1, "nll_think": 1.0}, {"step": 1}]}
     ),
-    "many bars": lambda: plots.bars(SIX, ["accuracy"]),
+    "many models": lambda: plots.intervals(SIX, ["accuracy"]),
     "no points yet": lambda: plots.frontier({}, "accuracy", "compliance"),
-    "no tokens": lambda: plots.blurred_thought([], [], np.array([]), [0.5]),
     "one length": lambda: plots.lengths(EXAMPLES[:1]),
-    "a long thought": lambda: plots.blurred_thought(
-        TOKENS * 20, [*KINDS] * 20, np.tile(DRAWS, 20), [0.5]
-    ),
 }
 
 
@@ -175,10 +141,9 @@ def test_without_axes_one_figure_of_pyplot_is_made(name):
     save(axes)
 
 
-@pytest.mark.parametrize("name", ["training_curves", "bars"])
-def test_too_few_axes_are_refused(name):
-    with pytest.raises(ValueError, match=r"2 Axes given, [34] wanted"):
-        PLOTS[name][1](axes=Figure().subplots(1, 2))
+def test_another_number_of_axes_is_refused():
+    with pytest.raises(ValueError, match="expected 3 Axes, got 2"):
+        PLOTS["intervals"][1](axes=Figure().subplots(1, 2))
 
 
 def test_each_cell_of_a_notebook_shows_its_figures():
@@ -235,12 +200,9 @@ HOSTILE = [
 
 @pytest.mark.parametrize("texts", [HOSTILE[i::5] for i in range(5)], ids=range(5))
 def test_any_text_is_drawn_as_text(texts):
-    """As a token and as a name: no mathematics, no missing glyph, nothing that turns the line round or leaves it."""
-    tokens, kinds = ["q", *texts, "a"], [0] + [2] * len(texts) + [3]
-    save(plots.blurred_thought(tokens, kinds, np.full(len(tokens), 0.5), [0, 1]))
+    """As a name: no mathematics, no missing glyph, nothing that turns the line round or leaves it."""
     save(plots.training_curves(dict.fromkeys(texts, LOGS), texts[1]))
     summaries = dict.fromkeys(texts, SUMMARIES["after"] | {"ways": dict.fromkeys(texts, 1)})
-    save(plots.bars(summaries, ["accuracy"]))
     save(plots.ways(summaries))
     save(plots.intervals(summaries, ["accuracy"]))
     ax = plots.frontier(dict.fromkeys(texts, summaries), "unique thoughts", "accuracy")
@@ -248,15 +210,12 @@ def test_any_text_is_drawn_as_text(texts):
 
 
 def test_what_has_no_glyph_is_shown_as_replaced():
-    """Not left out; what has one stays."""
-    ax = plots.blurred_thought(["a\u202eb", "思\x00", "é\n"], [2, 2, 2], np.ones(3), [0.5])
-    assert words(ax.texts) == ["a\ufffdb", "\ufffd\ufffd", "é\u21b5"]
-    ax = plots.frontier(
-        {"a\u202eb\u200b思\n": {"\u200b": SUMMARIES["after"]}}, "unique thoughts", "accuracy"
-    )
-    assert words(ax.get_legend().texts) == ["a\ufffdb\ufffd\ufffd\u21b5"] and words(ax.texts) == [
-        "\ufffd"
-    ]
+    """Not left out; what has one stays, and what cannot be seen is named."""
+    points = {"\u200b": SUMMARIES["after"]}
+    ax = plots.frontier({"a\u202eb\u601d\x00\u00e9\n": points}, "unique thoughts", "accuracy")
+    legend = words(ax.get_legend().texts)
+    assert legend == ["a\u27e8U+202E\u27e9b\ufffd\ufffd\u00e9\u21b5"]
+    assert words(ax.texts) == ["\u27e8U+200B\u27e9"]
 
 
 def test_live_curves_leave_no_figure_open():
@@ -282,58 +241,13 @@ def test_lengths_add_up_to_all_examples():
     assert curve.get_drawstyle() == "steps-post"
 
 
-def test_kind_shares_are_of_all_tokens():
-    ax = plots.kind_shares(EXAMPLES)
-    kinds = [kind for example in EXAMPLES for kind in example["kinds"]]
-    assert [bar.get_width() for bar in ax.patches] == [
-        kinds.count(kind) / len(kinds) for kind in Kind
-    ]
-    assert words(ax.get_yticklabels()) == ["prompt", "tag", "think", "answer"]
-    assert words(ax.texts) == [f"{kinds.count(kind) / len(kinds):.0%}" for kind in Kind]
-
-
-@pytest.mark.parametrize("width", [2, 9])
-def test_blurred_tokens_are_struck_out(width):
-    """Every token at every threshold, in order; those below it, and only they, lose their colour under a line."""
-    ax = Figure((width, 4)).subplots()
-    plots.blurred_thought(TOKENS, KINDS, DRAWS, THRESHOLDS, ax)
-    assert words(ax.texts) == [token.replace("\n", "\u21b5") for token in TOKENS] * len(THRESHOLDS)
-    boxes = np.array([box.get_bbox().extents for box in ax.patches]).reshape(
-        len(THRESHOLDS), len(TOKENS), 4
-    )
-    order = boxes[..., :2][..., ::-1].reshape(-1, 2).tolist()
-    assert order == sorted(order) and (np.unique(boxes[0, :, 1]).size == 1) == (width == 9)
-    ends = boxes[:, :-1, 2][np.isclose(boxes[:, :-1, 1], boxes[:, 1:, 1])]
-    assert (ends < boxes[:, 1:, 0][np.isclose(boxes[:, :-1, 1], boxes[:, 1:, 1])]).all()
-    colours = np.array([to_hex(box.get_facecolor()) for box in ax.patches]).reshape(
-        len(THRESHOLDS), -1
-    )
-    below = np.array([draw < threshold for threshold in THRESHOLDS for draw in DRAWS])
-    colours = [to_hex(box.get_facecolor()) for box in ax.patches]
-    kinds = [plots.KIND_COLORS[kind] for kind in KINDS] * len(THRESHOLDS)
-    assert colours == np.where(below, "#ffffff", kinds).tolist()
-    struck = [segment for lines in ax.collections for segment in lines.get_segments()]
-    x0, y0, x1, y1 = boxes.reshape(-1, 4)[below].T
-    assert np.allclose(
-        struck, np.stack([x0, (y0 + y1) / 2, x1, (y0 + y1) / 2], axis=1).reshape(-1, 2, 2)
-    )
-    assert words(ax.get_yticklabels()) == [
-        "0\n0 of 7",
-        f"0.3\n{(DRAWS < 0.3).sum()} of 7",
-        "1\n7 of 7",
-    ]
-    assert 0 < (DRAWS < 0.3).sum() < 7
-
-
 def test_curves_have_the_points_of_the_logs():
     """Of each run and key; where a log lacks one, the curve does without."""
     logs = [*LOGS, {"step": 12, "nll_think": 3.0}, {"step": 13, "loss": 1.0}]
     axes = plots.training_curves({"a": logs, "b": LOGS[:1]}, "how far")
     keys = [
-        ["nll_think"],
-        ["nll_answer", "nll_tag"],
-        ["blurred_share"],
-        ["expected_reward", "format_reward"],
+        ["nll_think", "nll_answer", "nll_tag"],
+        ["blurred_share", "expected_reward", "format_reward"],
     ]
     for ax, names in zip(axes, keys, strict=True):
         drawn = [line.get_xydata().tolist() for line in ax.lines]
@@ -341,22 +255,9 @@ def test_curves_have_the_points_of_the_logs():
         assert drawn == [
             [[log["step"], log[key]] for log in run if key in log] for run, key in runs
         ]
-    assert words(axes[1].get_legend().texts) == ["a, answer", "a, tag", "b, answer", "b, tag"]
+    kinds = [f"{run}, {kind}" for run in "ab" for kind in ("think", "answer", "tag")]
+    assert words(axes[0].get_legend().texts) == kinds
     assert axes[0].figure.get_suptitle() == "how far"
-
-
-def test_bars_have_value_and_interval():
-    metrics = ["accuracy", "unique thoughts"]
-    for ax, metric in zip(plots.bars(SUMMARIES, metrics), metrics, strict=True):
-        found = [summary["metrics"][metric] for summary in SUMMARIES.values()]
-        assert [bar.get_height() for bar in ax.patches] == [one["value"] for one in found]
-        segments = [lines.get_segments()[0][:, 1].tolist() for lines in ax.collections]
-        assert np.allclose(segments, [[one["low"], one["high"]] for one in found])
-        assert (
-            words(ax.texts) == [f"{one['value']:.2f}" for one in found]
-            and ax.get_title(loc="left") == metric
-        )
-        assert words(ax.get_xticklabels()) == list(SUMMARIES)
 
 
 def test_ways_stand_end_to_end():
@@ -367,14 +268,15 @@ def test_ways_stand_end_to_end():
     }
     ax = plots.ways(summaries)
     assert [(bar.get_x(), bar.get_width()) for bar in ax.patches] == [
-        (0, 0.25), (0.25, 0), (0.25, 0.75),
-        (0, 0), (0, 1), (1, 0),
+        (0, 0.25), (0, 0),
+        (0.25, 0), (0, 1),
+        (0.25, 0.75), (1, 0),
     ]  # fmt: skip
     assert words(ax.get_legend().texts) == ["x", "y", "z"] and words(ax.get_yticklabels()) == [
         "a",
         "b",
     ]
-    assert [text for text in words(ax.texts) if text] == ["25%", "75%", "100%"]
+    assert [text for text in words(ax.texts) if text] == ["25%", "100%", "75%"]
 
 
 def test_frontier_is_a_line_through_points_with_both_intervals():
@@ -402,14 +304,13 @@ def test_intervals_have_a_row_for_each_model_and_a_tick_for_each_seed():
     for ax, (metric, seeds) in zip(
         plots.intervals(SEEDED, list(seeds_of)), seeds_of.items(), strict=True
     ):
-        for row, (container, summary) in enumerate(
-            zip(ax.containers, SEEDED.values(), strict=True)
-        ):
-            m = summary["metrics"][metric]
-            assert container.lines[0].get_xydata().tolist() == [[m["value"], row]]
-            assert np.allclose(
-                container.lines[2][0].get_segments()[0], [[m["low"], row], [m["high"], row]]
-            )
+        measured = [summary["metrics"][metric] for summary in SEEDED.values()]
+        (container,) = ax.containers
+        points = container.lines[0].get_xydata().tolist()
+        assert points == [[m["value"], row] for row, m in enumerate(measured)]
+        segments = container.lines[2][0].get_segments()
+        ends = [[[m["low"], row], [m["high"], row]] for row, m in enumerate(measured)]
+        assert np.allclose(segments, ends)
         ticks = [
             line.get_xydata().tolist()
             for line in ax.lines
@@ -487,7 +388,7 @@ def test_the_yardsticks():
 
 @pytest.mark.parametrize("sight", SIGHT)
 @pytest.mark.parametrize(
-    "palette", [plots.COLORS, [*plots.KIND_COLORS.values(), "white"]], ids=["series", "kinds"]
+    "palette", [plots.COLORS, [*KIND_COLORS.values(), "white"]], ids=["series", "kinds"]
 )
 def test_colours_stay_apart_in_every_eye(palette, sight):
     """By 10 or more in CIELAB (2 is just noticeable): none is mistaken for another on the same card."""
@@ -529,12 +430,11 @@ def test_all_text_has_contrast(name, style):
 
 SERIES = {
     "training_curves": lambda: plots.training_curves({str(i): LOGS for i in range(6)}),
-    "bars": lambda: plots.bars(SIX, ["accuracy"]),
     "ways": lambda: plots.ways({"a": {"ways": dict.fromkeys("abcdef", 1), "samples": 6}}),
     "frontier": lambda: plots.frontier(
         {str(i): SUMMARIES for i in range(6)}, "unique thoughts", "accuracy"
     ),
-} | {name: PLOTS[name][1] for name in ("kind_shares", "blurred_thought")}
+}
 
 
 @pytest.mark.parametrize("name", SERIES)

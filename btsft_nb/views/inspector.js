@@ -193,15 +193,16 @@ class Inspector {
     this.title = make("h3");
     this.place = make("span");
     const step = (by) => () => {
-      this.set("index", (this.model.get("index") + by + this.held) % this.held);
+      const count = this.model.get("count");
+      this.set("index", (this.model.get("index") + by + count) % count);
     };
-    this.turn = make("span", {}, button("‹", "previous example", step(-1)), " ", this.place, " ",
+    this.turn = make("span", {}, button("‹", "previous example", step(-1)), " ",
       button("›", "next example", step(1)));
     const most = Math.max(2, this.model.get("beta"));
     this.beta = this.slider("beta", most, "moves the format term and the view gradient");
     this.legend = make("div", { class: "legend" });
     return make("div", {},
-      make("div", { class: "bar" }, this.title, this.turn, this.query),
+      make("div", { class: "bar" }, this.title, this.place, this.turn, this.query),
       make("div", { class: "bar" }, this.choice("view", Object.keys(this.model.get("views"))),
         make("label", {}, this.numbers, "numbers"), this.slider("threshold", 1, "blurred below it"),
         this.epochs(), this.choice("unit", UNITS), this.beta),
@@ -251,12 +252,10 @@ class Inspector {
 
   load() {
     this.data = this.model.get("data");
-    const all = this.model.get("count");
-    this.held = this.model.get("examples")?.length ?? all; // a page may hold a part of them
-    const part = this.held < all ? `, ${this.held} of them here` : "";
+    const all = this.model.get("count"), held = this.model.get("examples")?.length ?? all;
     this.title.textContent = this.data.id;
-    this.place.textContent = `${this.data.number} of ${all}${part}`;
-    this.turn.hidden = all < 2;
+    this.place.textContent = `${this.model.get("index") + 1} of ${all}`;
+    this.turn.hidden = held < 2; // a page may hold one of many
     this.beta.hidden = !this.data.nll;
     this.body.classList.toggle("scored", Boolean(this.data.nll));
     this.numbers.checked = this.data.kinds.length <= 250;
@@ -569,7 +568,7 @@ export function mount(key, state) {
     el.removeAttribute("data-btsft");
     el.replaceChildren();
     const listeners = {}, traits = { ...state, selection: [] };
-    const example = () => state.examples[traits.index];
+    const example = () => state.examples[traits.index - state.first];
     const ofExample = {
       data: example,
       token_values: () => example().values,

@@ -13,18 +13,9 @@ import numpy as np
 import traitlets
 from transformers import PreTrainedTokenizerBase
 
-from ..data.tokens import token_texts
 from ..objective import BETA, THRESHOLD
-from ..objective.blur import UNITS, draws, example_key, unit_ids
-from .inspector_data import (
-    VIEWS,
-    browser_data,
-    check_match,
-    fixed_weights,
-    json_numbers,
-    rounded_draws,
-    values_by_view,
-)
+from ..objective.blur import UNITS
+from .inspector_data import VIEWS, ShownExample, check_match
 from .palette import css_variables
 from .static_view import page, static_view, with_script
 
@@ -59,11 +50,11 @@ class TokenInspector(anywidget.AnyWidget):
         TraitError: for a dial out of its range.
 
     >>> tokenizer = bt.load_tokenizer("tiny")
-    >>> examples = bt.prepare(bt.load_rows("tiny/teacher")[:3], tokenizer)  # doctest: +ELLIPSIS
-    tiny/teacher: ...
+    >>> examples = bt.prepare(bt.load_rows("tiny/teacher")[:3], tokenizer)
+    tiny/teacher: 3 rows -> 3 examples...
     >>> inspector = bt.TokenInspector(examples, tokenizer, threshold=0.5)
     >>> inspector
-    TokenInspector('tiny/teacher/0': 66 tokens, 12 of 26 thought tokens blurred at threshold 0.50)
+    TokenInspector('tiny/teacher/0': 66 tokens, 14 of 26 thought tokens blurred at threshold 0.50)
     >>> inspector.threshold = 1
     >>> int(inspector.blurred.sum())
     26
@@ -111,15 +102,21 @@ class TokenInspector(anywidget.AnyWidget):
         self._examples = _listed(examples)
         self._tokenizer = tokenizer
         self._scores = _listed(score)
-        self._others = _listed(compare)
         if not len(self._examples):
             raise ValueError("no example to show")
-        for name, scores in (("score", self._scores), ("compare", self._others)):
+        for name, scores in (("score", self._scores), ("compare", _listed(compare))):
             if scores is not None:
                 check_match(name, [one["log_probs"] for one in scores], self._examples)
+        if score is not None and compare is not None:
+            pairs = zip(self._scores, _listed(compare), strict=True)
+            self._scores = [
+                {**one, "change": np.subtract(one["log_probs"], other["log_probs"])}
+                for one, other in pairs
+            ]
+        available = {"kind", "blur", *self._at(0).values()}
         super().__init__(
             css=css_variables() + Path(__file__).with_suffix(".css").read_text(encoding="utf-8"),
-            views=self._available_views(),
+            views={name: VIEWS[name]._asdict() for name in VIEWS if name in available},
             count=len(self._examples),
             view=view,
             threshold=threshold,
@@ -131,7 +128,7 @@ class TokenInspector(anywidget.AnyWidget):
             editable=editable,
             index=index,
         )
-        self._load()
+        self._follow()
 
     @traitlets.validate("view")
     def _check_view(self, proposal: dict) -> str:
@@ -160,49 +157,48 @@ class TokenInspector(anywidget.AnyWidget):
             )
         return proposal["value"]
 
-    @traitlets.observe("index")
-    def _load(self, change: dict | None = None) -> None:
+    @traitlets.observe("index", "edits", "epoch", "unit", "seed", "keep_first")
+    def _follow(self, change: dict | None = None) -> None:
+        self._shown = self._at(self.index)
         with self.hold_sync():  # the browser gets all of an example at once
-            self.data = self._data(self.index)
-            self.selection = []
-            self._send_values()
-            self._send_draws()
+            self.data = self._shown.browser_data()
+            self.token_values = self._shown.json_values()
+            self.token_draws = np.minimum(self.draws, 1).tolist()
+            if change and change["name"] == "index":
+                self.selection = []
 
-    @traitlets.observe("edits")
-    def _send_values(self, change: dict | None = None) -> None:
-        self.token_values = self._json_values(self.index)
-
-    @traitlets.observe("epoch", "unit", "seed", "keep_first")
-    def _send_draws(self, change: dict | None = None) -> None:
-        self.token_draws = np.minimum(self.draws, 1).tolist()
+    def _at(self, index: int) -> ShownExample:
+        score = self._scores[index] if self._scores else None
+        edits = [edit[1:] for edit in self.edits if edit[0] == index]
+        return ShownExample(self._examples[index], self._tokenizer, score, edits)
 
     @property
     def example(self) -> dict:
         """The example that is shown, with the weights that it was given by hand."""
-        return {**self._examples[self.index], "weights": self._weights(self.index).tolist()}
+        return {**self._examples[self.index], "weights": self._shown.weights.tolist()}
 
     @property
     def tokens(self) -> list[str]:
         """The text of each token of the example that is shown."""
-        return self._texts(self.index)
+        return self._shown.texts
 
     @property
     def draws(self) -> np.ndarray:
         """(T,) the draw of each token, as the trainer makes it; infinity for what is never blurred."""
-        return self._draws(self.index, self.unit, self.epoch)
+        return self._shown.draws(self.seed, self.epoch, self.keep_first, self.unit)
 
     @property
     def blurred(self) -> np.ndarray:
         """(T,) bool: which tokens the threshold blurs."""
-        return (self.draws < self.threshold) & (self._weights(self.index) != 0)
+        return (self.draws < self.threshold) & (self._shown.weights != 0)
 
     def values(self) -> np.ndarray:
         """(T,) or, for the view gradient, (2, T): what the view shows of each token; NaN where it shows nothing."""
         if self.view == "kind":
-            return np.asarray(self._examples[self.index]["kinds"])
+            return self._shown.kinds
         if self.view == "blur":
             return np.where(np.isfinite(self.draws), self.draws, np.nan)
-        by_view = self._values(self.index)
+        by_view = self._shown.values()
         values = by_view[self.view]
         if VIEWS[self.view].is_of_loss:
             values = np.where(self.blurred, 0.0, values)
@@ -229,89 +225,42 @@ class TokenInspector(anywidget.AnyWidget):
         html = self._static(_TOKENS_IN_A_CELL)
         # all examples where they are few and short, else the one that is shown
         for indices in (range(self.count), range(self.index, self.index + 1)):
-            if len(indices) <= 50 and sum(map(self._size, indices)) <= _TOKENS_IN_A_CELL:
+            sizes = [len(self._examples[i]["kinds"]) for i in indices[:50]]
+            if len(indices) <= 50 and sum(sizes) <= _TOKENS_IN_A_CELL:
                 html = with_script(html, self._state(indices))
                 break
         return {**data, "text/plain": repr(self), "text/html": html}, metadata
 
+    def _dials(self) -> dict:
+        names = ("count", "index", "views", "view", "threshold", "beta", "epoch", "unit")
+        return {name: getattr(self, name) for name in names}
+
     def _state(self, indices: range) -> dict:
         """What a page needs to do without Python."""
-        names = ("css", "views", "count", "view", "threshold", "beta", "epoch", "unit")
         epochs = sorted({*_PAGE_EPOCHS, self.epoch})
         examples = []
         for index in indices:
-            drawn = {
-                unit: {
-                    epoch: rounded_draws(self._draws(index, unit, epoch), self.threshold)
-                    for epoch in epochs
-                }
-                for unit in UNITS
+            shown = self._at(index)
+            own = {
+                "values": shown.json_values(),
+                "draws": shown.page_draws(self.seed, epochs, self.keep_first, self.threshold),
             }
-            values = self._json_values(index)
-            examples.append({**self._data(index), "values": values, "draws": drawn})
-        return {name: getattr(self, name) for name in names} | {
-            "epochs": epochs,
-            "examples": examples,
-            "index": self.index - indices.start,
-        }
+            examples.append(shown.browser_data() | own)
+        state = self._dials() | {"css": self.css, "epochs": epochs, "examples": examples}
+        return state | {"first": indices.start}
 
     def _static(self, limit: int | None = None) -> str:
-        notes = [
-            f"example {self.index + 1} of {self.count}; {self.view}: {VIEWS[self.view].explanation}",
-            f"threshold {self.threshold:.2f}, epoch {self.epoch}, unit {self.unit}: {self._share} (struck out)",
-        ]
-        if self._scores:
-            reward = self._scores[self.index]["expected_reward"]
-            notes.append(
-                f"expected format reward R = {reward:.4f}; "
-                f"format term \u03b2 (1 - R) = {self.beta * (1 - reward):.4f} at \u03b2 {self.beta:.2f}"
-            )
-        return static_view(self.data, self.view, self.values(), self.blurred, notes, limit)
-
-    def _available_views(self) -> dict[str, dict]:
-        names = {"kind", "blur", *self._values(0)}
-        return {name: view._asdict() for name, view in VIEWS.items() if name in names}
-
-    def _size(self, index: int) -> int:
-        return len(self._examples[index]["kinds"])
-
-    def _texts(self, index: int) -> list[str]:
-        return token_texts(self._tokenizer, np.asarray(self._examples[index]["input_ids"]).tolist())
-
-    def _weights(self, index: int) -> np.ndarray:
-        example = self._examples[index]
-        weights = np.array(example["weights"], dtype=float)
-        for edited, start, stop, weight in self.edits:
-            if edited == index:
-                weights[start:stop] = weight
-        return np.where(fixed_weights(example, self._tokenizer), example["weights"], weights)
-
-    def _draws(self, index: int, unit: str, epoch: int) -> np.ndarray:
-        example = self._examples[index]
-        kinds = np.asarray(example["kinds"])
-        units = unit_ids(kinds, self._texts(index), unit)
-        return draws(kinds, example_key(example["id"]), self.seed, epoch, self.keep_first, units)
-
-    def _values(self, index: int) -> dict[str, np.ndarray]:
-        score = self._scores[index] if self._scores else None
-        other = self._others[index] if self._others else None
-        kinds = np.asarray(self._examples[index]["kinds"])
-        return values_by_view(kinds, self._weights(index), score, other)
-
-    def _json_values(self, index: int) -> dict[str, list]:
-        return {name: json_numbers(values) for name, values in self._values(index).items()}
-
-    def _data(self, index: int) -> dict:
-        score = self._scores[index] if self._scores else None
-        return browser_data(self._examples[index], self._tokenizer, index + 1, score)
+        values = self.values()[..., :limit]
+        return static_view(self.data, self._dials(), values, self.blurred, self._share)
 
     @property
     def _share(self) -> str:
         return f"{self.blurred.sum()} of {np.isfinite(self.draws).sum()} thought tokens blurred"
 
     def __repr__(self) -> str:
-        tokens = len(self.data["ids"])
-        return f"TokenInspector({self.data['id']!r}: {tokens} tokens, {self._share} at threshold {self.threshold:.2f})"
+        tokens = len(self.tokens)
+        at = f"at threshold {self.threshold:.2f}"
+        return f"TokenInspector({self.data['id']!r}: {tokens} tokens, {self._share} {at})"
 
 
 def _listed(value: dict | Sequence[dict] | None) -> Sequence[dict] | None:

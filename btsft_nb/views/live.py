@@ -11,20 +11,24 @@ from .plots import training_curves
 
 
 class LiveCurves(TrainerCallback):
-    """Draws loss by kind, blurred share and both format rewards under the cell that trains, at most once a second.
+    """Draws loss by kind, blurred share and format reward under the cell that trains, at most once a second.
 
     Outside a notebook it draws nothing.
 
     Args:
         name: what to call this run in the legend.
         compare: histories of earlier runs by name (`trainer.state.log_history`), drawn beside it.
+
+    >>> curves = bt.LiveCurves("BT-SFT", compare={"plain SFT": [{"step": 1, "nll_think": 2.0}]})
+    >>> trainer = bt.BTSFTTrainer(..., callbacks=[curves])  # doctest: +SKIP
     """
 
     shows_progress = True  # in place of the trainer's own bar
     _handle = None  # trackers before it in the list log before it begins
 
     def __init__(self, name: str, compare: dict[str, list[dict]] | None = None):
-        self.name, self.compare = name, compare or {}
+        self.name = name
+        self.compare = compare or {}
 
     def on_train_begin(self, args, state, control, **kwargs):
         self._start = self._drawn = time.monotonic()
@@ -42,17 +46,12 @@ class LiveCurves(TrainerCallback):
 
     def _picture(self, state) -> Image:
         spent = time.monotonic() - self._start
-        done = state.global_step - self._first_step
-        left = (
-            f", {spent / done * (state.max_steps - state.global_step):.0f} s left" if done else ""
-        )
-        title = f"{self.name}: step {state.global_step} of {state.max_steps}, {spent:.0f} s{left}"
-        figure, png = (
-            Figure((13, 3), dpi=100, layout="constrained"),
-            io.BytesIO(),
-        )  # pyplot would keep it open
-        training_curves(
-            {**self.compare, self.name: state.log_history}, title, figure.subplots(1, 4)
-        )
+        title = f"{self.name}: step {state.global_step} of {state.max_steps}, {spent:.0f} s"
+        if done := state.global_step - self._first_step:
+            title += f", {spent / done * (state.max_steps - state.global_step):.0f} s left"
+        figure = Figure((11, 3), dpi=100, layout="constrained")  # pyplot would keep it open
+        histories = {**self.compare, self.name: state.log_history}
+        training_curves(histories, title, figure.subplots(1, 2))
+        png = io.BytesIO()
         figure.savefig(png, facecolor="white")
         return Image(png.getvalue(), metadata={"alt": title})
