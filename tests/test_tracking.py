@@ -555,7 +555,7 @@ def test_a_wrong_number_of_steps_is_refused(examples, tiny_tokenizer, every):
         ),
         (["How many?", "\ufdd0"], {}, r"prompts, row 1: .*U\+FDD0"),
         (["How many?"], {"references": ["1", "2"]}, r"2 references for 1 prompts"),
-        (["How many?"], {"references": [1]}, r"references\[0\]: expected text, got 1"),
+        (["How many?"], {"references": [[1]]}, r"rows, row 0: field answer: expected text, got"),
         (
             ["How many?"],
             {"references": ["many"], "answer": "number"},
