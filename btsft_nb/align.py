@@ -94,7 +94,7 @@ def prompt_rows(
         RowError: a row is malformed, or its text spells a control token, which TRL would read as one.
         ValueError: only some rows have an answer, or one has none of the kind.
 
-    >>> rows = bt.align.prompt_rows([{"question": "2+2?", "answer": 4}], bt.load_tokenizer("tiny"))
+    >>> rows = bt.align.prompt_rows([{"question": "2+2?", "answer": "4"}], bt.load_tokenizer("tiny"))
     >>> rows[0]
     {'prompt': '<|im_start|>user\\n2+2?<|im_end|>\\n<|im_start|>assistant\\n', 'answer': '4'}
     """

@@ -9,7 +9,6 @@ import shutil
 
 import pytest
 import torch
-from conftest import TOKENIZERS
 from datasets import Dataset
 from peft import LoraConfig, PeftModel
 from test_answers import ADVERSARIAL
@@ -20,6 +19,7 @@ import btsft_nb as bt
 from btsft_nb.align import BlurredThoughts, Rewards, load_policy, preference_pairs, prompt_rows
 from btsft_nb.data.formats import to_prompt
 from btsft_nb.models.config import ModelConfig
+from conftest import TOKENIZERS
 
 trl = pytest.importorskip("trl", minversion="1.8")
 

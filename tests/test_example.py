@@ -86,7 +86,7 @@ def test_draws_loss_and_gradients_are_the_trainers(page, tmp_path, seed, is_open
     trainer.train()
     (log,) = [log for log in trainer.state.log_history if "loss_nll" in log]
     for part, value in parts.items():
-        assert log[f"loss_{part}"] == pytest.approx(value.item(), rel=1e-6)
+        assert log[f"loss_{part}"] == pytest.approx(value.item(), rel=1e-5, abs=1e-6)
     # both make some of it in float32
     for mine, its in zip(gradients, callback.values, strict=True):
         assert (mine - its).norm() <= 1e-5 * its.norm() > 0

@@ -54,6 +54,7 @@ class HeadForward:
             raise ValueError(
                 "DeepSpeed ZeRO-3 shards the head, which is read as a whole: use FSDP2 or ZeRO-2"
             )
+        # dropout would hide what the probes look for
         was_training = self.base.training
         self.base.eval()
         with torch.no_grad():
@@ -88,6 +89,7 @@ class HeadForward:
             ref_hidden, ref_head: as for `head_log_probs`, the rows those of blurred tokens.
         """
         targets = inputs["input_ids"][positions]
+        # the KL is wanted at blurred tokens alone
         reference = {}
         if ref_hidden is not None:
             kl_rows = inputs["blurred"][positions]
@@ -158,6 +160,7 @@ class HeadForward:
         config = self.base.config.get_text_config()
         head_inputs = []
 
+        # small logits would not show a soft cap
         def ramp(module, arguments, output):
             head_inputs.append(arguments[0])
             return torch.linspace(-50, 50, output.shape[-1]).to(output).expand_as(output)
@@ -171,6 +174,7 @@ class HeadForward:
             logits = self.base(input_ids=ids, use_cache=False).logits[0, 0].double()
         finally:
             hook.remove()
+        # a model that scales hidden states first is not read rightly
         takes_hidden = bool(head_inputs) and _is_close(head_inputs[0], hidden)
         # each number of the config that could be a scale
         cap = getattr(config, "final_logit_softcapping", None)
@@ -198,6 +202,7 @@ class HeadForward:
             )
             return output.last_hidden_state[:, -4:]
 
+        # what comes before may change nothing; alone it may round otherwise
         after_one = hidden_after(ids)
         after_other = hidden_after(ids.flip(1))
         if not (_is_close(after_one, after_other, 1e-6) and _is_close(after_one, hidden_after())):

@@ -62,7 +62,6 @@ def head_log_probs(
     _check(hidden, labels, tag_ids, vocabulary, ref_hidden, kl_rows)
     with_grad = torch.is_grad_enabled() and hidden.requires_grad
     plan = Plan(scale, softcap, max(1, chunk_bytes // 4), with_grad)
-
     # rows with a KL go first, so that they and their references are slices
     order = back = slice(None)
     reference = hidden.detach()[:0]
@@ -73,10 +72,9 @@ def head_log_probs(
         reference = ref_hidden.detach()
     if ref_head is None:
         ref_head = head if ref_hidden is None else _without_adapters(head)
-
     rows = hidden[order]
     labels = labels[order]
-    if is_matrix and ref_head is head:
+    if is_matrix and ref_head is head:  # two products; else the definition
         tags = [torch.full_like(labels, tag) for tag in tag_ids]
         picked = torch.stack([labels, *tags], 1)
         output = _combine(picked, matrix_head(rows, head, picked, reference, plan))
@@ -93,6 +91,7 @@ def _combine(picked: Tensor, sums: LogitSums) -> HeadOutput:
     is_open = picked[:, 0] == picked[:, 1]
     is_close = picked[:, 0] == picked[:, 2]
 
+    # log-probabilities (4, rows) from logits
     def outcomes(named: Tensor, rest: Tensor) -> Tensor:
         label, tag_open, tag_close = named.double().unbind(1)
         # a label that is a tag counts once
@@ -125,6 +124,7 @@ def _module_head(hidden, head, labels, tag_ids, ref_hidden, ref_head, plan, chun
         )
         return HeadOutput(*(x.to(h.device) for x in output))
 
+    # logits are made anew in backward, else all of them would be kept
     if torch.is_grad_enabled():
         output_of = partial(checkpoint, output_of, use_reentrant=False)
     outputs = [output_of(hidden[rows], labels[rows], ref_hidden[rows]) for rows in chunks]
@@ -171,12 +171,14 @@ def _check(hidden, labels, tag_ids, vocabulary, ref_hidden, kl_rows) -> None:
     if hidden.shape[:-1] != labels.shape:
         shapes = f"{tuple(hidden.shape)} for {tuple(labels.shape)}"
         raise ValueError(f"hidden must be (R, D) for labels (R,), got {shapes}")
+    # a block of the vocabulary would not miss them
     ids = [*labels.tolist(), *tag_ids]
     if min(ids) < 0 or max(ids) >= vocabulary:
         span = f"{min(ids)} to {max(ids)}"
         raise ValueError(f"labels and tags must be in [0, {vocabulary}), got {span}")
     if tag_ids[0] == tag_ids[1]:
         raise ValueError(f"tag_ids must be two, got {tag_ids}")
+    # a slice of the rows would not either
     if ref_hidden is not None:
         rows = len(labels) if kl_rows is None else int(kl_rows.sum())
         if len(ref_hidden) != rows:

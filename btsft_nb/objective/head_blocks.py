@@ -96,15 +96,9 @@ class Block(NamedTuple):
     gap: Tensor  # (k, 1) E_t[z_ref - z]
 
 
-def pass_over(
-    plan: Plan,
-    picked: Tensor,
-    hidden: Tensor,
-    ref_hidden: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-) -> Pass:
-    """Goes over the vocabulary once, for rows (r, D) with named ids (r, 3) and their references (k, D)."""
+def pass_over(plan: Plan, picked, hidden, ref_hidden, weight, bias) -> Pass:
+    """Goes over the vocabulary once, for rows (r, D) with named ids (r, 3) and their references (k, D); the weight is
+    (V, D), the bias (V,) or None."""
     r = len(hidden)
     k = len(ref_hidden)
     # references behind the rows, so that one product makes the logits of both

@@ -93,34 +93,27 @@ def objective(
     """
     zero = values.log_probs.new_zeros(())
     parts = dict.fromkeys(PARTS, zero)
-
     # 1/N sum_{t not blurred} w_t nll_t
     weights = batch["weights"].masked_fill(batch["blurred"], 0)
     losses = token_losses(values.log_probs, weights, negative, floor)
     parts["loss_nll"] = losses.sum() / n_tokens
-
     # anchor * 1/N sum_{t blurred} KL(p_ref || p)
     if anchor:
         parts["loss_anchor"] = anchor * values.kl[batch["blurred"]].sum() / n_tokens
-
-    # beta * 1/B sum (1 - R)
+    # beta * 1/B sum (1 - R), measured also where it is no part of the loss
     sequences = int(batch["sequence"].max()) + 1
     expected = zero.new_ones(sequences)
     of_argmax = expected
     if completions:
-        # measured also where it is no part of the loss
         with torch.set_grad_enabled(torch.is_grad_enabled() and beta != 0):
             expected = expected_format_reward(values.log_tags, completions, sequences)
-        parts["loss_format"] = beta * (1 - expected).sum().float() / n_sequences
         of_argmax = argmax_format_reward(values.argmax, completions, sequences, tag_ids)
+    parts["loss_format"] = beta * (1 - expected).sum().float() / n_sequences
 
-    sums = {
-        **parts,
-        "expected_reward": expected.sum(),
-        "format_reward": of_argmax.sum(),
-        "sequences": zero + sequences,
-        **_token_sums(values.log_probs, batch, tag_ids),
-    }
+    sums = parts | _token_sums(values.log_probs, batch, tag_ids)
+    sums["expected_reward"] = expected.sum()
+    sums["format_reward"] = of_argmax.sum()
+    sums["sequences"] = zero + sequences
     return sum(parts.values()), {name: value.detach() for name, value in sums.items()}
 
 
