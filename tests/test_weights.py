@@ -133,9 +133,18 @@ def test_numpy_numbers_are_numbers():
         ({"prompt": 1}, "'prompt' is no compiled pattern"),
         ({re.compile(b"x"): 1}, "re.compile(b'x') is no compiled pattern"),
         ({2: 1}, "2 is no compiled pattern"),
-        ({"think": math.nan}, "weights['think'] must be between -1e6 and 1e6, got nan"),
-        ({"think": True}, "weights['think'] must be between -1e6 and 1e6, got True"),
-        ({re.compile("x"): "1"}, "weights[re.compile('x')] must be between -1e6 and 1e6, got '1'"),
+        (
+            {"think": math.nan},
+            "weights['think'] must be a number between -1000000.0 and 1000000.0, got nan",
+        ),
+        (
+            {"think": True},
+            "weights['think'] must be a number between -1000000.0 and 1000000.0, got True",
+        ),
+        (
+            {re.compile("x"): "1"},
+            "weights[re.compile('x')] must be a number between -1000000.0 and 1000000.0, got '1'",
+        ),
     ],
 )
 def test_a_wrong_setting_says_what_would_do(weights, said):

@@ -140,6 +140,7 @@ def use_template(tokenizer: PreTrainedTokenizerBase, template: str | Path) -> No
         known = ", ".join(NAMES)
         raise ValueError(f"unknown template {source!r}; known: {known}, or a .jinja file")
     # Rendering nothing parses it.
+    # An error of today is better than one at the first row.
     try:
         render_jinja_template([], chat_template=source)
     except TemplateSyntaxError as error:

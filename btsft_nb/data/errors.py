@@ -17,6 +17,7 @@ class RowError(ValueError):
     """
 
     def __init__(self, problem: str, *, field: str = "", source: str = "", row: int | None = None):
+        # `args` is the problem alone, so that the error can be pickled.
         super().__init__(problem)
         self.problem = problem
         self.field = field
@@ -38,6 +39,7 @@ class RowError(ValueError):
 
 def unexpected(value: object, expected: str, field: str = "") -> RowError:
     """The error for a value, of which only the beginning is shown, however large it is."""
+    # A value can be megabytes long or thousands of lists deep.
     return RowError(f"expected {expected}, got {reprlib.repr(value)}", field=field)
 
 

@@ -212,8 +212,10 @@ def _turn(column: Column, role: str = "user") -> Message:
     return to_message(role, [Block(column.text)])
 
 
-def _turns(column: Column) -> list[Message]:
-    """A list of turns, which some data sets put into a list of its own."""
+def _turns(column: Column, role: str = "") -> list[Message]:
+    """A list of turns, which some data sets put into a list of its own; with a role, also text."""
+    if role and isinstance(column.value, str):
+        return [_turn(column, role)]
     # Errors say which turn it is, as in messages[0][3].
     turns = column.value
     field = column.name
@@ -251,16 +253,12 @@ def _question(question: Column, answer: Column) -> list[Message]:
 def _prompt(prompt: Column, completion: Column) -> list[Message]:
     """Text or turns in both. Of the assistant only the completion is trained, unless turns have weights."""
     # The assistant's turns in a prompt are context.
-    turns = _turns_or_text(prompt, "user")
+    turns = _turns(prompt, "user")
     for turn in turns:
         for block in turn.blocks:
             if turn.role == "assistant" and block.weight is None:
                 block.weight = 0.0
-    return turns + _turns_or_text(completion, "assistant")
-
-
-def _turns_or_text(column: Column, role: str) -> list[Message]:
-    return [_turn(column, role)] if isinstance(column.value, str) else _turns(column)
+    return turns + _turns(completion, "assistant")
 
 
 def _trajectory(question: Column, thoughts: Column, attempt: Column) -> list[Message]:

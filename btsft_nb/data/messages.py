@@ -68,16 +68,11 @@ def as_text(value: object, field: str) -> str:
     return value
 
 
-def is_weight(value: object) -> bool:
-    """Whether a value can be the weight of a token. NaN, infinity and truth values cannot."""
-    # NaN fails every comparison.
-    is_number = isinstance(value, Real) and not isinstance(value, bool)
-    return is_number and bool(-1e6 <= value <= 1e6)
-
-
 def as_weight(value: object, field: str) -> float:
     """The weight of a token. Raises RowError for what cannot be one."""
-    if not is_weight(value):
+    is_number = isinstance(value, Real) and not isinstance(value, bool)
+    # NaN fails every comparison.
+    if not is_number or not -1e6 <= value <= 1e6:
         raise unexpected(value, "a weight between -1e6 and 1e6", field)
     return float(value)
 
@@ -90,6 +85,7 @@ def refuse_tools(value: object, field: str) -> None:
 
 def to_message(role: str, blocks: list[Block]) -> Message:
     """A turn; in an assistant's, another family's thought markers become the think tags."""
+    # A marker may go across blocks, so it is looked for in the whole text.
     text = "".join(block.text for block in blocks)
     edits = marker_edits(text) if role == "assistant" else []
     if not edits:
@@ -125,7 +121,7 @@ def read_turn(turn: object, field: str) -> Message:
 
     Raises RowError, with the field inside the turn.
     """
-    # Who speaks
+    # Who speaks. Tools would have to be rendered with their calls.
     if not isinstance(turn, dict):
         raise unexpected(turn, "a turn with role and content", field)
     key = _first_key(turn, "role", "from")

@@ -195,6 +195,7 @@ def _parsed(content: bytes, line: int = 1) -> object:
         place = f"line {line + error.lineno - 1}, column {error.colno}"
         raise RowError(f"{place}: not valid JSON: {error.msg}") from None
     except (ValueError, RecursionError) as error:
+        # Another encoding, brackets without end, a number of thousands of digits
         raise RowError(f"line {line}: not readable as JSON in UTF-8: {error}") from None
 
 

@@ -5,7 +5,6 @@
 
 import re
 from dataclasses import dataclass
-from functools import cached_property
 from typing import NamedTuple
 
 OPEN = "<think>"
@@ -26,70 +25,59 @@ _SOLUTION = re.compile(r"<\|begin_of_solution\|>\s*|((?<!\s)\s+)?<\|end_of_solut
 
 @dataclass(frozen=True)
 class ThinkParts:
-    """A text cut at its first open tag, and at the first close tag after it.
+    """A text cut at its first open tag, and at the first close tag after it. Any other tag is plain text.
 
-    Any other tag is plain text of the part in which it stands. `opened`: a prompt before the text holds the open tag,
-    so that the thought begins with the text.
+    Attributes:
+        open_at: where the open tag begins; None where there is none.
+        close_at: where the close tag begins.
+        before: what stands before the open tag.
+        thought: what the tags hold. A lone close tag ends a thought that began with the text.
+        answer: what follows the close tag; all of a text without tags, and nothing of a thought that does not end.
+        extra_opens: how many open tags there are beyond the one that counts.
+        extra_closes: how many close tags there are beyond the one that counts.
     """
 
-    text: str
-    opened: bool = False
-
-    @cached_property
-    def open_at(self) -> int | None:
-        """Where the first open tag begins; None where there is none."""
-        at = self.text.find(OPEN)
-        return None if at < 0 else at
-
-    @cached_property
-    def close_at(self) -> int | None:
-        """Where the close tag begins: the first after the open tag, or the first of all where nothing opens."""
-        at = self.text.find(CLOSE, self.open_at or 0)
-        return None if at < 0 else at
-
-    @property
-    def before(self) -> str:
-        """What stands before the thought's open tag."""
-        return self.text[: self.open_at] if self.open_at is not None else ""
-
-    @property
-    def thought(self) -> str:
-        """What the tags hold. A lone close tag ends a thought that began with the text; without tags it is empty."""
-        is_inside = self.opened or self.open_at is not None or self.close_at is not None
-        if not is_inside:
-            return ""
-        # A thought that the prompt opened begins with the text.
-        start = 0 if self.open_at is None else self.open_at + len(OPEN)
-        return self.text[start : self.close_at]
-
-    @property
-    def answer(self) -> str:
-        """What follows the close tag; all of a text without tags, and nothing of a thought that does not end."""
-        if self.close_at is not None:
-            return self.text[self.close_at + len(CLOSE) :]
-        return "" if self.opened or self.open_at is not None else self.text
-
-    @property
-    def extra_opens(self) -> int:
-        """How many open tags there are beyond the one that counts."""
-        # The prompt's own open tag is the one that counts.
-        allowed = 0 if self.opened else 1
-        return max(self.text.count(OPEN) - allowed, 0)
-
-    @property
-    def extra_closes(self) -> int:
-        """How many close tags there are beyond the one that counts."""
-        return max(self.text.count(CLOSE) - (self.close_at is not None), 0)
+    open_at: int | None
+    close_at: int | None
+    before: str
+    thought: str
+    answer: str
+    extra_opens: int
+    extra_closes: int
 
 
 def split(text: str, *, opened: bool = False) -> ThinkParts:
     """Cuts a text into what stands before its thought, the thought, and the answer.
 
+    Args:
+        opened: a prompt before the text holds the open tag, so that the thought begins with the text.
+
     >>> parts = split("<think>3 + 4</think>7")
     >>> parts.before, parts.thought, parts.answer
     ('', '3 + 4', '7')
     """
-    return ThinkParts(text, opened)
+    # `partition` leaves all of a text in its first part where the tag is missing.
+    before, open_tag, rest = text.partition(OPEN)
+    if not open_tag:
+        before = ""
+        rest = text
+    thought, close_tag, answer = rest.partition(CLOSE)
+    close_at = len(text) - len(rest) + len(thought) if close_tag else None
+    # Text without any tag is an answer.
+    if not (opened or open_tag or close_tag):
+        thought = ""
+        answer = text
+    # The prompt's own open tag is the one that counts.
+    own_opens = 0 if opened else 1
+    return ThinkParts(
+        open_at=len(before) if open_tag else None,
+        close_at=close_at,
+        before=before,
+        thought=thought,
+        answer=answer,
+        extra_opens=max(text.count(OPEN) - own_opens, 0),
+        extra_closes=text.count(CLOSE) - (1 if close_tag else 0),
+    )
 
 
 def tagged(thought: str) -> str:
@@ -115,6 +103,7 @@ def marker_edits(text: str) -> list[Edit]:
 
     The edits come in the order of the text. There are none where it has think tags already.
     """
+    # A marker further on is text about markers.
     match = _OPENING.match(text)
     if match is None or has_tags(text):
         return []

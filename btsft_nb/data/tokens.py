@@ -151,6 +151,7 @@ class Encoder:
             cuts: characters of each text, counted without its marks, whose places are wanted.
         """
         backend = _reset(self.tokenizer.backend_tokenizer)
+        # The template's own control tokens have to be found.
         backend.encode_special_tokens = False
         # Most texts spell no control token, and go through the tokenizer together, which is faster.
         clean = [text for text in texts if _MARK not in text]

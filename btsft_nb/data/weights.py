@@ -9,9 +9,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ..checks import check_number
 from .errors import unexpected
 from .kinds import Kind
-from .messages import Block, Message, as_text, as_weight, is_weight
+from .messages import Block, Message, as_text, as_weight
 
 # Prompts are never trained, so they have no weight.
 _KINDS = {kind.name.lower(): kind for kind in Kind if kind != Kind.PROMPT}
@@ -59,8 +60,7 @@ class Weighting:
             is_pattern = isinstance(key, re.Pattern) and isinstance(key.pattern, str)
             if not is_pattern and key not in _KINDS:
                 raise ValueError(f"weights: {key!r} is no compiled pattern, think, answer or tag")
-            if not is_weight(weight):
-                raise ValueError(f"weights[{key!r}] must be between -1e6 and 1e6, got {weight!r}")
+            check_number(f"weights[{key!r}]", weight, -1e6, 1e6)
             if is_pattern:
                 self._patterns[key] = float(weight)
             else:
@@ -81,6 +81,7 @@ class Weighting:
                 for pattern, weight in self._patterns.items()
                 for match in pattern.finditer(text)
             ]
+        # What a user's function returns is not to be trusted.
         spans = self._function(row, text)
         if not isinstance(spans, Iterable):
             raise unexpected(spans, "spans from the function for weights")
@@ -106,6 +107,7 @@ def _checked(values: tuple, length: int) -> Span:
 
 def _cut(message: Message, spans: list[Span]) -> Message:
     """The message in blocks that end where a span does; uncovered text keeps its weight."""
+    # Most turns of most sets have no span.
     text = message.text
     if not text or not spans:
         return message
