@@ -40,24 +40,18 @@ def nll_by_kind(
     Raises:
         ValueError: examples, scores and `blurred` do not match.
 
-    >>> model, tokenizer = bt.load_model("tiny")
-    >>> examples = list(bt.prepare(bt.load_rows("tiny/teacher")[:2], tokenizer))
-    >>> found = nll_by_kind(examples, bt.score(model, tokenizer, examples), tokenizer)
-    >>> sorted(found), found["tag"]["tokens"]
-    (['answer', 'tag', 'think'], 4)
+    >>> tokenizer = bt.load_tokenizer("tiny")
+    >>> ids = tokenizer.encode("3 + 4 = 7")
+    >>> example = {"input_ids": ids, "kinds": [bt.Kind.THINK] * len(ids), "weights": [1.0] * len(ids)}
+    >>> nll = nll_by_kind([example], [{"log_probs": [-math.log(2)] * len(ids)}], tokenizer)
+    >>> nll["think"]["perplexity"], nll["think"]["bytes"]
+    ({'value': 2.0, 'low': 2.0, 'high': 2.0, 'n': 1}, 9)
     """
     check_match("scores", [score["log_probs"] for score in scores], examples)
     if blurred is not None:
         check_match("blurred", blurred, examples)
     special = [i for i, token in tokenizer.added_tokens_decoder.items() if token.special]
-    tables = []
-    for i, (example, score) in enumerate(zip(examples, scores, strict=True)):
-        table = pd.DataFrame({"kind": example["kinds"], "id": example["input_ids"], "example": i})
-        table["nats"] = -np.asarray(score["log_probs"], dtype=float)
-        table["is blurred"] = False if blurred is None else np.asarray(blurred[i], dtype=bool)
-        is_supervised = np.asarray(example["weights"]) != 0
-        tables.append(table[is_supervised & (table["kind"] != Kind.PROMPT)])
-    tokens = pd.concat(tables).assign(tokens=1)
+    tokens = _supervised_tokens(examples, scores, blurred)
     groups = {Kind(kind).name.lower(): group for kind, group in tokens.groupby("kind")}
     if blurred is not None and "think" in groups:
         by_blur = groups["think"].groupby("is blurred")
@@ -69,20 +63,32 @@ def nll_by_kind(
 
     rates = {}
     for name, group in groups.items():
-        text = group[~group["id"].isin(special)]
-        by_example = text.groupby("example")
-        sums = pd.DataFrame(
-            {"nats": by_example["nats"].sum(), "bytes": by_example["id"].agg(bytes_of)}
-        )
+        text = group[~group["id"].isin(special)].groupby("example")
+        sums = pd.DataFrame({"nats": text["nats"].sum(), "bytes": text["id"].agg(bytes_of)})
+        bits = None
+        if len(sums):
+            bits = _ratio(sums, "bytes", lambda nats: nats / math.log(2))
         rates[name] = {
             "perplexity": _ratio(group, "tokens", math.exp),
-            "bits_per_byte": _ratio(sums, "bytes", lambda nats: nats / math.log(2))
-            if len(text)
-            else None,
+            "bits_per_byte": bits,
             "tokens": len(group),
             "bytes": int(sums["bytes"].sum()),
         }
     return rates
+
+
+def _supervised_tokens(
+    examples: Sequence[dict], scores: Sequence[dict], blurred: Sequence[np.ndarray] | None
+) -> pd.DataFrame:
+    """A row for each supervised token: example, id, kind, nats, is blurred, and 1 in tokens."""
+    tables = []
+    for i, (example, score) in enumerate(zip(examples, scores, strict=True)):
+        table = pd.DataFrame({"kind": example["kinds"], "id": example["input_ids"], "example": i})
+        table["nats"] = -np.asarray(score["log_probs"], dtype=float)
+        table["is blurred"] = False if blurred is None else np.asarray(blurred[i], dtype=bool)
+        is_supervised = np.asarray(example["weights"]) != 0
+        tables.append(table[is_supervised & (table["kind"] != Kind.PROMPT)])
+    return pd.concat(tables).assign(tokens=1)
 
 
 def _ratio(table: pd.DataFrame, unit: str, scale: Callable[[float], float] = float) -> dict:

@@ -73,13 +73,7 @@ def evaluate(
     if text_scores and references is None:
         raise ValueError("text_scores compares answers with references, and there are none")
     _check_counts(samples, references)
-    frame = pd.DataFrame(samples).sort_values(["prompt", "sample"], ignore_index=True)
-    texts = zip(frame["text"], frame["prefilled"], frame["finished"], strict=True)
-    parsed = [parse(text, prefilled=opened, finished=ended) for text, opened, ended in texts]
-    frame = frame.join(pd.DataFrame(parsed))
-    # the thoughts that count as different: those of completions that keep the format
-    folded = frame["thought"].map(lambda thought: " ".join(thought.split()))
-    frame["kept thought"] = folded.where(frame["problem"].isna())
+    frame = _parsed(samples)
     if way_of is not None:
         frame["way"] = frame["thought"].map(way_of).astype(object)
     if references is not None:
@@ -104,6 +98,18 @@ def evaluate(
         "prompts": len(groups),
         "samples": len(samples),
     }
+
+
+def _parsed(samples: list[dict]) -> pd.DataFrame:
+    """A row for each sample, in order, with its thought, answer and problem."""
+    frame = pd.DataFrame(samples).sort_values(["prompt", "sample"], ignore_index=True)
+    texts = zip(frame["text"], frame["prefilled"], frame["finished"], strict=True)
+    parsed = [parse(text, prefilled=opened, finished=ended) for text, opened, ended in texts]
+    frame = frame.join(pd.DataFrame(parsed))
+    # the thoughts that count as different: those of completions that keep the format
+    folded = frame["thought"].map(lambda thought: " ".join(thought.split()))
+    frame["kept thought"] = folded.where(frame["problem"].isna())
+    return frame
 
 
 def _check_counts(samples: list[dict], references: Sequence[str] | None) -> None:
