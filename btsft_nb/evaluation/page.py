@@ -92,7 +92,7 @@ def _pictures(summaries: dict[str, dict]) -> dict[str, str]:
     metrics = [metric for metric in wanted if metric in first["metrics"]]
     pictures = {}
     height = 1 + 0.4 * len(summaries)
-    words = f"{', '.join(metrics)} of each model"
+    words = f"{', '.join(metrics)} of each model, in bars"
     pictures[words] = _png(
         lambda axes: plots.intervals(summaries, metrics, axes), height, len(metrics)
     )

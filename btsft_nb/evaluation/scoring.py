@@ -70,6 +70,7 @@ def score(
 
     >>> model, tokenizer = bt.load_model("tiny")
     >>> examples = bt.prepare(bt.load_rows("tiny/teacher")[:1], tokenizer)
+    tiny/teacher: 1 rows -> 1 examples...
     >>> values, = bt.score(model, tokenizer, examples)
     >>> values["log_probs"].shape == (len(examples[0]["input_ids"]),), values["log_probs"][0]
     (True, 0.0)

@@ -114,7 +114,9 @@ class TrackLogProbs(Probe):
     >>> tokenizer = bt.load_tokenizer("tiny")
     >>> text = [{"text": "<think>so</think>"}, {"text": "Yes.", "tag": "answer"}]
     >>> turns = [{"role": "user", "content": "Is it?"}, {"role": "assistant", "content": text}]
-    >>> track = bt.TrackLogProbs(bt.prepare([{"messages": turns}], tokenizer), tokenizer, every=10)
+    >>> examples = bt.prepare([{"messages": turns}], tokenizer)
+    rows: 1 rows -> 1 examples...
+    >>> track = bt.TrackLogProbs(examples, tokenizer, every=10)
     >>> trainer = bt.BTSFTTrainer(..., callbacks=[track])  # doctest: +SKIP
     """
 
