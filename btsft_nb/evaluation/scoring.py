@@ -72,7 +72,7 @@ def score(
     >>> examples = bt.prepare(bt.load_rows("tiny/teacher")[:1], tokenizer)
     tiny/teacher: 1 rows -> 1 examples...
     >>> values, = bt.score(model, tokenizer, examples)
-    >>> values["log_probs"].shape == (len(examples[0]["input_ids"]),), values["log_probs"][0]
+    >>> len(values["log_probs"]) == len(examples[0]["input_ids"]), float(values["log_probs"][0])
     (True, 0.0)
     """
     if kl and ref_model is None and not isinstance(model, PeftModel):
