@@ -259,7 +259,12 @@ def _pickled(rows: Rows, path: Path) -> Dataset:
     with ArrowWriter(path=str(path), features=features) as writer:
         # no two rows need have the same fields, so that they are bytes to Arrow
         for row in rows:
-            writer.write({"row": pickle.dumps(row)})
+            try:
+                pickled = pickle.dumps(row)
+            # a row can be nested too deeply, or hold an open file
+            except (RecursionError, pickle.PicklingError, TypeError, AttributeError) as error:
+                pickled = pickle.dumps(RowError(f"cannot be pickled: {error}"))
+            writer.write({"row": pickled})
         n_rows, _ = writer.finalize()
     if not n_rows:
         raise ValueError(f"{rows.source}: no rows")
