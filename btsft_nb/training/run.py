@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, TrainingArguments
 
 from ..data.report import Report
 from ..files import read_lines, versions
-from ..models.load import BASE_FILE, TINY
+from ..models.load import BASE_FILE
 from ..text import visible
 from .checkpoints import CONFIG_FILE, ENVIRONMENT_FILE, REPORT_FILE, checkpoints, is_whole
 
@@ -131,7 +131,7 @@ def environment(model: PreTrainedModel, args: TrainingArguments, examples: int) 
         "examples": examples,
         "examples_per_step": batch * args.world_size,
         "adapter": hasattr(model, "peft_config"),
-        "base_model": "tiny" if name == str(TINY) else name,
+        "base_model": name,
     }
 
 
