@@ -1,4 +1,4 @@
-"""bt.Dials: real runs become points, with the notebook's own settings; a run is cancelled; it lives in a real JupyterLab."""
+"""bt.Dials: real runs become points, with the notebook's own settings; it is cancelled, and lives in JupyterLab."""
 
 import json
 import threading

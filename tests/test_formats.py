@@ -136,78 +136,147 @@ BAD_ROWS = {
     "text": ("hello", ["'hello'", "expected a row that is a dictionary"]),
     "unknown layout": (
         {"prompt": "a", "reply": "b"},
-        ["'prompt', 'reply'", "fit no layout", *(field for layout in LAYOUTS.values() for field in layout.fields)],
+        [
+            "'prompt', 'reply'",
+            "fit no layout",
+            *(field for layout in LAYOUTS.values() for field in layout.fields),
+        ],
     ),
     "half a layout": ({"question": "a"}, ["['question']", "question, answer"]),
-    "several layouts": ({"messages": [USER, REPLY], "question": "q", "answer": "a"}, ["fit messages, question; set format="]),
+    "several layouts": (
+        {"messages": [USER, REPLY], "question": "q", "answer": "a"},
+        ["fit messages, question; set format="],
+    ),
     "turns no list": ({"messages": "hi"}, ["field messages", "'hi'", "list of turns"]),
-    "turn no dict": ({"conversations": [USER, "hi"]}, ["conversations[1]", "'hi'", "role and content"]),
+    "turn no dict": (
+        {"conversations": [USER, "hi"]},
+        ["conversations[1]", "'hi'", "role and content"],
+    ),
     "no turns": ({"messages": []}, ["field messages", "no assistant turn at the end"]),
     "no assistant": ({"messages": [USER]}, ["field messages", "no assistant turn at the end"]),
-    "assistant blank": ({"messages": [USER, {"role": "assistant", "content": " \n"}]}, ["messages", "without text"]),
-    "assistant None": ({"conversations": [USER, {"role": "assistant"}]}, ["field conversations", "without text"]),
+    "assistant blank": (
+        {"messages": [USER, {"role": "assistant", "content": " \n"}]},
+        ["messages", "without text"],
+    ),
+    "assistant None": (
+        {"conversations": [USER, {"role": "assistant"}]},
+        ["field conversations", "without text"],
+    ),
     "first assistant blank": (
-        {"messages": [USER, {**REPLY, "content": ""}, USER, REPLY]}, ["messages", "without text", "remove the row"]
+        {"messages": [USER, {**REPLY, "content": ""}, USER, REPLY]},
+        ["messages", "without text", "remove the row"],
     ),
     "output blank": ({"instruction": "a", "output": ""}, ["field output", "without text"]),
     "answer blank": ({"question": "a", "answer": "  "}, ["field answer", "without text"]),
-    "last of the user": ({"messages": [USER, REPLY, USER]}, ["field messages", "no assistant turn at the end", "cut"]),
-    "unknown role": (
-        {"messages": [USER, {"role": "bot", "content": "x"}]}, ["messages[1].role", "'bot'", "assistant", "gpt"]
+    "last of the user": (
+        {"messages": [USER, REPLY, USER]},
+        ["field messages", "no assistant turn at the end", "cut"],
     ),
-    "no role": ({"messages": [{"content": "x"}]}, ["messages[0].role", "None", "one of the roles system, user"]),
+    "unknown role": (
+        {"messages": [USER, {"role": "bot", "content": "x"}]},
+        ["messages[1].role", "'bot'", "assistant", "gpt"],
+    ),
+    "no role": (
+        {"messages": [{"content": "x"}]},
+        ["messages[0].role", "None", "one of the roles system, user"],
+    ),
     "content a number": (
-        {"messages": [USER, {"role": "assistant", "content": 5}]}, ["field messages[1].content: expected text, got 5"]
+        {"messages": [USER, {"role": "assistant", "content": 5}]},
+        ["field messages[1].content: expected text, got 5"],
     ),
     "block an image": (
-        with_blocks({"type": "image_url", "image_url": "u"}), ["messages[1].content[0]", "'image_url'", "types text, "]
+        with_blocks({"type": "image_url", "image_url": "u"}),
+        ["messages[1].content[0]", "'image_url'", "types text, "],
     ),
     "block a text": (with_blocks({"text": "a"}, "b"), ["messages[1].content[1]", "'b'", "'text'"]),
-    "block without text": (with_blocks({"type": "text"}), ["messages[1].content[0]: expected text, got None"]),
-    "thought a list": (
-        {"messages": [USER, {**REPLY, "reasoning_content": ["x"]}]}, ["messages[1].reasoning_content: expected text, got ['x']"]
+    "block without text": (
+        with_blocks({"type": "text"}),
+        ["messages[1].content[0]: expected text, got None"],
     ),
-    "instruction a list": ({"instruction": ["a"], "output": "b"}, ["field instruction: expected text, got ['a']"]),
-    "input a number": ({"instruction": "a", "input": 3, "output": "b"}, ["field input: expected text, got 3"]),
+    "thought a list": (
+        {"messages": [USER, {**REPLY, "reasoning_content": ["x"]}]},
+        ["messages[1].reasoning_content: expected text, got ['x']"],
+    ),
+    "instruction a list": (
+        {"instruction": ["a"], "output": "b"},
+        ["field instruction: expected text, got ['a']"],
+    ),
+    "input a number": (
+        {"instruction": "a", "input": 3, "output": "b"},
+        ["field input: expected text, got 3"],
+    ),
     "question a number": ({"question": 3, "answer": "b"}, ["field question: expected text, got 3"]),
     "answer a number": ({"question": "a", "answer": 4}, ["field answer: expected text, got 4"]),
     "user weight": (
         {"messages": [{"role": "user", "content": [{"text": "q", "weight": 0.5}]}, REPLY]},
         ["field messages[0]", "weight", "user", "only the assistant"],
     ),
-    "tag a number": (with_blocks({"text": "a", "tag": 5}), ["messages[1].content[0].tag: expected text, got 5"]),
+    "tag a number": (
+        with_blocks({"text": "a", "tag": 5}),
+        ["messages[1].content[0].tag: expected text, got 5"],
+    ),
     "tool call part": (
-        with_blocks({"type": "tool_call", "value": "{}"}), ["messages[1].content[0]", "'tool_call'", "types text, "]
+        with_blocks({"type": "tool_call", "value": "{}"}),
+        ["messages[1].content[0]", "'tool_call'", "types text, "],
     ),
     "user thinks": (
-        {"messages": [{**USER, "reasoning": "hm"}, REPLY]}, ["messages[0].reasoning", "user", "only the assistant"]
+        {"messages": [{**USER, "reasoning": "hm"}, REPLY]},
+        ["messages[0].reasoning", "user", "only the assistant"],
     ),
     "two thoughts": (
-        with_blocks({"type": "thinking", "thinking": "a"}, {"text": "b"}, {"type": "reasoning", "text": "c"}),
+        with_blocks(
+            {"type": "thinking", "thinking": "a"}, {"text": "b"}, {"type": "reasoning", "text": "c"}
+        ),
         ["messages[1].content[0]", "messages[1].content[2]", "keep one"],
     ),
     "thought and markers": (
-        {"messages": [USER, {"role": "assistant", "reasoning": "a", "content": "[THINK]b[/THINK]c"}]},
+        {
+            "messages": [
+                USER,
+                {"role": "assistant", "reasoning": "a", "content": "[THINK]b[/THINK]c"},
+            ]
+        },
         ["messages[1].reasoning", "keep one"],
     ),
-    "several conversations": ({"conversations": [[USER, REPLY], [USER, REPLY]]}, ["conversations[0]: expected a turn with role and content"]),
-    "too deep conversations": ({"conversations": [[[USER, REPLY]]]}, ["conversations[0][0]", "role and content"]),
-    "error in an inner list": ({"conversations": [[USER, {**REPLY, "content": 5}]]}, ["conversations[0][1].content"]),
-    "system twice": (
-        {"system": "a", "messages": [{"role": "system", "content": "b"}, USER, REPLY]}, ["field system", "keep one"]
+    "several conversations": (
+        {"conversations": [[USER, REPLY], [USER, REPLY]]},
+        ["conversations[0]: expected a turn with role and content"],
     ),
-    "columns that differ in case": ({"question": "a", "Question": "b", "answer": "c"}, ["'question'", "'Question'"]),
+    "too deep conversations": (
+        {"conversations": [[[USER, REPLY]]]},
+        ["conversations[0][0]", "role and content"],
+    ),
+    "error in an inner list": (
+        {"conversations": [[USER, {**REPLY, "content": 5}]]},
+        ["conversations[0][1].content"],
+    ),
+    "system twice": (
+        {"system": "a", "messages": [{"role": "system", "content": "b"}, USER, REPLY]},
+        ["field system", "keep one"],
+    ),
+    "columns that differ in case": (
+        {"question": "a", "Question": "b", "answer": "c"},
+        ["'question'", "'Question'"],
+    ),
     "field in upper case": ({"Question": "a", "ANSWER": 5}, ["field ANSWER: expected text, got 5"]),
     "no trajectory": (
-        {"question": "a", "thinking_trajectories": [], "attempt": "b"}, ["field thinking_trajectories[0]: expected text, got None"]
+        {"question": "a", "thinking_trajectories": [], "attempt": "b"},
+        ["field thinking_trajectories[0]: expected text, got None"],
     ),
     "trajectory a number": (
-        {"question": "a", "thinking_trajectories": [5], "attempt": "b"}, ["field thinking_trajectories[0]: expected text, got 5"]
+        {"question": "a", "thinking_trajectories": [5], "attempt": "b"},
+        ["field thinking_trajectories[0]: expected text, got 5"],
     ),
-    "attempt blank": ({"question": "a", "thinking_trajectories": ["t"], "attempt": " "}, ["field attempt", "without text; remove the row"]),
+    "attempt blank": (
+        {"question": "a", "thinking_trajectories": ["t"], "attempt": " "},
+        ["field attempt", "without text; remove the row"],
+    ),
     "blank text": ({"text": " "}, ["field text", "without text"]),
-    "text and messages": ({"text": "a", "messages": [USER, REPLY]}, ["fit messages, text; set format="]),
-}  # fmt: skip
+    "text and messages": (
+        {"text": "a", "messages": [USER, REPLY]},
+        ["fit messages, text; set format="],
+    ),
+}
 
 
 @pytest.mark.parametrize(("row", "words"), BAD_ROWS.values(), ids=BAD_ROWS)

@@ -166,7 +166,8 @@ def test_merge_and_inspect_take_a_run(trained):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_merge_takes_its_type_from_its_own_arguments(trained, tmp_path, dtype):
     """With and without a folder: the run's own dtype, of training, was that of the export in one of the two."""
-    folder = shutil.copytree(trained[0] / "out", tmp_path / "run")
+    without_merged = shutil.ignore_patterns("merged")  # another test makes it
+    folder = shutil.copytree(trained[0] / "out", tmp_path / "run", ignore=without_merged)
     settings = (folder / "settings.yaml").read_text()
     (folder / "settings.yaml").write_text(settings.replace("dtype: auto", "dtype: float32"))
     for words in ([], [str(tmp_path / "merged")]):
@@ -245,7 +246,7 @@ def test_differences_are_printed(run, tmp_path, capsys):
             "evaluate {run} test={folder}/broken.jsonl",
             "broken.jsonl, row 0: line 1, column 2: not valid JSON",
         ),
-        ("evaluate {run} {run} test=tiny/test", "two models are called 'mine'"),
+        ("evaluate {run} {run} test=tiny/test", "two runs are called the same, one of ['mine']"),
         ("evaluate {run} test=tiny/test report={folder}/broken.jsonl", "File exists: "),
         ("evaluate {run} test=tiny/test samples=two", "--samples: invalid int value: 'two'"),
         ("evaluate {run}", "evaluate needs test=ROWS"),
@@ -280,7 +281,8 @@ def test_an_error_is_one_line(run, tmp_path, capsys, arguments, words):
         arguments.append(f"report={tmp_path / 'out'}")
     assert main(arguments) == 2
     told = capsys.readouterr().err
-    assert words in told and told.count("\n") == 1 and "Traceback" not in told
+    lines = [line for line in told.splitlines() if line and "Loading weights" not in line]
+    assert len(lines) == 1 and words in lines[0]
 
 
 @pytest.mark.parametrize(

@@ -39,7 +39,6 @@ class HeadForward:
         self,
         model: PreTrainedModel | PeftModel,
         tag_ids: tuple[int, int],
-        *,
         padding_free: bool = False,
     ):
         self.base = model.get_base_model() if isinstance(model, PeftModel) else model

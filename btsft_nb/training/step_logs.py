@@ -3,9 +3,11 @@
 import time
 from collections import Counter
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from transformers import TrainerState
 
 # Each mean of a log, and the count that its sum is divided by.
 _COUNT_OF = {
@@ -41,6 +43,30 @@ def means(sums: Counter[str]) -> dict[str, float]:
     logs = {name: sums[name] / sums[count] for name, count in _COUNT_OF.items() if sums[count]}
     logs["blurred_share"] = sums["blurred"] / max(sums["tokens_think"], 1)
     return logs
+
+
+def evaluation_means(sums: Counter[str]) -> dict[str, float]:
+    """The means of a log, and the loss and its parts, over a whole set."""
+    loss_nll = sums["loss_nll"] / max(sums["supervised"], 1)
+    loss_format = sums["loss_format"] / max(sums["sequences"], 1)
+    losses = {"loss": loss_nll + loss_format, "loss_nll": loss_nll, "loss_format": loss_format}
+    return losses | means(sums)
+
+
+def merged_logs(state: TrainerState, step: int | None = None) -> dict[str, float]:
+    """All that was logged, at one step or so far, the last value of each name."""
+    merged = {}
+    for log in state.log_history:
+        if step in (None, log["step"]):
+            merged |= log
+    return merged
+
+
+def end_line(folder: str, state: TrainerState, mean_loss: float) -> str:
+    """How a training ended, in one line; the loss is that of the last log."""
+    last = {"loss": mean_loss} | merged_logs(state)
+    spent = f"{last['step']} steps, {last['train_runtime']:.0f} s"
+    return f"{Path(folder).name}: {spent}, loss {last['loss']:.3g} -> {Path(folder)}"
 
 
 @dataclass

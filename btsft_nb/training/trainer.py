@@ -20,7 +20,7 @@ from .collator import Collator
 from .config import BTSFTConfig
 from .interrupt import StopOnInterrupt
 from .recording import Record
-from .step_logs import StepSums, Throughput, means
+from .step_logs import StepSums, Throughput, end_line, evaluation_means, means, merged_logs
 from .validation import check_trainable
 
 
@@ -41,10 +41,8 @@ class BTSFTTrainer(Trainer):
     >>> model, tokenizer = bt.load_model("tiny", qlora=True)
     >>> examples = bt.prepare(bt.load_rows("tiny/teacher")[:8], tokenizer)
     tiny/teacher: 8 rows -> 8 examples...
-    >>> config = bt.BTSFTConfig("runs/demo", threshold=0.5, max_steps=2)
+    >>> config = bt.BTSFTConfig("runs/demo", threshold=0.5, max_steps=2, disable_tqdm=True)
     >>> trainer = bt.BTSFTTrainer(model, config, examples, processing_class=tokenizer)
-    >>> output = trainer.train()  # doctest: +SKIP
-    demo: 2 steps, 1 s, loss 0.731 -> runs/demo
     """
 
     # The objective divides by what the whole accumulation window holds. transformers 5.23 reads this attribute; 5.15
@@ -78,23 +76,19 @@ class BTSFTTrainer(Trainer):
             processing_class=processing_class,
             callbacks=[*callbacks, self._interrupt],
         )
-        # before all that logs at the start
-        self.callback_handler.callbacks.insert(0, self._record)
+        self.callback_handler.callbacks.insert(0, self._record)  # before all that logs at the start
         for callback in callbacks:
-            if hasattr(callback, "attach"):
+            if hasattr(callback, "attach"):  # a tracker
                 callback.attach(self)
-            if getattr(callback, "shows_progress", False):
-                self.remove_callback(PrinterCallback)
-                self.remove_callback(DEFAULT_PROGRESS_CALLBACK)
+        if any(getattr(callback, "shows_progress", False) for callback in callbacks):
+            self.remove_callback(PrinterCallback)
+            self.remove_callback(DEFAULT_PROGRESS_CALLBACK)
         self.model_accepts_loss_kwargs = True
-        self.head_forward = self._with_head(model)
-        self.ref_model = None
+        self.head_forward = HeadForward(model, self.tag_ids, config.padding_free)
+        self.ref_model = ref_model
         if ref_model is not None:
-            self._ref_forward = self._with_head(ref_model.eval())
+            self._ref_forward = HeadForward(ref_model.eval(), self.tag_ids, config.padding_free)
             self.ref_model = self.accelerator.prepare_model(ref_model, evaluation_mode=True)
-
-    def _with_head(self, model: PreTrainedModel) -> HeadForward:
-        return HeadForward(model, self.tag_ids, padding_free=self.args.padding_free)
 
     # ------------------------------------------------------------------ a run and its folder
 
@@ -123,30 +117,19 @@ class BTSFTTrainer(Trainer):
             with self._interrupt.listening(self.accelerator):
                 output = super().train(resume_from_checkpoint, **kwargs)
         except torch.OutOfMemoryError as error:
-            raise torch.OutOfMemoryError(
-                f"{error}\nHalve per_device_train_batch_size and double "
-                "gradient_accumulation_steps; btsft_nb.plan lists what else helps."
-            ) from error
+            remedy = "halve per_device_train_batch_size and double gradient_accumulation_steps"
+            text = f"{error}\nTo save memory, {remedy}; btsft_nb.plan lists what else helps."
+            raise torch.OutOfMemoryError(text) from error
         if self._interrupt.stopped:
             self._record.update()
             raise KeyboardInterrupt(f"stopped after step {output.global_step}, with a checkpoint")
         self.save_model()
         self._record.update(finished=True)
         if self.is_world_process_zero() and not self.args.disable_tqdm:
-            self._print_end(output.training_loss)
+            print(end_line(self.args.output_dir, self.state, output.training_loss))
         if self._interrupt.requested:
             raise KeyboardInterrupt("it came after the last step; the run is complete and saved")
         return output
-
-    def _print_end(self, mean_loss: float) -> None:
-        last = {"loss": mean_loss}
-        for log in self.state.log_history:
-            last |= log
-        folder = Path(self.args.output_dir)
-        print(
-            f"{folder.name}: {last['step']} steps, {last['train_runtime']:.0f} s, "
-            f"loss {last['loss']:.3g} -> {folder}"
-        )
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         super()._save(output_dir, state_dict)
@@ -212,8 +195,7 @@ class BTSFTTrainer(Trainer):
         samples, counts = super().get_batch_samples(epoch_iterator, num_batches, device)
         if self.throughput is None:
             self._start_clock()
-        _, _, tokens = counts.tolist()
-        self.state.num_input_tokens_seen += int(tokens)
+        self.state.num_input_tokens_seen += int(counts[2])
         return samples, counts
 
     def _get_num_items_in_batch(self, batch_samples: list[dict], device: torch.device) -> Tensor:
@@ -242,9 +224,8 @@ class BTSFTTrainer(Trainer):
         positions = inputs["weights"] != 0
         for completion in completions:
             positions[completion.row, completion.start : completion.end] = True
-        anchor = 0.0
-        if model.training and self.threshold(self.state.global_step):
-            anchor = self.args.anchor
+        is_anchored = model.training and self.threshold(self.state.global_step)
+        anchor = self.args.anchor if is_anchored else 0.0
         with self.accelerator.autocast():
             reference = self._reference(model, inputs) if anchor else {}
             values = self.head_forward.token_values(model, inputs, positions, **reference)
@@ -307,18 +288,13 @@ class BTSFTTrainer(Trainer):
         # a data loader draws a seed; training goes on as without evaluation
         with torch.random.fork_rng(devices=[]):
             output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
-        sums = self._eval_sums.take(self.accelerator)
-        loss_nll = sums["loss_nll"] / max(sums["supervised"], 1)
-        loss_format = sums["loss_format"] / max(sums["sequences"], 1)
-        logs = {"loss": loss_nll + loss_format, "loss_nll": loss_nll, "loss_format": loss_format}
-        for name, value in (logs | means(sums)).items():
-            output.metrics[f"{metric_key_prefix}_{name}"] = value
+        means_of_set = evaluation_means(self._eval_sums.take(self.accelerator))
+        output.metrics |= {
+            f"{metric_key_prefix}_{name}": mean for name, mean in means_of_set.items()
+        }
         return output
 
     def _determine_best_metric(self, metrics: dict[str, float], trial) -> bool:
         """As Trainer's, of all that was logged at this step: what trackers measured, too."""
-        logged = {}
-        for log in self.state.log_history:
-            if log["step"] == self.state.global_step:
-                logged |= log
+        logged = merged_logs(self.state, self.state.global_step)
         return super()._determine_best_metric(logged | metrics, trial)

@@ -101,18 +101,11 @@ class TokenInspector(anywidget.AnyWidget):
     ):
         self._examples = _listed(examples)
         self._tokenizer = tokenizer
-        self._scores = _listed(score)
+        self._scores = None
         if not len(self._examples):
             raise ValueError("no example to show")
-        for name, scores in (("score", self._scores), ("compare", _listed(compare))):
-            if scores is not None:
-                check_match(name, [one["log_probs"] for one in scores], self._examples)
-        if score is not None and compare is not None:
-            pairs = zip(self._scores, _listed(compare), strict=True)
-            self._scores = [
-                {**one, "change": np.subtract(one["log_probs"], other["log_probs"])}
-                for one, other in pairs
-            ]
+        if score is not None:
+            self._scores = self._checked_scores(_listed(score), _listed(compare))
         available = {"kind", "blur", *self._at(0).values()}
         super().__init__(
             css=css_variables() + Path(__file__).with_suffix(".css").read_text(encoding="utf-8"),
@@ -131,6 +124,18 @@ class TokenInspector(anywidget.AnyWidget):
         self._follow()
 
     @traitlets.validate("view")
+    def _checked_scores(self, scores: Sequence[dict], others: Sequence[dict] | None) -> list[dict]:
+        """The scores, with how much more likely each token is than in the others."""
+        check_match("score", [score["log_probs"] for score in scores], self._examples)
+        if others is None:
+            return list(scores)
+        check_match("compare", [other["log_probs"] for other in others], self._examples)
+        pairs = zip(scores, others, strict=True)
+        return [
+            {**score, "change": np.subtract(score["log_probs"], other["log_probs"])}
+            for score, other in pairs
+        ]
+
     def _check_view(self, proposal: dict) -> str:
         view = proposal["value"]
         if view not in VIEWS:
