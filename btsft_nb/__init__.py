@@ -3,6 +3,7 @@
 >>> import btsft_nb as bt
 >>> model, tokenizer = bt.load_model("tiny", qlora=True)
 >>> examples = bt.prepare(bt.load_rows("tiny/teacher"), tokenizer)
+tiny/teacher: 1,000 rows -> 1,000 examples...
 >>> config = bt.BTSFTConfig("runs/demo", threshold=0.5, anchor=1.0, beta=0.5, **bt.tiny.TRAINING)
 >>> bt.BTSFTTrainer(model, config, examples, processing_class=tokenizer).train()  # doctest: +SKIP
 

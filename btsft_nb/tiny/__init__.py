@@ -36,7 +36,11 @@ DEMO = TRAINING | {
 
 
 def ways_in(source: str) -> Callable[[str], str | None] | None:
-    """`way_of` for rows of the generated sets, by their source, which is `tiny/...`; None for all others."""
+    """`way_of` for rows of the generated sets, by their source, which is `tiny/...`; None for all others.
+
+    >>> bt.tiny.ways_in("tiny/test")("Count: 3, 4.")
+    'count'
+    """
     return way_of if source in [f"tiny/{name}" for name in SIZES] else None
 
 
@@ -47,6 +51,9 @@ def evidence() -> dict:
         `made` (command, date, versions, machine), `budget`, and `families`: for each arm `metrics`, as `evaluate` has
         them, `seeds` (metric -> the mean of each seed), and but for `before` its settings, the arm that is its
         `control`, and the paired `difference` from that.
+
+    >>> sorted(bt.tiny.evidence()["families"])
+    ['one step', 'two steps']
     """
     return json.loads(Path(__file__).with_name("evidence.json").read_text(encoding="utf-8"))
 

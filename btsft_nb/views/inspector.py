@@ -105,7 +105,7 @@ class TokenInspector(anywidget.AnyWidget):
         if not len(self._examples):
             raise ValueError("no example to show")
         if score is not None:
-            self._scores = self._checked_scores(_listed(score), _listed(compare))
+            self._scores = self._matched(_listed(score), _listed(compare))
         available = {"kind", "blur", *self._at(0).values()}
         super().__init__(
             css=css_variables() + Path(__file__).with_suffix(".css").read_text(encoding="utf-8"),
@@ -123,8 +123,7 @@ class TokenInspector(anywidget.AnyWidget):
         )
         self._follow()
 
-    @traitlets.validate("view")
-    def _checked_scores(self, scores: Sequence[dict], others: Sequence[dict] | None) -> list[dict]:
+    def _matched(self, scores: Sequence[dict], others: Sequence[dict] | None) -> list[dict]:
         """The scores, with how much more likely each token is than in the others."""
         check_match("score", [score["log_probs"] for score in scores], self._examples)
         if others is None:
@@ -136,6 +135,7 @@ class TokenInspector(anywidget.AnyWidget):
             for score, other in pairs
         ]
 
+    @traitlets.validate("view")
     def _check_view(self, proposal: dict) -> str:
         view = proposal["value"]
         if view not in VIEWS:
