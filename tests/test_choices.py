@@ -171,7 +171,7 @@ def test_answers_are_read(tiny_tokenizer, options, answer, index):
         ({"thought": 3}, r"field thought: expected text, got 3"),
         (
             {"answer": 3},
-            r"field answer: expected index, letter or text of one choice, 3 is that of 0",
+            r"field answer: expected the index, letter or text of one choice, 3 is that of 0",
         ),
         ({"answer": -1}, r"-1 is that of 0"),
         ({"answer": True}, r"True is that of 0"),
