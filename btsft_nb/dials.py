@@ -39,14 +39,14 @@ class Dials(widgets.VBox):
         start = {"threshold": 0.5, "anchor": 1.0, "beta": 0.5} | settings
         self._sliders = {}
         for name in ("threshold", "anchor", "beta"):
-            limits = {"max": max(1, start[name]), "step": 0.05}
+            limits = {"max": 1 if name == "threshold" else max(2, start[name]), "step": 0.05}
             self._sliders[name] = widgets.FloatSlider(start[name], **limits, description=name)
         self._run = widgets.Button(description="Run", button_style="primary")
         self._cancel = widgets.Button(description="Cancel")
         self._progress = widgets.FloatProgress(max=1)
         self._status = widgets.Label()
         self._chart = widgets.Image(layout={"max_width": "900px"})
-        self._choice = widgets.Dropdown(description="samples of")
+        self._choice = widgets.Dropdown(description="samples of", layout={"width": "420px"})
         self._texts = widgets.HTML()
         self.points: list[dict] = []
         self._lock = threading.Lock()
@@ -110,8 +110,8 @@ class Dials(widgets.VBox):
 
     def _show_samples(self) -> None:
         samples = self.points[self._choice.value]["samples"][:12]
-        texts = (visible(f"{s['question']} {s['text']}", 1000) for s in samples)
-        self._texts.value = "".join(f"<p>{escape(text)}</p>" for text in texts)
+        texts = [visible(f"{s['question']}\n{s['text']}", 1000, keep="\n") for s in samples]
+        self._texts.value = "".join(f"<pre>{escape(text)}</pre>" for text in texts)
 
     def _repr_mimebundle_(self, **kwargs) -> dict:
         view = {"version_major": 2, "version_minor": 0, "model_id": self.model_id}

@@ -62,7 +62,7 @@ class ShownExample:
         self.texts = token_texts(tokenizer, self.ids)
         self._score = score
         self._tokenizer = tokenizer
-        weights = np.array(example["weights"], dtype=float)
+        weights = np.array(list(example["weights"]), dtype=float)
         edited = weights.copy()
         for start, stop, weight in edits:
             edited[start:stop] = weight
