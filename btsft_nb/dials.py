@@ -111,7 +111,7 @@ class Dials(widgets.VBox):
     def _show_samples(self) -> None:
         samples = self.points[self._choice.value]["samples"][:12]
         texts = [visible(f"{s['question']}\n{s['text']}", 1000, keep="\n") for s in samples]
-        self._texts.value = "".join(f"<pre>{escape(text)}</pre>" for text in texts)
+        self._texts.value = "<hr>".join(f"<pre>{escape(text)}</pre>" for text in texts)
 
     def _repr_mimebundle_(self, **kwargs) -> dict:
         view = {"version_major": 2, "version_minor": 0, "model_id": self.model_id}

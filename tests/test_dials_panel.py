@@ -123,7 +123,7 @@ def test_hostile_samples_stay_text(panel):
     panel.points[0]["samples"] = samples[:12]
     panel._choice.value = 1
     panel._choice.value = 0
-    assert panel._texts.value.count("<") == 2 * 12
+    assert panel._texts.value.count("<") == 2 * 12 + 11  # a pair of tags each, a line between two
 
 
 CELLS = [

@@ -288,10 +288,8 @@ class BTSFTTrainer(Trainer):
         # a data loader draws a seed; training goes on as without evaluation
         with torch.random.fork_rng(devices=[]):
             output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
-        means_of_set = evaluation_means(self._eval_sums.take(self.accelerator))
-        output.metrics |= {
-            f"{metric_key_prefix}_{name}": mean for name, mean in means_of_set.items()
-        }
+        for name, mean in evaluation_means(self._eval_sums.take(self.accelerator)).items():
+            output.metrics[f"{metric_key_prefix}_{name}"] = mean
         return output
 
     def _determine_best_metric(self, metrics: dict[str, float], trial) -> bool:
