@@ -411,7 +411,7 @@ def test_out_of_memory_says_what_to_change(tmp_path):
         torch.OutOfMemoryError, match=r"^CUDA out of memory\. Tried to allocate 2\.00 GiB\."
     ) as caught:
         trainer.train()
-    assert "Halve per_device_train_batch_size" in str(caught.value)
+    assert "halve per_device_train_batch_size" in str(caught.value)
     halved = dict(per_device_train_batch_size=1, gradient_accumulation_steps=4)
     make_trainer(tmp_path, **halved).train(resume_from_checkpoint=True)
     assert bt.Run(tmp_path).finished
