@@ -67,6 +67,7 @@ def prepare(
     strict: bool = True,
     num_proc: int = 1,
     cache: bool = True,
+    print_report: bool = True,
 ) -> Dataset:
     """Rows -> a data set with the fields of `Example`: one for each row, or one for each of its turns.
 
@@ -89,6 +90,7 @@ def prepare(
         num_proc: processes that share the rows.
         cache: whether to take the examples from an earlier call with the same rows, tokenizer and settings, and to
             keep them for a later one. The blur is no part of them.
+        print_report: whether the report is printed.
 
     Raises:
         RowError: a malformed row, by source, row and field.
@@ -124,7 +126,8 @@ def prepare(
     # lines of rows that gave nothing stay in the file, and out of the set
     examples = lines.select(frame.index[frame["dropped"].isna()]).select_columns(list(_NOTHING))
     attach(examples, report)
-    print(report)
+    if print_report:
+        print(report)
     return examples
 
 
