@@ -28,8 +28,8 @@ def by_transformers(model, renderer, prompts: list[dict], n: int) -> int:
         do_sample=True,
         top_k=0,
         max_new_tokens=LIMIT,
-        eos_token_id=renderer.stop_ids,
-        pad_token_id=renderer.stop_ids[0],
+        eos_token_id=renderer.stop_ids(),
+        pad_token_id=renderer.stop_ids()[0],
     )
     for prompt in prompts:
         ids = torch.tensor([renderer.prompt_ids(bt.to_prompt(prompt))])

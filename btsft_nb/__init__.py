@@ -23,7 +23,6 @@ logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(
 
 # Public name -> the module that defines it. A module is imported when a name of it is first used.
 _PUBLIC = {
-    "data.blocks": ["to_row"],
     "data.errors": ["RowError"],
     "data.formats": ["to_messages", "to_prompt"],
     "data.kinds": ["Kind"],
@@ -31,10 +30,9 @@ _PUBLIC = {
     "data.render": ["Example", "Renderer"],
     "data.report": ["Report", "report_of"],
     "data.rows": ["Rows", "load_rows"],
-    "data.sets": ["mix", "overlap"],
+    "data.sets": ["overlap"],
     "data.chat_templates": ["use_template"],
     "data.tokens": ["add_tags", "tag_ids", "token_texts"],
-    "data.weights": ["sentence_weights"],
     "models.config": ["ModelConfig"],
     "models.keys": ["load_secrets"],
     "models.load": ["load_model"],

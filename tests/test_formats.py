@@ -139,7 +139,7 @@ BAD_ROWS = {
         [
             "'prompt', 'reply'",
             "fit no layout",
-            *(field for layout in LAYOUTS.values() for field in layout.fields),
+            *(field for fields, _ in LAYOUTS.values() for field in fields),
         ],
     ),
     "half a layout": ({"question": "a"}, ["['question']", "question, answer"]),
@@ -209,7 +209,7 @@ BAD_ROWS = {
     "answer a number": ({"question": "a", "answer": 4}, ["field answer: expected text, got 4"]),
     "user weight": (
         {"messages": [{"role": "user", "content": [{"text": "q", "weight": 0.5}]}, REPLY]},
-        ["field messages[0]", "weight", "user", "only the assistant"],
+        ["field messages[0]", "only the assistant may have a thought or a weight"],
     ),
     "tag a number": (
         with_blocks({"text": "a", "tag": 5}),
@@ -221,13 +221,13 @@ BAD_ROWS = {
     ),
     "user thinks": (
         {"messages": [{**USER, "reasoning": "hm"}, REPLY]},
-        ["messages[0].reasoning", "user", "only the assistant"],
+        ["field messages[0]", "only the assistant may have a thought"],
     ),
     "two thoughts": (
         with_blocks(
             {"type": "thinking", "thinking": "a"}, {"text": "b"}, {"type": "reasoning", "text": "c"}
         ),
-        ["messages[1].content[0]", "messages[1].content[2]", "keep one"],
+        ["field messages[1].content[0]: a second thought in the turn; keep one"],
     ),
     "thought and markers": (
         {
@@ -827,7 +827,7 @@ def test_real_reasoning_parts_are_read_but_not_tool_calls(shared):
             refused.append(error)
     assert len(talks) == 3 and sum("'tool_call'" in str(error) for error in refused) == 21
     assert [str(error) for error in refused if "'tool_call'" not in str(error)] == [
-        "field messages[2].content[0]: a second thought in think tags; keep one"
+        "field messages[2].content[0]: a second thought in the turn; keep one"
     ]
     assert all(
         m.text.startswith("<think>\n") for talk in talks for m in talk if m.role == "assistant"

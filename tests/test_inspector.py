@@ -5,16 +5,17 @@ import json
 import re
 from html.parser import HTMLParser
 
+import datasets
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from payloads import PAYLOADS
 from traitlets import TraitError
 
 import btsft_nb as bt
-from btsft_nb import Kind, TokenInspector, draws, example_key, prepare, to_row, token_texts
-from btsft_nb.views.inspector_data import VIEWS, ShownExample, rounded_draws, visible_texts
+from btsft_nb import Kind, TokenInspector, draws, example_key, prepare, token_texts
+from btsft_nb.views.inspector_data import VIEWS, ShownExample, visible_texts
 
 ALLOWED_TAGS = {"code", "span", "b", "s", "br", "small", "bdi"}
 
@@ -169,16 +170,15 @@ def test_the_dials_stand_where_training_has_them(tiny_tokenizer, example, tmp_pa
         assert getattr(inspector, dial) == getattr(config, dial), dial
 
 
-@given(
-    st.lists(st.floats(0, 1, exclude_max=True), max_size=9),
-    st.integers(0, 1000).map(lambda n: n / 1000) | st.floats(0, 1),
-)
-def test_rounded_draws_compare_as_the_draws_do(drawn, threshold):
+@given(st.integers(0, 1000).map(lambda n: n / 1000) | st.floats(0, 1))
+def test_draws_of_a_page_compare_as_the_draws_do(tiny_tokenizer, example, threshold):
     """With the threshold, however long, and with each step of the slider; just below a step, too."""
+    shown = ShownExample(example, tiny_tokenizer, None, None)
     just_below = np.nextafter(np.arange(1, 101) / 100, 0)
-    u = np.array([*drawn, threshold, *just_below, np.inf])
+    u = np.array([*np.random.default_rng(0).random(9), threshold, *just_below, np.inf])
     u = u[(u < 1) | np.isinf(u)]
-    rounded = np.array(rounded_draws(u, threshold))
+    shown.draws = lambda seed, epoch, keep_first, unit: u
+    rounded = np.array(shown.page_draws(0, [0], 0, threshold)["word"][0])
     for other in (threshold, *np.arange(101) / 100):
         assert np.array_equal(rounded < other, u < other)
     assert rounded[-1] == 1 and max(len(str(x)) for x in rounded if x != threshold) <= 5
@@ -209,9 +209,6 @@ def test_spaces_are_shown_where_a_decoder_takes_the_first_away(shared):
     inspector = TokenInspector(example, tokenizer, unit="word")
     u = inspector.draws[np.isfinite(inspector.draws)]
     assert len(set(u)) == 3
-    assert ShownExample(example, tokenizer, None)._fixed()[-1], (
-        "the end of turn, which is special but in no list of specials"
-    )
 
 
 # ---------------------------------------------------------------------------------------------- what it refuses
@@ -220,7 +217,7 @@ def test_spaces_are_shown_where_a_decoder_takes_the_first_away(shared):
 def test_an_unknown_view_or_unit_lists_the_known_ones(tiny_tokenizer, example):
     """At once, and when it is set later."""
     with pytest.raises(
-        ValueError, match=r"view must be one of kind, weight, blur, loss, .*gradient, got 'los'"
+        ValueError, match=r"view='los' is none of kind, weight, blur; score=.*bring others"
     ):
         TokenInspector(example, tiny_tokenizer, view="los")
     inspector = TokenInspector(example, tiny_tokenizer)
@@ -228,20 +225,12 @@ def test_an_unknown_view_or_unit_lists_the_known_ones(tiny_tokenizer, example):
         inspector.unit = "line"
 
 
-@pytest.mark.parametrize(
-    ("view", "how"),
-    [
-        ("loss", "score="),
-        ("probability", "score="),
-        ("gradient", "score="),
-        ("kl", "kl=True"),
-        ("change", "compare="),
-    ],
-)
-def test_a_view_without_its_score_says_how_to_get_one(tiny_tokenizer, example, view, how):
+@pytest.mark.parametrize("view", ["loss", "kl", "change"])
+def test_a_view_without_its_score_says_how_to_get_one(tiny_tokenizer, example, scores, view):
     """By the call."""
-    with pytest.raises(ValueError, match=rf"view='{view}' needs .*{how}"):
-        TokenInspector(example, tiny_tokenizer, view=view)
+    score = None if view == "loss" else scores[0]
+    with pytest.raises(ValueError, match=rf"'{view}' is none .*score=bt.score.*kl=.*compare="):
+        TokenInspector(example, tiny_tokenizer, score=score, view=view)
 
 
 @pytest.mark.parametrize(
@@ -256,13 +245,9 @@ def test_a_dial_out_of_its_range_is_named(tiny_tokenizer, example, dial):
 
 def test_scores_of_other_examples_are_refused(tiny_tokenizer, example, scores):
     """By number and by length; so is an index beyond the end, and nothing to show."""
-    with pytest.raises(
-        ValueError, match=r"score must have one for each of the 2 examples.*score\[1\]"
-    ):
+    with pytest.raises(ValueError, match=r"score must have one for each of the 2 examples"):
         TokenInspector([example, example], tiny_tokenizer, score=[scores[0]])
-    with pytest.raises(
-        ValueError, match=r"score must have .* a value for each token; score\[0\] does not fit"
-    ):
+    with pytest.raises(ValueError, match=r"score must have .* a value for each token"):
         TokenInspector(
             example, tiny_tokenizer, score={**scores[0], "log_probs": scores[0]["log_probs"][1:]}
         )
@@ -275,8 +260,8 @@ def test_scores_of_other_examples_are_refused(tiny_tokenizer, example, scores):
 def test_edits_that_do_not_fit_are_refused(tiny_tokenizer, example):
     """By what was given; NumPy's numbers are as good as Python's."""
     inspector = TokenInspector(example, tiny_tokenizer, editable=True)
-    for edit in ([1, 0, 2, 1.0], [0, 3, 2, 1.0], [0, -1, 2, 1.0], [0, 1, 2, float("nan")]):
-        with pytest.raises(ValueError, match=r"edits must be .*, got"):
+    for edit in ([0, -1, 2, 1.0], [0, 1, 2, 1e9], [0, 1, 2, "x"], [0, 1, 2]):
+        with pytest.raises(TraitError, match="edits"):
             inspector.edits = [edit]
     inspector.edits = [[0, np.int64(20), np.int64(10_000), np.float32(0.5)]]
     assert inspector.example["weights"][20] == 0.5 and inspector.to_html()
@@ -293,7 +278,7 @@ def test_a_data_set_in_any_format(tiny_tokenizer, kind):
 # ---------------------------------------------------------------------------------------------- edits
 
 
-def test_edits_set_weights_but_not_those_of_prompt_and_end_of_turn(tiny_tokenizer, example):
+def test_edits_set_weights_but_not_those_of_the_prompt(tiny_tokenizer, example):
     """The later edit wins; taking the last away undoes it; the example that was given stays as it was."""
     two, before = [example, {**example, "id": "other"}], list(example["weights"])
     inspector = TokenInspector(two, tiny_tokenizer, threshold=0.0, editable=True)
@@ -301,88 +286,27 @@ def test_edits_set_weights_but_not_those_of_prompt_and_end_of_turn(tiny_tokenize
     inspector.edits = [[0, 0, n, 0.5], [0, n - 3, n, -2.0], [1, 0, n, 9.0]]
     weights = inspector.example["weights"]
     first = example["kinds"].index(Kind.TAG)
-    assert weights == [0.0] * first + [0.5] * (n - 3 - first) + [-2.0, -2.0, 1.0]
+    assert weights == [0.0] * first + [0.5] * (n - 3 - first) + [-2.0] * 3
     inspector.edits = inspector.edits[:-2]
-    assert inspector.example["weights"][-3:] == [0.5, 0.5, 1.0]
+    assert inspector.example["weights"][-3:] == [0.5] * 3
     inspector.edits = []
     assert inspector.example["weights"] == before == example["weights"]
 
 
-@settings(max_examples=12)
-@given(data=st.data())
-def test_an_edited_example_is_read_back_and_prepared_to_itself(tokenizer, data):
-    """The row in blocks makes the same tokens with the weights that were set: real tokenizers, tags, several turns."""
-    text = st.text(
-        st.characters(codec="utf-8", exclude_characters="\ufdd0", exclude_categories=["Cs"]),
-        max_size=12,
-    )
-    thought, answer = (data.draw(text.filter(str.strip)) for _ in range(2))
-    row = {
-        "id": "r",
-        "messages": [
-            {"role": "user", "content": "a\nb"},
-            {"role": "assistant", "content": [
-                {"type": "text", "text": f"<think>\n{thought}", "tag": "t"},
-                {"type": "text", "text": f"</think>\n\n{answer}"}]},
-        ],
-    }  # fmt: skip
+def test_an_edited_example_trains_as_it_is(row, tmp_path):
+    """A data set of it gives the trainer the ids, the draws and the weights that were set."""
+    model, tokenizer = bt.load_model("tiny")
     (example,) = prepare([row], tokenizer)
     inspector = TokenInspector(example, tokenizer, editable=True)
-    n, joined = len(example["input_ids"]), inspector.data["joined"]
-    for weight in (0.25, -1.0):
-        start, stop = sorted((data.draw(st.integers(0, n)), data.draw(st.integers(0, n))))
-        while start in joined:
-            start -= 1
-        while stop in joined:
-            stop += 1
-        inspector.edits = [*inspector.edits, [0, start, stop, weight]]
-    new = to_row(inspector.example, row, tokenizer)
-    (again,) = prepare([json.loads(json.dumps(new))], tokenizer)
-    for column in ("id", "input_ids", "weights", "kinds"):
-        assert again[column] == inspector.example[column], column
-    tagged, before = (
-        {(tag["tag"], i) for tag in e["tags"] for i in range(tag["start"], tag["stop"])}
-        for e in (again, example)
-    )
-    assert tagged == before != set(), (
-        "a stretch may come back in pieces, where weights differ in it"
-    )
-
-
-def test_only_the_example_s_own_turn_is_trained_where_turns_are_split(qwen3):
-    """Qwen3 drops earlier thoughts, so each assistant turn is an example of its own."""
-    talk = ["a", "<think>b</think>\n\nc", "d", "<think>e f</think>\n\ng"]
-    row = {
-        "id": "r",
-        "messages": [
-            {"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(talk)
-        ],
-    }
-    examples = prepare([row], qwen3)
-    assert [e["id"] for e in examples] == ["r/turn0", "r/turn1"]
-    inspector = TokenInspector(examples, qwen3, index=1, editable=True)
-    at = inspector.tokens.index(" f")
-    inspector.edits = [[1, at, at + 1, 3.0]]
-    (again,) = prepare([to_row(inspector.example, row, qwen3)], qwen3)
-    assert (
-        again["input_ids"] == examples[1]["input_ids"]
-        and again["weights"] == inspector.example["weights"]
-    )
-    assert again["weights"][at] == 3.0
-
-
-def test_what_a_row_cannot_say_is_refused(tiny_tokenizer, example, row):
-    """A weight of the end of turn, another row, and text that is formatted already."""
     n = len(example["weights"])
-    with pytest.raises(
-        ValueError, match=f"row: token {n - 1} .* shall weigh 0.5, and in a row it weighs 1"
-    ):
-        to_row({**example, "weights": [*example["weights"][:-1], 0.5]}, row, tiny_tokenizer)
-    other = {**row, "messages": [{"role": "user", "content": "3+3?"}, row["messages"][1]]}
-    with pytest.raises(ValueError, match="row: this row and tokenizer make other tokens"):
-        to_row(example, other, tiny_tokenizer)
-    with pytest.raises(ValueError, match="row: its row is formatted text"):
-        to_row(example, {"text": "<think>a</think>\n\nb"}, tiny_tokenizer)
+    inspector.edits = [[0, n - 3, n, -2.0]]
+    config = bt.BTSFTConfig(str(tmp_path), per_device_train_batch_size=1)
+    edited = datasets.Dataset.from_list([inspector.example])
+    trainer = bt.BTSFTTrainer(model, config, edited, processing_class=tokenizer)
+    (batch,) = trainer.get_train_dataloader()
+    assert batch["weights"][0].tolist() == inspector.example["weights"] != example["weights"]
+    assert batch["input_ids"][0].tolist() == example["input_ids"]
+    assert trainer.blur(batch)[0].tolist() == inspector.blurred.tolist()
 
 
 # ---------------------------------------------------------------------------------------------- HTML
@@ -470,26 +394,27 @@ def test_the_static_view_says_all_in_words(looked, view):
         assert word not in static.lower()
 
 
-@pytest.mark.parametrize("payload", PAYLOADS.values(), ids=PAYLOADS)
-def test_hostile_text_stays_text(tiny_tokenizer, example, scores, payload):
+def test_hostile_text_stays_text(tiny_tokenizer, example, scores):
     """As a token, as an id, as an alternative: no tag, attribute or comment comes of it, and all of it is there."""
     tokenizer = copy.deepcopy(tiny_tokenizer)
-    if payload.strip():
-        tokenizer.add_tokens([payload])
-    token = tokenizer.convert_tokens_to_ids(payload) if payload.strip() else example["input_ids"][3]
-    n = len(example["input_ids"])
-    hostile = {**example, "id": payload, "input_ids": [token] * n}
-    score = {**scores[0], "top_ids": np.full((n, 5), token)}
+    payloads = [text for text in PAYLOADS.values() if text.strip()]
+    tokenizer.add_tokens(payloads)
+    ids = tokenizer.convert_tokens_to_ids(payloads)
+    n = len(ids)
+    hostile = {"id": " ".join(payloads), "input_ids": ids, "kinds": [2] * n, "weights": [1.0] * n}
+    score = {name: np.resize(value, n) for name, value in scores[0].items()}
+    score |= {"tags": np.zeros((2, n)), "top_ids": np.resize(ids, (n, 5))}
+    score |= {"top_log_probs": np.zeros((n, 5)), "expected_reward": 0.5}
     inspector = TokenInspector(hostile, tokenizer, score=score, view="gradient")
     static, script = split(inspector.to_html())
     page = Page(static)
     assert page.tags <= ALLOWED_TAGS and page.attributes <= {"style", "title"} and not page.other
-    seen = inspector.data["texts"]
     words = "".join(page.words)
-    assert words.replace("\xa0", "").count(seen[0].replace("\xa0", "")) >= n or not seen[0].strip()
+    for text in inspector.data["texts"]:
+        assert text in words or not text.strip()
     state = script.rpartition("\nmount(")[2]
     assert "<" not in state and "\u2028" not in state
-    assert held(inspector.to_html())["examples"][0]["id"] == payload
+    assert held(inspector.to_html())["examples"][0]["id"] == " ".join(payloads)
 
 
 @given(st.text(max_size=20))
@@ -515,11 +440,11 @@ def test_what_cannot_be_seen_has_a_mark(tiny_tokenizer):
 
 
 def test_rank_and_alternatives_are_those_of_the_logits(tiny_tokenizer, example, scores):
-    """The plain way, token by token; without adapters the KL is 0, and needs a reference."""
+    """The plain way, token by token; a KL needs adapters."""
     import torch
 
     model, _ = bt.load_model("tiny")
-    score = bt.score(model, tiny_tokenizer, [example], ref_model=model, kl=True)[0]
+    score = bt.score(model, tiny_tokenizer, [example])[0]
     with torch.no_grad():
         logits = model(torch.tensor([example["input_ids"]])).logits[0]
     for i in (1, 5, len(example["input_ids"]) - 1):
@@ -528,7 +453,6 @@ def test_rank_and_alternatives_are_those_of_the_logits(tiny_tokenizer, example, 
         assert score["top_ids"][i].tolist() == order[:5]
         top = logits[i - 1].log_softmax(-1)[order[:5]]
         np.testing.assert_allclose(score["top_log_probs"][i], top, rtol=1e-5, atol=1e-6)
-    assert np.abs(score["kl"]).max() < 1e-6
     with pytest.raises(ValueError, match="kl=True needs a reference"):
         bt.score(model, tiny_tokenizer, [example], kl=True)
 

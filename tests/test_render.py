@@ -194,7 +194,7 @@ def test_the_end_of_turn_is_answer_and_trained(renderer):
     token, kind, weight = completion(render(renderer, "hi", "<think>a</think>b"))[-1]
     assert (kind, weight) == (Kind.ANSWER, 1.0)
     assert renderer.tokenizer.decode([token]) == renderer.end_of_turn
-    assert token in renderer.stop_ids and renderer.tokenizer.eos_token_id in renderer.stop_ids
+    assert {token, renderer.tokenizer.eos_token_id} == set(renderer.stop_ids())
 
 
 # ---------------------------------------------------------------------------------------------- several turns
@@ -479,9 +479,7 @@ def test_a_tokenizer_without_template_is_refused(tiny_tokenizer):
     """By name, with what would do."""
     tokenizer = copy.deepcopy(tiny_tokenizer)
     tokenizer.chat_template = None
-    with pytest.raises(
-        ValueError, match=r"no chat template.*instruction-tuned.*use_template"
-    ) as error:
+    with pytest.raises(ValueError, match=r"no chat template.*use_template") as error:
         Renderer(tokenizer).prompt_ids(to_prompt("hi"))
     assert tokenizer.name_or_path in str(error.value)
 
@@ -491,7 +489,7 @@ def test_a_tokenizer_that_splits_the_tags_is_refused_and_the_advice_works(shared
     tokenizer = bt.load_tokenizer(shared / "tokenizers" / "gpt2")
     turns = "{% for m in messages %}{{ m.role + ': ' + m.content + '\n' }}{% endfor %}"
     tokenizer.chat_template = turns + "{{ 'assistant: ' }}"
-    with pytest.raises(ValueError, match=r"splits the think tags into .*add_tags") as error:
+    with pytest.raises(ValueError, match=r"splits the think tags; call .*add_tags") as error:
         Renderer(tokenizer)
     assert tokenizer.name_or_path in str(error.value)
     assert bt.add_tags(tokenizer) == ["<think>", "</think>"]

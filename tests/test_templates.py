@@ -269,7 +269,7 @@ def test_the_end_of_turn(templated):
     end = rows[
         -len(templated.tokenizer(templated.end_of_turn, add_special_tokens=False)["input_ids"]) :
     ]
-    assert {row[1:] for row in end} == {(Kind.ANSWER, 1.0)} and end[-1][0] in templated.stop_ids
+    assert {row[1:] for row in end} == {(Kind.ANSWER, 1.0)} and end[-1][0] in templated.stop_ids()
     assert templated.tokenizer.decode([token for token, *_ in end]) == templated.end_of_turn
     after = native(templated, [("user", "q"), ("assistant", "ANSWER")]).rpartition("ANSWER")[2]
     assert after.startswith(templated.end_of_turn) or not after.strip()
@@ -494,7 +494,7 @@ def test_templates_from_files_and_text(gpt2, tmp_path):
     [
         ("chatlm", "unknown template 'chatlm'; known: chatml, qa, alpaca"),
         ("none.jinja", "none.jinja"),
-        ("{{ a }}\n{% for %}", "the template, line 2: no Jinja: Expected"),
+        ("{{ a }}\n{% for %}", "{% for %}, line 2: no Jinja: Expected"),
         ("broken.jinja", "broken.jinja, line 3: no Jinja"),
         ("tokenizer_config.json", "unknown template 'tokenizer_config.json'"),
     ],
@@ -511,5 +511,7 @@ def test_a_template_that_is_none_is_refused(gpt2, tmp_path, monkeypatch, templat
 def test_a_tokenizer_without_an_end_has_no_template_by_name(gpt2):
     """The formats end a turn with it."""
     gpt2.eos_token = None
-    with pytest.raises(ValueError, match="'qa' needs a tokenizer with eos_token"):
-        use_template(gpt2, "qa")
+    use_template(gpt2, "qa")
+    bt.add_tags(gpt2)
+    with pytest.raises(ValueError, match="eos_token"):
+        Renderer(gpt2)

@@ -10,11 +10,9 @@ from transformers.utils.chat_template_utils import render_jinja_template
 from .errors import RowError
 from .think import THINK_TAGS
 
-FOLDER = Path(__file__).with_name("templates")
 NAMES = ("chatml", "qa", "alpaca")
 _QUESTION = "probe of a question"
 _ANSWER = "probe of an answer"
-_THOUGHT = "probe of a thought"
 
 
 class Template:
@@ -32,30 +30,25 @@ class Template:
     prompt and an answer, or nothing ends a turn.
     """
 
-    def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, control: re.Pattern, tags: tuple[str, str]
-    ):
+    answer_lead = ""
+    thought_lead = ""
+    takes_thoughts_apart = False
+    probe = ""
+
+    def __init__(self, tokenizer, control, tags):
         self._tokenizer = tokenizer
-        self._name = tokenizer.name_or_path
         self.end_of_turn = tokenizer.eos_token
-        self.answer_lead = ""
-        self.thought_lead = ""
-        # A turn of the history has one thought. Two open tags: the template added one.
-        self.takes_thoughts_apart = False
-        self.probe = ""
         # Text that is formatted already needs no template.
         if tokenizer.chat_template:
             self._learn(control, tags)
         if not self.end_of_turn:
-            raise ValueError(f"{self._name}: nothing ends a turn; set the tokenizer's eos_token")
+            raise ValueError(f"{tokenizer.name_or_path}: nothing ends a turn; set its eos_token")
 
-    def __call__(self, turns: list[dict], **options) -> str:
+    def __call__(self, turns, **options) -> str:
         """The text of a conversation. Raises RowError where the template refuses it."""
         if not self._tokenizer.chat_template:
-            raise ValueError(
-                f"{self._name} has no chat template: take the instruction-tuned model, or call "
-                'btsft_nb.use_template(tokenizer, "chatml")'
-            )
+            name = self._tokenizer.name_or_path
+            raise ValueError(f"{name} has no chat template; btsft_nb.use_template sets one")
         # Templates refuse by raising, or fail on what they do not foresee.
         try:
             return self._tokenizer.apply_chat_template(turns, tokenize=False, **options)
@@ -63,8 +56,8 @@ class Template:
             roles = [turn["role"] for turn in turns]
             raise RowError(f"the chat template refuses the roles {roles}: {error}") from error
 
-    def _learn(self, control: re.Pattern, tags: tuple[str, str]) -> None:
-        thought = f"{tags[0]}\n{_THOUGHT}\n{tags[1]}\n\n"
+    def _learn(self, control, tags):
+        thought = f"{tags[0]}\nprobe of a thought\n{tags[1]}\n\n"
         question = {"role": "user", "content": _QUESTION}
         answer = {"role": "assistant", "content": _ANSWER}
         thinking = {"role": "assistant", "content": thought + _ANSWER}
@@ -73,18 +66,18 @@ class Template:
         prompt = self([question], add_generation_prompt=True)
         self.probe = self([question, answer])
         before, text, after = self.probe.rpartition(_ANSWER)
-        if not text or _QUESTION not in before:
-            raise ValueError(
-                f"{self._name}: the chat template leaves out the text of turns; set another one"
-            )
         # Where history is written unlike a generation prompt, nothing can be said of what follows that.
-        lead = _rest(before, prompt)
-        if lead.strip() and not any(tag in lead for tag in (*tags, *THINK_TAGS)):
-            raise ValueError(
-                f"{self._name}: the chat template writes {lead!r} before an answer; set another one"
-            )
+        lead = before.partition(prompt)[2]
+        problem = ""
+        if not text or _QUESTION not in before:
+            problem = "leaves out the text of turns"
+        elif lead.strip() and not any(tag in lead for tag in (*tags, *THINK_TAGS)):
+            problem = f"writes {lead!r} before an answer"
+        if problem:
+            name = self._tokenizer.name_or_path
+            raise ValueError(f"{name}: the chat template {problem}; set another one")
         # The same before a thought, which some templates treat in their own way
-        tagged_lead = _rest(self([question, thinking]), prompt).partition(tags[0])[0]
+        tagged_lead = self([question, thinking]).partition(prompt)[2].partition(tags[0])[0]
         self.answer_lead = lead if lead.isspace() else ""
         self.thought_lead = tagged_lead if tagged_lead.isspace() else ""
         # A turn of the history has one thought. Two open tags: the template added one.
@@ -95,11 +88,6 @@ class Template:
         while end:
             self.end_of_turn = after[: end.end()]
             end = control.match(after, end.end())
-
-
-def _rest(text: str, start: str) -> str:
-    """What follows `start` in a text; nothing where it begins otherwise."""
-    return text[len(start) :] if text.startswith(start) else ""
 
 
 def use_template(tokenizer: PreTrainedTokenizerBase, template: str | Path) -> None:
@@ -115,8 +103,7 @@ def use_template(tokenizer: PreTrainedTokenizerBase, template: str | Path) -> No
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: an unknown name, Jinja that does not parse, by its line, or a template by name on a tokenizer
-            without `eos_token`.
+        ValueError: an unknown name, or Jinja that does not parse, by its line.
 
     >>> tokenizer = bt.load_tokenizer("tiny")
     >>> bt.use_template(tokenizer, "qa")
@@ -126,23 +113,20 @@ def use_template(tokenizer: PreTrainedTokenizerBase, template: str | Path) -> No
     """
     # A name, a file, or the template itself
     source = str(template)
-    place = "the template"
     if template in NAMES:
-        if not tokenizer.eos_token:
-            raise ValueError(f"the template {template!r} needs a tokenizer with eos_token")
-        source = (FOLDER / f"{template}.jinja").read_text(encoding="utf-8")
+        file = Path(__file__).with_name("templates") / f"{template}.jinja"
+        source = file.read_text(encoding="utf-8")
         if template == "chatml" and "<|im_end|>" not in tokenizer.get_vocab():
             source = source.replace("'<|im_end|>'", "eos_token")
     elif source.endswith(".jinja"):
-        place = source
         source = Path(template).read_text(encoding="utf-8")
     elif not re.search("{[%{]", source):
         known = ", ".join(NAMES)
         raise ValueError(f"unknown template {source!r}; known: {known}, or a .jinja file")
-    # Rendering nothing parses it.
-    # An error of today is better than one at the first row.
+    # Rendering nothing parses it: an error of today is better than one at the first row.
     try:
         render_jinja_template([], chat_template=source)
     except TemplateSyntaxError as error:
-        raise ValueError(f"{place}, line {error.lineno}: no Jinja: {error.message}") from error
+        place = f"{template!s:.60}, line {error.lineno}"
+        raise ValueError(f"{place}: no Jinja: {error.message}") from error
     tokenizer.chat_template = source

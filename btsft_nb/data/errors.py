@@ -1,8 +1,10 @@
 """What is raised for a row that cannot be used."""
 
 import reprlib
+from dataclasses import dataclass
 
 
+@dataclass(eq=False)  # errors are compared by identity, as Python does with those that it shows
 class RowError(ValueError):
     """A row that cannot be used as it is.
 
@@ -16,31 +18,27 @@ class RowError(ValueError):
     data.jsonl, row 3: field answer: expected text, got int: 5
     """
 
-    def __init__(self, problem: str, *, field: str = "", source: str = "", row: int | None = None):
-        # `args` is the problem alone, so that the error can be pickled.
-        super().__init__(problem)
-        self.problem = problem
-        self.field = field
-        self.source = source
-        self.row = row
+    problem: str
+    field: str = ""
+    source: str = ""
+    row: int | None = None
 
     def at(self, source: str, row: int | None) -> "RowError":
         """The same error with the place of the row."""
-        return type(self)(self.problem, field=self.field, source=source, row=row)
+        return type(self)(self.problem, self.field, source, row)
 
     def __str__(self) -> str:
-        place = self.source
-        if self.row is not None:
-            # Errors of a single row, without a data set, have no source.
-            place = f"{place}, row {self.row}" if place else f"row {self.row}"
+        # Errors of a single row, without a data set, have no source.
+        row = "" if self.row is None else f"row {self.row}"
+        place = ", ".join(filter(None, [self.source, row]))
         field = f"field {self.field}" if self.field else ""
-        return ": ".join(part for part in (place, field, self.problem) if part)
+        return ": ".join(filter(None, [place, field, self.problem]))
 
 
-def unexpected(value: object, expected: str, field: str = "") -> RowError:
+def unexpected(value, expected, field="") -> RowError:
     """The error for a value, of which only the beginning is shown, however large it is."""
     # A value can be megabytes long or thousands of lists deep.
-    return RowError(f"expected {expected}, got {reprlib.repr(value)}", field=field)
+    return RowError(f"expected {expected}, got {reprlib.repr(value)}", field)
 
 
 class UnsuitableRow(RowError):

@@ -1,22 +1,15 @@
 """What a row becomes: messages made of blocks. And how one turn of a conversation is read."""
 
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from numbers import Real
 
 from .errors import RowError, unexpected
-from .think import OPEN, Edit, has_tags, marker_edits, tagged
+from .think import has_tags, retagged, tagged
 
-ROLES = {
-    "system": "system",
-    "user": "user",
-    "assistant": "assistant",
-    "tool": "tool",
-    # ShareGPT's names
-    "human": "user",
-    "gpt": "assistant",
-    "observation": "tool",
-    "function": "tool",
-}
+# The roles, and ShareGPT's names for them
+ROLES = {role: role for role in ("system", "user", "assistant", "tool")}
+ROLES |= {"human": "user", "gpt": "assistant", "observation": "tool", "function": "tool"}
 # Fields of a turn, and types of its parts, that hold a thought.
 THOUGHT_NAMES = ("reasoning_content", "reasoning", "thinking")
 
@@ -56,7 +49,7 @@ class Message:
         return "".join(block.text for block in self.blocks)
 
 
-def as_text(value: object, field: str) -> str:
+def as_text(value, field) -> str:
     """The value if it is text that can be encoded. Raises RowError otherwise."""
     if not isinstance(value, str):
         raise unexpected(value, "text", field)
@@ -64,11 +57,11 @@ def as_text(value: object, field: str) -> str:
     try:
         value.encode()
     except UnicodeEncodeError as error:
-        raise RowError(f"half a surrogate pair: {error}", field=field) from None
+        raise RowError(f"half a surrogate pair: {error}", field) from None
     return value
 
 
-def as_weight(value: object, field: str) -> float:
+def as_weight(value, field) -> float:
     """The weight of a token. Raises RowError for what cannot be one."""
     is_number = isinstance(value, Real) and not isinstance(value, bool)
     # NaN fails every comparison.
@@ -77,42 +70,30 @@ def as_weight(value: object, field: str) -> float:
     return float(value)
 
 
-def refuse_tools(value: object, field: str) -> None:
+def refuse_tools(value, field) -> None:
     """Raises RowError for tools, or calls of tools. Some data sets write empty ones, as JSON text."""
-    if value is not None and value not in ("", "[]", []):
-        raise RowError("tools are not supported; leave such rows out", field=field)
+    if value not in (None, "", "[]", []):
+        raise RowError("tools are not supported; leave such rows out", field)
 
 
-def to_message(role: str, blocks: list[Block]) -> Message:
+def to_message(role, blocks) -> Message:
     """A turn; in an assistant's, another family's thought markers become the think tags."""
+    message = Message(role, blocks)
     # A marker may go across blocks, so it is looked for in the whole text.
-    text = "".join(block.text for block in blocks)
-    edits = marker_edits(text) if role == "assistant" else []
-    if not edits:
-        return Message(role, blocks)
-    # From the end, so that the places of earlier edits stay valid.
-    for edit in reversed(edits):
-        blocks = _apply(edit, blocks)
-    opening = text[edits[0].start : edits[0].stop]
-    return Message(role, blocks, changed=f"{opening} -> {OPEN}")
+    new = retagged(message.text) if role == "assistant" else None
+    if new:
+        pieces, message.changed = new
+        message.blocks = with_pieces(blocks, pieces)
+    return message
 
 
-def _apply(edit: Edit, blocks: list[Block]) -> list[Block]:
-    """The blocks after an edit, whose new text belongs to the block in which it starts."""
-    edited = []
-    block_start = 0
-    for block in blocks:
-        # Where the edit starts and stops, counted from this block's first character.
-        start = edit.start - block_start
-        stop = edit.stop - block_start
-        new = edit.text if 0 <= start < len(block.text) else ""
-        text = block.text[: max(start, 0)] + new + block.text[max(stop, 0) :]
-        edited.append(replace(block, text=text))
-        block_start += len(block.text)
-    return edited
+def with_pieces(blocks, pieces) -> list[Block]:
+    """The blocks with a piece of text in place of each character, and nothing where there are no more."""
+    pieces = iter(pieces)
+    return [replace(block, text="".join(islice(pieces, len(block.text)))) for block in blocks]
 
 
-def read_turn(turn: object, field: str) -> Message:
+def read_turn(turn, field) -> Message:
     """A turn with `role` and `content`, or `from` and `value`, its thought in any of the usual places.
 
     Args:
@@ -132,30 +113,26 @@ def read_turn(turn: object, field: str) -> Message:
     refuse_tools(turn.get("tool_calls"), f"{field}.tool_calls")
 
     # What is said, and which of it is a thought
-    blocks = []
-    answer = []
-    thoughts = []  # the fields that they stand in
+    parts = _parts(turn, field)
     weight = _weight(turn, field)
-    for place, part in _parts(turn, field).items():
-        block = _block(part, place, weight)
-        blocks.append(block)
-        if part.get("type") not in THOUGHT_NAMES:
-            answer.append(block)
-        elif block.text:
-            thoughts.append(place)
+    blocks = {place: _block(part, place, weight) for place, part in parts.items()}
+    thoughts = [
+        place
+        for place, block in blocks.items()
+        if parts[place].get("type") in THOUGHT_NAMES and block.text
+    ]
+    answer = [block for place, block in blocks.items() if place not in thoughts]
 
     # Only the assistant is trained.
-    if role != "assistant" and (thoughts or any(block.weight for block in blocks)):
-        problem = f"the {role} has a thought or a weight; only the assistant may"
-        raise RowError(problem, field=thoughts[0] if thoughts else field)
+    if role != "assistant" and (thoughts or any(block.weight for block in blocks.values())):
+        raise RowError("only the assistant may have a thought or a weight", field)
     # Of two thoughts, nobody can tell which one to train.
     if len(thoughts) > 1 or (thoughts and has_tags(to_message(role, answer).text)):
-        others = ", ".join(thoughts[1:]) or "think tags"
-        raise RowError(f"a second thought in {others}; keep one", field=thoughts[0])
-    return to_message(role, blocks)
+        raise RowError("a second thought in the turn; keep one", thoughts[0])
+    return to_message(role, list(blocks.values()))
 
 
-def _parts(turn: dict, field: str) -> dict[str, object]:
+def _parts(turn, field) -> dict[str, object]:
     """Field -> the part that it holds: thoughts in fields of their own, then the content."""
     parts = {}
     for name in THOUGHT_NAMES:
@@ -164,36 +141,36 @@ def _parts(turn: dict, field: str) -> dict[str, object]:
         if turn.get(name) is not None and thought not in parts.values():
             parts[f"{field}.{name}"] = thought
     key = _first_key(turn, "content", "value")
-    content = turn.get(key)
-    if isinstance(content, list):
-        return parts | {f"{field}.{key}[{i}]": part for i, part in enumerate(content)}
-    return parts | {f"{field}.{key}": {"text": "" if content is None else content}}
+    content = "" if turn.get(key) is None else turn[key]
+    if not isinstance(content, list):
+        return parts | {f"{field}.{key}": {"text": content}}
+    return parts | {f"{field}.{key}[{i}]": part for i, part in enumerate(content)}
 
 
-def _block(part: object, field: str, turn_weight: float | None) -> Block:
+def _block(part, field, turn_weight) -> Block:
     """A part of a turn as a block, which weighs what the turn does unless it says otherwise."""
     if not isinstance(part, dict):
         raise unexpected(part, "{'type': 'text', 'text': ...}", field)
     # Some data sets leave the type out.
     kind = part.get("type")
-    if kind is not None and kind not in ("text", *THOUGHT_NAMES):
+    if kind not in (None, "text", *THOUGHT_NAMES):
         raise unexpected(kind, f"one of the types text, {', '.join(THOUGHT_NAMES)}", field)
     text = as_text(part.get(_first_key(part, "text", "value", "thinking")), field)
     # A part that holds a thought brings its tags along.
     if kind in THOUGHT_NAMES:
         text = tagged(text) if text.strip() else ""
-    weight = _weight(part, field)
     tag = part.get("tag")
     if tag is not None:
         as_text(tag, f"{field}.tag")
+    weight = _weight(part, field)
     return Block(text, turn_weight if weight is None else weight, tag)
 
 
-def _first_key(item: dict, *keys: str) -> str:
+def _first_key(item, *keys) -> str:
     """The first of the keys that the item has a value for, or else the first of all."""
     return next((key for key in keys if item.get(key) is not None), keys[0])
 
 
-def _weight(item: dict, field: str) -> float | None:
+def _weight(item, field) -> float | None:
     weight = item.get("weight")
     return None if weight is None else as_weight(weight, f"{field}.weight")

@@ -7,20 +7,21 @@ already is cut at a marker instead.
 """
 
 import re
-from collections.abc import Collection, Iterator, Sequence
+from bisect import bisect_right
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
-from itertools import accumulate, groupby, pairwise
+from itertools import groupby, pairwise
+from operator import itemgetter
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .chat_templates import Template
 from .errors import RowError, UnsuitableRow
 from .kinds import Kind
-from .messages import Message
-from .spans import Draft, Span, cut_blocks, joined, named_blocks, oddities, turn_spans
+from .messages import Message, with_pieces
+from .spans import Draft, Span, joined, named_blocks, oddities, turn_spans
 from .think import CLOSE, OPEN
-from .tokens import Encoded, Encoder, tag_ids, think_tags, unmarked
+from .tokens import Encoder, tag_ids, think_tags, unmarked
 
 
 @dataclass
@@ -80,23 +81,25 @@ class Renderer:
         self.template = Template(tokenizer, self._encoder.control, self.tags)
         # found by a probe of the template
         self.end_of_turn = self.template.end_of_turn
+        self.end_id = self._ids(self.end_of_turn)[-1]
         # Formatted text gets the start token that the tokenizer itself would write.
         adds_bos = tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id]
         self._bos = tokenizer.bos_token if adds_bos else ""
 
-    @cached_property
-    def end_id(self) -> int:
-        """The last token of the end of turn."""
-        return self._encoder.encode([self.end_of_turn], [[]])[0].ids[-1]
+    def stop_ids(self, model: PreTrainedModel | None = None) -> list[int]:
+        """The tokens that end a completion: the template's, the tokenizer's, and those of a model's settings."""
+        of_model = model and model.generation_config.eos_token_id
+        # one token, several, or none
+        if not isinstance(of_model, list):
+            of_model = [of_model]
+        return sorted({self.end_id, self.tokenizer.eos_token_id, *of_model} - {None})
 
-    @property
-    def stop_ids(self) -> list[int]:
-        """The tokens that end a completion."""
-        return sorted({self.end_id, self.tokenizer.eos_token_id} - {None})
+    def _ids(self, text) -> list[int]:
+        return next(self._encoder.encode([text]))[0]
 
     def prompt_ids(self, messages: list[Message]) -> list[int]:
         """The tokens of the generation prompt for messages that end before the assistant's turn."""
-        return self._encoder.encode([self._prompt(messages)], [[]])[0].ids
+        return self._ids(self._prompt(messages))
 
     def prompt_text(self, messages: list[Message]) -> str:
         """The generation prompt as text, in which a control token and text that spells one look alike."""
@@ -106,7 +109,7 @@ class Renderer:
         """Whether a prompt begins the thought: it ends in the open tag, white space aside."""
         return prompt.rstrip().endswith(self.tags[0])
 
-    def read(self, ids: list[int], stops: Collection[int]) -> tuple[str, int | None]:
+    def read(self, ids: list[int], stops: list[int]) -> tuple[str, int | None]:
         """The text of a completion before the first of `stops`, with `<think>` and `</think>` as its tags.
 
         Returns:
@@ -135,21 +138,25 @@ class Renderer:
 
     def tokenize(self, drafts: list[Draft]) -> list[Example]:
         """Tokenizes each whole text once, and gives every token the kind and weight of its span."""
-        texts = ["".join(span.text for span in draft.spans) for draft in drafts]
-        ends = [_ends(draft.spans) for draft in drafts]
-        encoded = self._encoder.encode(texts, ends)
-        return [self._example(*parts) for parts in zip(drafts, ends, encoded, strict=True)]
+        encoded = self._encoder.encode([_text(draft.spans) for draft in drafts])
+        return [self._example(*parts) for parts in zip(drafts, encoded, strict=True)]
 
-    def _example(self, draft: Draft, ends: list[int], encoded: Encoded) -> Example:
+    def _example(self, draft, encoded) -> Example:
+        spans = draft.spans
+        ids, offsets = encoded
         # A token that straddles two spans belongs to the later one. But none may straddle the end of a prompt, as
         # white space can: inference could not produce it. Prompt and completion are tokenized apart then.
-        spans = draft.spans
-        for span, end, (_, token_start) in zip(spans, ends, encoded.places, strict=True):
-            if span.kind == Kind.PROMPT and token_start < end:
-                encoded = self._apart(spans)
-                break
+        edges = _edges(spans, offsets)
+        if edges is None:
+            ids = []
+            edges = []
+            for _, group in groupby(spans, lambda span: span.kind == Kind.PROMPT):
+                run = list(group)
+                ((part, offsets),) = self._encoder.encode([_text(run)])
+                edges += [len(ids) + edge for edge in _edges(run, offsets)]
+                ids += part
         # the tokens between which the spans lie
-        edges = [0, *(index for index, _ in encoded.places[:-1]), len(encoded.ids)]
+        edges = [0, *edges[:-1], len(ids)]
         weights = []
         kinds = []
         for span, (start, stop) in zip(spans, pairwise(edges), strict=True):
@@ -157,29 +164,15 @@ class Renderer:
             kinds += [int(span.kind)] * (stop - start)
         weights[0] = 0.0  # nothing predicts the first token
         tags = named_blocks(spans, edges)
-        return Example(draft.id, encoded.ids, weights, kinds, sorted(draft.flags), tags)
+        return Example(draft.id, ids, weights, kinds, sorted(draft.flags), tags)
 
-    def _apart(self, spans: list[Span]) -> Encoded:
-        """Prompts and completions, tokenized one by one."""
-        ids = []
-        places = []
-        # runs of spans that are prompt, or are not
-        for _, group in groupby(spans, lambda span: span.kind == Kind.PROMPT):
-            run = list(group)
-            text = "".join(span.text for span in run)
-            part = self._encoder.encode([text], [_ends(run)])[0]
-            # token indices count on from the runs before
-            places += [(len(ids) + index, start) for index, start in part.places]
-            ids += part.ids
-        return Encoded(ids, places)
-
-    def _templated(self, messages: list[Message]) -> Iterator[Draft]:
+    def _templated(self, messages):
         """Each assistant turn of a conversation, with all before it as its prompt."""
         for i, message in enumerate(messages):
             if message.role == "assistant":
                 yield self._turn(message, self._prompt(messages[:i]), self.end_of_turn)
 
-    def _formatted(self, message: Message) -> Iterator[Draft]:
+    def _formatted(self, message):
         """Each completion in a text that is formatted already; without a marker all of it is one."""
         end_of_text = self.tokenizer.eos_token or self.end_of_turn
         marker = self.response_marker
@@ -190,89 +183,86 @@ class Renderer:
         text = message.text
         # the start token may stand in the text already
         bos = "" if text.startswith(self._bos) else self._bos
-        ends = "|".join(re.escape(end) for end in sorted({self.end_of_turn, end_of_text}))
-        if marker not in text:
-            raise RowError(f"the response marker {marker!r} is not in the text {text[:60]!r}")
+        ends = "|".join(map(re.escape, [self.end_of_turn, end_of_text]))
         # a completion goes up to an end of turn, which may be the beginning of the next marker, or of the text
-        for found in re.finditer(f"{re.escape(marker)}(.*?)(?=({ends})|\\Z)", text, re.DOTALL):
-            if marker in found[1] or not found[1].strip():
-                raise RowError(
-                    f"after each response marker {marker!r} must stand text and an end of turn"
-                )
-            start, stop = found.span(1)
+        pattern = f"{re.escape(marker)}(.*?)(?=({ends})|\\Z)"
+        parts = list(re.finditer(pattern, text, re.DOTALL))
+        if not parts or any(marker in part[1] or not part[1].strip() for part in parts):
+            raise RowError(f"no text and end of turn after each response marker {marker!r}")
+        for part in parts:
             # a completion of formatted text is a turn like any other
-            part = Message("assistant", cut_blocks(message.blocks, start, stop))
-            yield self._turn(part, bos + text[:start], found[2] or self.end_of_turn)
+            before = text[: part.start(1)]
+            blocks = with_pieces(message.blocks, [""] * len(before) + list(part[1]))
+            yield self._turn(
+                Message("assistant", blocks), bos + before, part[2] or self.end_of_turn
+            )
 
-    def _prompt(self, messages: list[Message]) -> str:
+    def _prompt(self, messages) -> str:
         turns = [self._history(message) for message in messages]
         return self.template(turns, add_generation_prompt=True)
 
-    def _history(self, message: Message) -> dict[str, str]:
+    def _history(self, message) -> dict[str, str]:
         """A turn as the template takes it."""
         if message.role != "assistant":
-            return {"role": message.role, "content": self._encoder.protect(message.text)}
+            return {"role": message.role, "content": self._encoder.protect(message.text)[0]}
         spans = turn_spans(message, self._encoder, self.tags)
         # some templates take the thought by itself, and write an empty one if they get none
         is_odd = oddities(message.text) & {"untagged", "unopened", "unclosed"}
         if is_odd or not self.template.takes_thoughts_apart:
-            return {"role": "assistant", "content": "".join(span.text for span in spans)}
-        thought = "".join(span.text for span in spans if span.kind == Kind.THINK).strip()
-        answer = "".join(span.text for span in spans if span.kind == Kind.ANSWER).strip()
+            return {"role": "assistant", "content": _text(spans)}
+        thought = _text(span for span in spans if span.kind == Kind.THINK).strip()
+        answer = _text(span for span in spans if span.kind == Kind.ANSWER).strip()
         return {"role": "assistant", "content": answer, "reasoning_content": thought}
 
-    def _turn(self, message: Message, prompt: str, end_of_turn: str) -> Draft:
+    def _turn(self, message, prompt, end_of_turn) -> Draft:
         """A prompt, and what the model would have to generate after it, end of turn included."""
         opened = self.opens(prompt)
         flags = oddities(message.text, opened)
-        # a thought that is over before the turn begins has no place for the turn's own
         spans = turn_spans(message, self._encoder, self.tags)
+        # a thought that is over before the turn begins has no place for the turn's own
         if prompt.rstrip().endswith(self.tags[1]) and "untagged" not in flags:
-            raise UnsuitableRow(
-                "the chat template's prompt has a whole, empty thought: take its variant that thinks"
-            )
+            raise UnsuitableRow("the chat template writes a whole, empty thought; take another one")
         if opened:
             spans = self._continued(spans, flags, prompt)
         elif message.role == "assistant" and not message.text[0].isspace():
             # what the template itself writes between its prompt and a turn
             is_thought = spans[0].kind == Kind.TAG
             lead = self.template.thought_lead if is_thought else self.template.answer_lead
-            if lead:
-                spans.insert(0, Span(lead, Kind.ANSWER, spans[0].weight))
+            spans.insert(0, Span(lead, Kind.ANSWER, spans[0].weight))
         # a turn without any weight is context, and so is its end
         is_trained = any(span.weight for span in spans)
         end = Span(end_of_turn, Kind.ANSWER, 1.0 if is_trained else 0.0)
         return Draft("", [Span(prompt, Kind.PROMPT, 0.0), *spans, end], flags)
 
-    def _continued(self, spans: list[Span], flags: set[str], prompt: str) -> list[Span]:
+    def _continued(self, spans, flags, prompt) -> list[Span]:
         """The spans of a turn after a prompt that opens the thought: without the tag and white space that it holds."""
         opening = self.tags[0]
         if flags & {"untagged", "text before the thought"}:
-            raise UnsuitableRow(
-                f"the chat template opens a thought ({opening}), and the turn begins with none"
-            )
+            raise UnsuitableRow("the chat template opens a thought, and the turn begins with none")
         # the turn's own tag stands in the prompt already, and so does the white space after it
         first_tag = next(i for i, span in enumerate(spans) if span.kind == Kind.TAG)
         if spans[first_tag].text == opening:
             spans = spans[first_tag + 1 :]
-        supplied = prompt[prompt.rindex(opening) + len(opening) :]
-        if spans:
-            spans[0].text = spans[0].text.removeprefix(supplied)
         # else only the end of the turn would be trained, in the middle of a thought
-        if not any(span.text.strip() for span in spans):
+        if not _text(spans).strip():
             raise UnsuitableRow(f"nothing follows {opening}, which the chat template writes itself")
+        spans[0].text = spans[0].text.removeprefix(prompt.rpartition(opening)[2])
         return spans
 
 
-def _ends(spans: list[Span]) -> list[int]:
-    """Where each span ends in their text without marks."""
-    return list(accumulate(len(unmarked(span.text)) for span in spans))
+def _text(spans) -> str:
+    return "".join(span.text for span in spans)
 
 
-def stop_ids(model: PreTrainedModel, renderer: Renderer) -> list[int]:
-    """The tokens that end a completion: the template's, the tokenizer's, and those of the model's settings."""
-    # one token, several, or none
-    of_model = model.generation_config.eos_token_id
-    if not isinstance(of_model, list):
-        of_model = [of_model]
-    return sorted({*renderer.stop_ids, *of_model} - {None})
+def _edges(spans, offsets) -> list[int] | None:
+    """For each span the first token that reaches beyond it; None where a token straddles the end of a prompt."""
+    edges = []
+    end = 0
+    for span in spans:
+        end += len(unmarked(span.text))
+        # Several tokens can share a character, as those of an emoji do: the first one counts.
+        edge = bisect_right(offsets, end, key=itemgetter(1))
+        if span.kind == Kind.PROMPT and edge < len(offsets) and offsets[edge][0] < end:
+            return None
+        edges.append(edge)
+    return edges

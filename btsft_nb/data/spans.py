@@ -2,12 +2,11 @@
 
 from bisect import bisect_right
 from dataclasses import dataclass, replace
-from itertools import accumulate, pairwise
+from itertools import accumulate, groupby, pairwise
 
 from .kinds import Kind
-from .messages import Block, Message
+from .messages import Block
 from .think import CLOSE, OPEN, split
-from .tokens import Encoder, mark
 
 
 @dataclass(slots=True)
@@ -29,7 +28,7 @@ class Draft:
     flags: set[str]
 
 
-def oddities(text: str, opened: bool = False) -> set[str]:
+def oddities(text, opened=False) -> set[str]:
     """What is odd about the think tags of a turn. `opened`: the prompt holds the open tag already.
 
     >>> sorted(oddities("<think>a</think>b</think>")), sorted(oddities("a"))
@@ -51,7 +50,7 @@ def oddities(text: str, opened: bool = False) -> set[str]:
     return {name for name, holds in checks.items() if holds}
 
 
-def kind_at(text: str) -> dict[int, Kind]:
+def kind_at(text) -> dict[int, Kind]:
     """Where each stretch of a kind begins. Tags beyond the first pair are plain text.
 
     >>> {start: kind.name for start, kind in kind_at("<think>a</think>b").items()}
@@ -72,46 +71,34 @@ def kind_at(text: str) -> dict[int, Kind]:
     return kinds
 
 
-def turn_spans(message: Message, encoder: Encoder, tags: tuple[str, str]) -> list[Span]:
+def turn_spans(message, encoder, tags) -> list[Span]:
     """A turn cut where a kind or a block begins, with `tags` as its think tags."""
     text = message.text
     kinds = kind_at(text)
-    # where each block begins in the text of the turn
-    block_starts = list(accumulate((len(block.text) for block in message.blocks), initial=0))
+    # where each block begins, of empty ones the last
+    ends = accumulate((len(block.text) for block in message.blocks), initial=0)
+    block_at = dict(zip(ends, message.blocks, strict=False))
+    starts = list(block_at)
     spans = []
     for start, stop in pairwise([*kinds, len(text)]):
         kind = kinds[start]
-        cuts = {start, stop}
-        # A tag is one token, of the block in which it begins; no block cuts it.
-        if kind != Kind.TAG:
-            cuts.update(at for at in block_starts if start < at < stop)
+        if kind == Kind.TAG:
+            # A tag is one token, of the block in which it begins; no block cuts it.
+            cuts = []
+            pieces = [tags[0] if text.startswith(OPEN, start) else tags[1]]
+        else:
             # control tokens are looked for in each stretch by itself: a tag ends them
-            marks = encoder.marks(text, start, stop)
-        for first, last in pairwise(sorted(cuts)):
-            # the last block that begins there; the others before it are empty
-            block = message.blocks[bisect_right(block_starts, first) - 1]
-            if kind == Kind.TAG:
-                piece = tags[0] if text.startswith(OPEN, first) else tags[1]
-            else:
-                piece = mark(text, marks, first, last)
+            cuts = [at for at in starts if start < at < stop]
+            pieces = encoder.protect(text[start:stop], [at - start for at in cuts])
+        for first, piece in zip([start, *cuts], pieces, strict=True):
+            block = block_at[starts[bisect_right(starts, first) - 1]]
             # assistant turns weigh 1 unless their row says otherwise
             weight = 1.0 if block.weight is None else float(block.weight)
             spans.append(Span(piece, kind, weight, block))
     return spans
 
 
-def cut_blocks(blocks: list[Block], start: int, stop: int) -> list[Block]:
-    """What the blocks hold from one character of their joined text to another."""
-    parts = []
-    at = 0  # where the block begins
-    for block in blocks:
-        text = block.text[max(start - at, 0) : max(stop - at, 0)]
-        parts.append(replace(block, text=text))
-        at += len(block.text)
-    return parts
-
-
-def joined(turns: list[Draft], example_id: str) -> Draft | None:
+def joined(turns, example_id) -> Draft | None:
     """All turns as one text; None where the template rewrote an earlier turn."""
     whole = Draft(example_id, [], set())
     for turn in turns:
@@ -125,18 +112,18 @@ def joined(turns: list[Draft], example_id: str) -> Draft | None:
     return whole
 
 
-def named_blocks(spans: list[Span], edges: list[int]) -> list[dict]:
+def named_blocks(spans, edges) -> list[dict]:
     """The named blocks in tokens; `edges` are the tokens between which the spans lie."""
     tags = []
-    last_block = None
-    for span, (start, stop) in zip(spans, pairwise(edges), strict=True):
-        # prompts and ends of turns are of no block
-        if span.block is None or span.block.tag is None or start == stop:
-            continue
-        # the spans of one block are one stretch
-        if span.block is last_block and tags[-1]["stop"] == start:
-            tags[-1]["stop"] = stop
-        else:
-            tags.append({"tag": span.block.tag, "start": start, "stop": stop})
-        last_block = span.block
+    stretches = [
+        (span.block, start, stop)
+        for span, (start, stop) in zip(spans, pairwise(edges), strict=True)
+        if start < stop
+    ]
+    # the spans of one block are one stretch; prompts and ends of turns are of no block
+    for _, group in groupby(stretches, lambda stretch: id(stretch[0])):
+        run = list(group)
+        block = run[0][0]
+        if block and block.tag is not None:
+            tags.append({"tag": block.tag, "start": run[0][1], "stop": run[-1][2]})
     return tags

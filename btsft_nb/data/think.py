@@ -5,7 +5,6 @@
 
 import re
 from dataclasses import dataclass
-from typing import NamedTuple
 
 OPEN = "<think>"
 CLOSE = "</think>"
@@ -80,39 +79,34 @@ def split(text: str, *, opened: bool = False) -> ThinkParts:
     )
 
 
-def tagged(thought: str) -> str:
+def tagged(thought) -> str:
     """A thought as a reasoning model writes it: tags on lines of their own, up to where the answer begins."""
     return f"{OPEN}\n{thought.strip()}\n{CLOSE}\n\n"
 
 
-def has_tags(text: str) -> bool:
+def has_tags(text) -> bool:
     """Whether the text holds a think tag."""
     return OPEN in text or CLOSE in text
 
 
-class Edit(NamedTuple):
-    """Characters `start` to `stop` of a text, and what replaces them."""
+def retagged(text) -> tuple[list[str], str] | None:
+    """A text with think tags in place of the markers that it begins with, and what was changed.
 
-    start: int
-    stop: int
-    text: str
-
-
-def marker_edits(text: str) -> list[Edit]:
-    """What makes think tags of the markers that a text begins with.
-
-    The edits come in the order of the text. There are none where it has think tags already.
+    The text comes in one piece for each of its old characters, so that each piece can stay in the block of its
+    character. None where there is nothing to change, since the text has think tags, or begins with no marker.
     """
     # A marker further on is text about markers.
     match = _OPENING.match(text)
     if match is None or has_tags(text):
-        return []
-    edits = [Edit(match.start(1), match.end(1), OPEN)]
+        return None
+    new_tags = [(match.span(1), OPEN)]
     # A thought that does not end keeps its open tag, as one in think tags does.
-    closing = MARKERS[match[1]]
-    stop = text.find(closing, match.end(1))
+    stop = text.find(MARKERS[match[1]], match.end())
     if stop >= 0:
-        end = stop + len(closing)
-        edits.append(Edit(stop, end, CLOSE))
-        edits += [Edit(*solution.span(), "") for solution in _SOLUTION.finditer(text, end)]
-    return edits
+        end = stop + len(MARKERS[match[1]])
+        new_tags.append(((stop, end), CLOSE))
+        new_tags += [(solution.span(), "") for solution in _SOLUTION.finditer(text, end)]
+    pieces = list(text)
+    for (start, stop), tag in new_tags:
+        pieces[start:stop] = [tag] + [""] * (stop - start - 1)
+    return pieces, f"{match[1]} -> {OPEN}"

@@ -8,11 +8,9 @@ tokenized by a copy of the tokenizer that knows no control tokens.
 
 import json
 import re
-from bisect import bisect_right
 from collections.abc import Sequence
 from functools import cached_property
 from itertools import pairwise
-from typing import NamedTuple
 
 from tokenizers import AddedToken, Tokenizer
 from transformers import PreTrainedTokenizerBase
@@ -23,28 +21,7 @@ from .think import THINK_TAGS
 _MARK = "\ufdd0"  # a Unicode noncharacter
 
 
-class Place(NamedTuple):
-    """The first token that reaches beyond a character of the text: its index, and the character that it starts at."""
-
-    index: int
-    start: int
-
-
-class Encoded(NamedTuple):
-    """Token ids, and the place of each character that was asked for."""
-
-    ids: list[int]
-    places: list[Place]
-
-
-class _Tokens(NamedTuple):
-    """What of `tokenizers.Encoding` is needed here."""
-
-    ids: list[int]
-    offsets: list[tuple[int, int]]
-
-
-def think_tags(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
+def think_tags(tokenizer) -> tuple[str, str]:
     """The open and the close think tag that `add_tags` gave a tokenizer; by default `<think>` and `</think>`."""
     return tuple(tokenizer.init_kwargs.get("think_tags", THINK_TAGS))
 
@@ -88,24 +65,17 @@ def tag_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[int, int]:
     ids = [_added_ids(tokenizer).get(tag) for tag in tags]
     if tokenizer.encode("".join(tags), add_special_tokens=False) != ids:
         raise ValueError(
-            f"{tokenizer.name_or_path} splits the think tags into {tokenizer.tokenize(''.join(tags))}; they must be "
-            "single tokens: call btsft_nb.add_tags(tokenizer), and resize and train the model's embeddings"
+            f"{tokenizer.name_or_path} splits the think tags; call btsft_nb.add_tags(tokenizer), "
+            "and resize and train the model's embeddings"
         )
     return ids[0], ids[1]
 
 
-def _added_ids(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
+def _added_ids(tokenizer) -> dict[str, int]:
     return {token.content: i for i, token in tokenizer.added_tokens_decoder.items()}
 
 
-def mark(text: str, marks: list[int], start: int, end: int) -> str:
-    """text[start:end] with a mark before each character that `marks` names."""
-    # After its first character, a spelling is broken.
-    inside = [at for at in marks if start <= at < end]
-    return _MARK.join(text[a:b] for a, b in pairwise([start, *inside, end]))
-
-
-def unmarked(text: str) -> str:
+def unmarked(text) -> str:
     """The text as it was before it was marked."""
     return text.replace(_MARK, "")
 
@@ -119,7 +89,7 @@ class Encoder:
     Raises ValueError where the tokenizer cannot map tokens to text.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase):
+    def __init__(self, tokenizer):
         if not tokenizer.is_fast:
             raise ValueError(f"{tokenizer.name_or_path} is no fast tokenizer, which knows offsets")
         self.tokenizer = tokenizer
@@ -131,57 +101,56 @@ class Encoder:
         self.control = re.compile("|".join(re.escape(token.content) for token in tokens))
         self._split = re.compile(f"({'|'.join(map(_with_spaces, tokens))})")
 
-    def marks(self, text: str, start: int, end: int) -> list[int]:
-        """Where to break up the spellings of control tokens in text[start:end].
+    def protect(self, text, cuts=()) -> list[str]:
+        """The text, cut there, with each spelling of a control token broken up by a mark behind its first character.
 
         Raises RowError where the text holds the mark itself.
         """
         if _MARK in text:
             raise RowError("the text holds U+FDD0, which is no character; remove it")
-        return [match.start() + 1 for match in self.control.finditer(text, start, end)]
+        marks = [match.start() + 1 for match in self.control.finditer(text)]
+        pieces = []
+        for start, stop in pairwise([0, *cuts, len(text)]):
+            inside = [at for at in marks if start <= at < stop]
+            edges = pairwise([start, *inside, stop])
+            pieces.append(_MARK.join(text[first:last] for first, last in edges))
+        return pieces
 
-    def protect(self, text: str) -> str:
-        """The text with each spelling of a control token broken up."""
-        return mark(text, self.marks(text, 0, len(text)), 0, len(text))
-
-    def encode(self, texts: list[str], cuts: list[list[int]]) -> list[Encoded]:
-        """Protected texts as tokens, without a special token added.
-
-        Args:
-            cuts: characters of each text, counted without its marks, whose places are wanted.
-        """
+    def encode(self, texts):
+        """Protected texts -> the ids of their tokens, and from where to where each goes in the text without marks."""
         backend = _reset(self.tokenizer.backend_tokenizer)
         # The template's own control tokens have to be found.
         backend.encode_special_tokens = False
         # Most texts spell no control token, and go through the tokenizer together, which is faster.
         clean = [text for text in texts if _MARK not in text]
         encodings = iter(backend.encode_batch(clean, add_special_tokens=False))
-        encoded = []
-        for text, text_cuts in zip(texts, cuts, strict=True):
-            encoding = self._encode_marked(text) if _MARK in text else next(encodings)
-            offsets = encoding.offsets
-            encoded.append(Encoded(encoding.ids, [_place(offsets, cut) for cut in text_cuts]))
-        return encoded
+        for text in texts:
+            if _MARK in text:
+                yield self._encode_marked(text)
+            else:
+                encoding = next(encodings)
+                yield encoding.ids, encoding.offsets
 
-    def _encode_marked(self, marked: str) -> "_Tokens":
-        tokens = _Tokens([], [])
+    def _encode_marked(self, marked):
+        ids = []
+        offsets = []
         # The template's own control tokens are whole, those of a row are broken up.
         start = 0
         for i, piece in enumerate(self._split.split(marked)):
             text = unmarked(piece)
             # Every second piece is a control token, with the white space that it takes along.
             if i % 2 == 1:
-                tokens.ids.append(self.tokenizer.convert_tokens_to_ids(piece.strip()))
-                tokens.offsets.append((start, start + len(text)))
+                ids.append(self.tokenizer.convert_tokens_to_ids(piece.strip()))
+                offsets.append((start, start + len(text)))
             else:
                 encoding = self._plain.encode(text, add_special_tokens=False)
-                tokens.ids.extend(encoding.ids)
-                tokens.offsets.extend((start + a, start + b) for a, b in encoding.offsets)
+                ids += encoding.ids
+                offsets += [(start + first, start + last) for first, last in encoding.offsets]
             start += len(text)
-        return tokens
+        return ids, offsets
 
     @cached_property
-    def _plain(self) -> Tokenizer:
+    def _plain(self):
         """The same tokenizer, to which the spelling of a control token is text like any other."""
         state = json.loads(self.tokenizer.backend_tokenizer.to_str())
         # `encode_special_tokens` makes text of special tokens alone, and think tags are none.
@@ -192,32 +161,26 @@ class Encoder:
         return plain
 
 
-def _reset(backend: Tokenizer) -> Tokenizer:
+def _reset(backend):
     """Without the truncation and padding that a tokenizer's file can carry."""
     backend.no_truncation()
     backend.no_padding()
     return backend
 
 
-def _is_control(content: str) -> bool:
+def _is_control(content) -> bool:
     """Whether an added token is more than a run of spaces, or a character that a tokenizer lacked."""
     return len(content) > 1 and not content.isspace()
 
 
-def _with_spaces(token: AddedToken) -> str:
+def _with_spaces(token) -> str:
     """A pattern of a token and the white space that it takes along."""
     before = r"\s*" if token.lstrip else ""
     after = r"\s*" if token.rstrip else ""
     return before + re.escape(token.content) + after
 
 
-def _place(offsets: list[tuple[int, int]], cut: int) -> Place:
-    # Several tokens can share a character, as those of an emoji do: the first one counts.
-    index = bisect_right(offsets, cut, key=lambda offset: offset[1])
-    return Place(index, offsets[index][0] if index < len(offsets) else cut)
-
-
-def decoded(tokenizer: PreTrainedTokenizerBase, runs: list[list[int]]) -> list[str]:
+def decoded(tokenizer, runs) -> list[str]:
     """The text of each run of tokens."""
     # Behind another token, since some tokenizers take the first space of a text away.
     lead = tokenizer.encode("a", add_special_tokens=False)[-1:]
