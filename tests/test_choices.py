@@ -1,4 +1,4 @@
-"""Multiple choice by likelihood: the figures of a plain softmax, the layouts of questions, what is refused."""
+"""Multiple choice by likelihood: the figures of a plain softmax, what is read, what is refused."""
 
 import copy
 import json
@@ -15,11 +15,7 @@ CAPITAL = {
     "choices": ["Yamoussoukro", "Zürich", "Ōsaka"],
     "answer": 0,
 }
-ARC = {
-    "question": "What is ice?",
-    "choices": {"text": ["water", "stone"], "label": ["1", "2"]},
-    "answerKey": "1",
-}
+ICE = {"question": "What is ice?", "choices": ["water", "stone"], "answer": "A"}
 
 
 @pytest.fixture(scope="module")
@@ -57,14 +53,11 @@ def plain(model, tokenizer, question: dict) -> list[float]:
 
 
 def test_log_probs_are_those_of_the_options_alone(tiny, problems):
-    """Neither prompt, thought nor end of turn counts; padding and batches change nothing."""
+    """Neither prompt, thought nor end of turn counts; padding changes nothing."""
     questions = [*problems[:3], CAPITAL]
     records = bt.choices(*tiny, questions)
     for question, record in zip(questions, records, strict=True):
         assert record["log_probs"] == pytest.approx(plain(*tiny, question), abs=1e-3)
-    for size in (1, 3):
-        for one, other in zip(records, bt.choices(*tiny, questions, batch_size=size), strict=True):
-            assert one["log_probs"] == pytest.approx(other["log_probs"], abs=1e-3)
 
 
 def test_logits_are_made_only_where_an_option_has_a_token(tiny, problems):
@@ -78,7 +71,8 @@ def test_logits_are_made_only_where_an_option_has_a_token(tiny, problems):
     bt.choices(*tiny, problems[:1])
     hook.remove()
     (question,) = render_questions(tiny[1], problems[:1])
-    tokens = [example.tags[0]["stop"] - example.tags[0]["start"] for example in question.examples]
+    tags = [example["tags"][0] for example in question.examples]
+    tokens = [tag["stop"] - tag["start"] for tag in tags]
     probe = 4  # tokens by which the form of the head is found
     assert sum(rows) <= sum(tokens) + 2 * probe
 
@@ -96,14 +90,14 @@ def test_a_model_that_has_diverged_is_named(tiny):
     model = copy.deepcopy(tiny[0]).train()
     model.get_output_embeddings().weight.data.fill_(torch.nan)
     with pytest.raises(FloatingPointError, match="are NaN: the model has diverged"):
-        bt.choices(model, tiny[1], [ARC])
+        bt.choices(model, tiny[1], [ICE])
 
 
 def test_what_fails_leaves_the_mode(tiny):
     model = copy.deepcopy(tiny[0]).train()
     model.get_output_embeddings().register_forward_hook(lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        bt.choices(model, tiny[1], [ARC])
+        bt.choices(model, tiny[1], [ICE])
     assert model.training
 
 
@@ -140,19 +134,13 @@ def test_the_longer_option_is_chosen_per_byte_only(tiny):
         (["A", "B"], "B", 1),
         (["3", "1", "2"], "1", 1),
         (["3", "1", "2"], 1, 1),
-        ({"text": ["water", "stone"], "label": ["A", "B"]}, "B", 1),
-        ({"text": ["water", "stone"], "label": ["1", "2"]}, "1", 0),
     ],
 )
 def test_answers_are_read(tiny_tokenizer, options, answer, index):
-    """As index, letter, text, and ARC's label, which may be numbers from 1."""
-    row = {
-        "question": "?",
-        "choices": options,
-        "answerKey" if isinstance(options, dict) else "answer": answer,
-    }
+    """As index, letter or text."""
+    row = {"question": "?", "choices": options, "answer": answer}
     (question,) = render_questions(tiny_tokenizer, [row])
-    assert question.answer == index and len(question.examples) == len(question.options)
+    assert question.record["answer"] == index and len(question.examples) == len(options)
 
 
 @pytest.mark.parametrize(
@@ -165,32 +153,20 @@ def test_answers_are_read(tiny_tokenizer, options, answer, index):
         ({"choices": ["one"] * 27}, r"field choices: expected 2 to 26"),
         ({"choices": ["a", 2, "c"]}, r"field choices\[1\]: expected text, got 2"),
         ({"choices": ["a", " ", "c"]}, r"field choices\[1\]: expected some text"),
-        ({"choices": ["a", "b", "a"]}, r"field choices\[2\]: the same as an earlier one"),
+        ({"choices": ["a", "b", "a"]}, r"field choices: two of them are the same"),
         ({"choices": ["a", "<think>b", "c"]}, r"field choices\[1\]: .*no think tags"),
         ({"thought": "so </think> there"}, r"field thought: .*no think tags"),
         ({"thought": 3}, r"field thought: expected text, got 3"),
+        ({"answer": 3}, r"field answer: expected the index, letter or text of one choice, got 3"),
+        ({"answer": -1}, r"got -1"),
+        ({"answer": True}, r"got True"),
+        ({"answer": 1.0}, r"got 1.0"),
+        ({"answer": "D"}, r"got 'D'"),
+        ({"answer": None}, r"got None"),
+        ({"choices": ["B", "A"], "answer": "A"}, r"of one choice, got 'A'"),
         (
-            {"answer": 3},
-            r"field answer: expected the index, letter or text of one choice, 3 is that of 0",
-        ),
-        ({"answer": -1}, r"-1 is that of 0"),
-        ({"answer": True}, r"True is that of 0"),
-        ({"answer": 1.0}, r"1.0 is that of 0"),
-        ({"answer": "D"}, r"'D' is that of 0"),
-        ({"answer": None}, r"None is that of 0"),
-        ({"choices": ["B", "A"], "answer": "A"}, r"'A' is that of 2"),
-        (ARC | {"answerKey": "A"}, r"field answerKey: expected one of 2 labels \['1', '2'\]"),
-        (
-            ARC | {"choices": {"text": ["a", "b"], "label": ["1"]}},
-            r"field answerKey: expected one of 2",
-        ),
-        (
-            ARC | {"choices": {"text": ["a", "b"], "label": ["1", "1"]}},
-            r"field answerKey: expected one of",
-        ),
-        (
-            ARC | {"choices": {"label": ["1", "2"]}},
-            r"field choices: expected 2 to 26 options, got None",
+            {"choices": {"text": ["a", "b"], "label": ["1", "2"]}},
+            r"field choices: expected 2 to 26",
         ),
     ],
 )
@@ -206,16 +182,16 @@ def test_malformed_questions_are_named(tiny_tokenizer, change, message):
 
 def test_the_options_tokens_spell_the_option(tokenizer):
     """With the real templates, one of which opens a thought itself: no tag, no end of turn, nothing left out."""
-    questions = [row | {"thought": "Let me see.\n"} for row in (CAPITAL, ARC)]
+    questions = [row | {"thought": "Let me see.\n"} for row in (CAPITAL, ICE)]
     for question in render_questions(tokenizer, questions):
         examples = question.examples
-        for option, example in zip(question.options, examples, strict=True):
-            (place,) = example.tags
-            ids = example.input_ids
+        for option, example in zip(question.record["choices"], examples, strict=True):
+            (place,) = example["tags"]
+            ids = example["input_ids"]
             assert tokenizer.decode(ids[place["start"] : place["stop"]]).strip() == option
             assert tokenizer.decode(ids[: place["start"]]).endswith("Let me see.\n</think>\n\n")
             assert tokenizer.decode(ids).count("<think>") == 1 and len(ids) > place["stop"]
-        prompts = [example.input_ids[: example.tags[0]["start"]] for example in examples]
+        prompts = [example["input_ids"][: example["tags"][0]["start"]] for example in examples]
         assert all(prompt == prompts[0] for prompt in prompts)
 
 
@@ -240,7 +216,7 @@ def test_scoring_leaves_no_trace(tiny, training):
     """Neither in the model's mode nor in the random state; and its records are JSON."""
     model, tokenizer = copy.deepcopy(tiny[0]).train(training), tiny[1]
     before = torch.get_rng_state()
-    records = bt.choices(model, tokenizer, [CAPITAL, ARC])
+    records = bt.choices(model, tokenizer, [CAPITAL, ICE])
     assert model.training == training and torch.equal(torch.get_rng_state(), before)
     assert json.loads(json.dumps(records)) == records
-    assert [record["question"] for record in records] == [CAPITAL["question"], ARC["question"]]
+    assert [record["question"] for record in records] == [CAPITAL["question"], ICE["question"]]

@@ -13,27 +13,10 @@ from btsft_nb.evaluation.metrics import (
     copied_ngrams,
     distinct_n,
     self_bleu,
-    unique_share,
     way_entropy,
 )
 
 TEXTS = st.lists(st.lists(st.sampled_from("abc"), max_size=8).map(" ".join), max_size=5)
-
-
-@pytest.mark.parametrize(
-    ("texts", "share"),
-    [
-        (["a"], 1),
-        (["a", "a"], 0.5),
-        (["a", "b"], 1),
-        (["a b", " a\n b ", "a  b"], 1 / 3),
-        (["", " "], 0.5),
-        (["a", "A"], 1),
-    ],
-)
-def test_unique_share(texts, share):
-    """White space is folded, nothing else."""
-    assert unique_share(texts) == pytest.approx(share)
 
 
 def test_words():

@@ -1,7 +1,5 @@
 """BLEU and ROUGE as their libraries compute them; BERTScore on a small random encoder, against its formula."""
 
-import sys
-
 import numpy as np
 import pytest
 import sacrebleu
@@ -76,10 +74,8 @@ def test_rouge_is_the_mean_of_rouge_scores():
 @pytest.mark.parametrize("score", [bleu, rouge])
 def test_texts_without_their_reference_are_refused(score):
     for texts, references, message in [
-        (["a"], ["a", "b"], "1 texts and 2 references"),
-        ([], [], "each prompt needs at least one text"),
-        ("ab", ["a", "b"], "expected two lists of one length"),
-        (["a", []], ["a", "b"], r"each prompt needs at least one text, got \[\['a'\], \[\]\]"),
+        (["a"], ["a", "b"], r"2 references need a text or more each, got \[\['a'\]\]"),
+        (["a", []], ["a", "b"], r"2 references need .* got \[\['a'\], \[\]\]"),
     ]:
         with pytest.raises(ValueError, match=message):
             score(texts, references)
@@ -135,10 +131,3 @@ def test_bert_score_is_its_formula(encoder):
     )
     grouped = bert_score([TEXTS[:2]], REFERENCES[:1], str(encoder), num_layers=2)
     assert grouped["f1"]["n"] == 1
-
-
-def test_bert_score_names_its_extra(monkeypatch):
-    """Where it is not installed."""
-    monkeypatch.setitem(sys.modules, "bert_score", None)
-    with pytest.raises(ImportError, match=r"pip install 'btsft_nb\[bertscore\]'"):
-        bert_score(["a"], ["a"], "roberta-large", 17)

@@ -74,11 +74,11 @@ def parse(text: str, *, prefilled: bool = False, finished: bool = True) -> Parse
     answer = parts.answer.strip()
     problems = {
         "no open tag": parts.open_at is None,
-        "text before the thought": bool(parts.before.strip()),
+        "text before the thought": parts.before.strip(),
         "cut off": not finished,
         "no close tag": parts.close_at is None,
-        "more than one open tag": parts.extra_opens > 0,
-        "more than one close tag": parts.extra_closes > 0,
+        "more than one open tag": parts.extra_opens,
+        "more than one close tag": parts.extra_closes,
         "empty thought": not thought,
         "no answer": not answer,
     }
@@ -143,7 +143,7 @@ def extract(text: str, how: str) -> Value | None:
     return _mathematics(formulas[-1] if formulas else part)
 
 
-def _final_part(text: str) -> str:
+def _final_part(text) -> str:
     """What a text gives as its answer: its box, else what follows "answer is" or "####", else all of it."""
     inside = boxed(text)
     if inside is not None:
@@ -152,35 +152,35 @@ def _final_part(text: str) -> str:
     return statements[-1] if statements else text
 
 
-def _words(text: str) -> str | None:
+def _words(text) -> str | None:
     """A text without what sets it off: case, markup, white space, punctuation around it. None for nothing."""
     return " ".join(_MARKUP.sub(r"\1", text).casefold().split()).strip(" .,;:!\"'") or None
 
 
-def _mathematics(text: str) -> Value | None:
+def _mathematics(text) -> Value | None:
     """The number or formula that all of a text is, else its words."""
-    text = _ascii(text)
+    text = _plain_signs(text)
     number = _NUMBER.fullmatch(text.strip("$* \n").removesuffix("."))
     value = _fraction(*number.groups()) if number else read_formula(text)
     return _words(text) if value is None else value
 
 
-def _ascii(text: str) -> str:
+def _plain_signs(text) -> str:
     return text.replace("{,}", ",").replace("\u2212", "-")
 
 
-def _last_number(text: str) -> Value | None:
+def _last_number(text) -> Value | None:
     """The number or formula that a text ends with; None where its last number is part of something else."""
-    tokens = _TOKEN.findall(_ascii(text))
+    tokens = _TOKEN.findall(_plain_signs(text))
     if not tokens:
         return None
-    formula, _, *number = tokens[-1]
+    formula, compound, *number = tokens[-1]
     if formula:
         return _mathematics(formula)
-    return _fraction(*number) if number[2] else None
+    return None if compound else _fraction(*number)
 
 
-def _fraction(sign: str, whole: str, over: str, under: str) -> Fraction | None:
+def _fraction(sign, whole, over, under) -> Fraction | None:
     try:
         whole, over, under = (re.sub(r"[,\s]", "", part or "") for part in (whole, over, under))
         value = Fraction(whole or 0) + Fraction(over) / Fraction(under or 1)
@@ -189,7 +189,7 @@ def _fraction(sign: str, whole: str, over: str, under: str) -> Fraction | None:
     return -value if sign == "-" else value
 
 
-def _letter(text: str) -> str | None:
+def _letter(text) -> str | None:
     """The only letter of a text (b, **B**), in brackets, or at the start of a line (B. Paris), as a capital."""
     text = _MARKUP.sub(r"\1", text)
     letter = _LETTER.fullmatch(text)
@@ -235,15 +235,15 @@ def compare(given: Value | None, wanted: Value) -> bool | None:
 
     Whole numbers are compared exactly, others to nine significant digits, formulas by math-verify.
     """
-    if isinstance(given, str) and isinstance(wanted, str):
-        return given == wanted
+    if isinstance(wanted, str):
+        return None if given is None else given == wanted
     if given is None or isinstance(given, str):
         return None
-    if isinstance(given, Fraction) and isinstance(wanted, Fraction):
-        are_whole = given.denominator == wanted.denominator == 1
-        tolerance = 0 if are_whole else max(abs(given), abs(wanted)) / 10**9
-        return abs(given - wanted) <= tolerance
-    return False if isinstance(wanted, str) else are_equal(given, wanted)
+    if isinstance(given, Formula) or isinstance(wanted, Formula):
+        return are_equal(given, wanted)
+    if given.denominator == wanted.denominator == 1:
+        return given == wanted
+    return abs(given - wanted) <= max(abs(given), abs(wanted)) / 10**9
 
 
 def is_correct(answer: str, reference: str, how: str = "auto") -> bool:

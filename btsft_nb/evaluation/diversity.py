@@ -8,8 +8,6 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 
-_WORD = re.compile(r"\w+|[^\w\s]")
-
 
 def words(text: str) -> list[str]:
     """The words of a text.
@@ -17,26 +15,12 @@ def words(text: str) -> list[str]:
     >>> words("3+4 = 7.")
     ['3', '+', '4', '=', '7', '.']
     """
-    return _WORD.findall(text)
+    return re.findall(r"\w+|[^\w\s]", text)
 
 
-def ngrams(text: str, n: int) -> list[tuple[str, ...]]:
-    """The word n-grams of a text.
-
-    >>> ngrams("a b c", 2)
-    [('a', 'b'), ('b', 'c')]
-    """
+def _ngrams(text, n) -> list[tuple[str, ...]]:
     split = words(text)
     return [tuple(split[i : i + n]) for i in range(len(split) - n + 1)]
-
-
-def unique_share(texts: Sequence[str]) -> float:
-    """Distinct texts over all texts, white space folded: 1/n where all n are the same, 1 where none are.
-
-    >>> unique_share(["one two", "one  two", "three", "four"])
-    0.75
-    """
-    return len({" ".join(text.split()) for text in texts}) / len(texts)
 
 
 def distinct_n(texts: Sequence[str], n: int = 2) -> float | None:
@@ -47,7 +31,7 @@ def distinct_n(texts: Sequence[str], n: int = 2) -> float | None:
     >>> distinct_n(["a b a b", "b c"])
     0.75
     """
-    grams = [gram for text in texts for gram in ngrams(text, n)]
+    grams = [gram for text in texts for gram in _ngrams(text, n)]
     return len(set(grams)) / len(grams) if grams else None
 
 
@@ -70,12 +54,14 @@ def self_bleus(texts: Sequence[str]) -> list[float | None]:
 
     metric = BLEU(effective_order=True, tokenize="none")
     split = [" ".join(words(text)) for text in texts]
-    scores: list[float | None] = [None] * len(texts)
+    scores = []
     for i, text in enumerate(split):
         others = [other for other in split[:i] + split[i + 1 :] if other]
         if text and others:
             score = metric.sentence_score(text, others).score / 100
-            scores[i] = min(score, 1.0)  # sacrebleu's rounding can exceed it
+            scores.append(min(score, 1.0))  # sacrebleu's rounding can exceed it
+        else:
+            scores.append(None)
     return scores
 
 
@@ -103,10 +89,9 @@ def copied_ngrams(texts: Sequence[str], training: Sequence[str], n: int = 4) -> 
     """
     if not training:
         raise ValueError("training must hold at least one text, got none")
-    known = {gram for text in training for gram in ngrams(text, n)}
-    shares: list[float | None] = []
+    known = {gram for text in training for gram in _ngrams(text, n)}
+    shares = []
     for text in texts:
-        grams = ngrams(text, n)
-        copied = sum(gram in known for gram in grams)
-        shares.append(copied / len(grams) if grams else None)
+        copied = [gram in known for gram in _ngrams(text, n)]
+        shares.append(sum(copied) / len(copied) if copied else None)
     return shares

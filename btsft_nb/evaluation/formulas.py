@@ -8,11 +8,9 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import lru_cache
 
-_SECONDS = 5
 # times and ratios, dates, chemical formulas; and what has neither digit nor operator
 _TEXT = re.compile(r"\d:\d|\d-\d+-\d|[A-Za-z]\d|^[^\d\\<>=+*/^(]*$")
 _COMMAND = re.compile(r"\\[A-Za-z]+")
-_WORD = re.compile(r"[^\W\d_]+|%")
 
 
 @dataclass(frozen=True)
@@ -21,11 +19,11 @@ class Formula:
 
     text: str
     expression: object = field(compare=False)
-    units: list[str] = field(compare=False)
+    units: list = field(compare=False)
 
 
 @lru_cache(maxsize=4096)
-def read_formula(text: str) -> Formula | Fraction | None:
+def read_formula(text):
     r"""The formula that a text is as a whole, a Fraction where it is a rational number; None where it is none.
 
     >>> read_formula(r"\frac{1}{2}"), read_formula("north pole"), read_formula("9:30")
@@ -46,23 +44,23 @@ def read_formula(text: str) -> Formula | Fraction | None:
     # a decimal is what it says: math-verify would compare floats to six places
     floats = read[0].atoms(sympy.Float)
     expression = read[0].xreplace({number: sympy.Rational(str(number)) for number in floats})
-    words = _WORD.findall(_COMMAND.sub("", text.casefold()))
+    words = re.findall(r"[^\W\d_]+|%", _COMMAND.sub("", text.casefold()))
     if expression.free_symbols:
         is_prose = any(len(word) > 3 for word in words)  # read as a product of letters
         return None if is_prose else Formula(text, expression, [])
-    if isinstance(expression, sympy.Rational) and not words:
+    if expression.is_Rational and not words:
         return Fraction(int(expression.p), int(expression.q))
     return Formula(text, expression, words)
 
 
-def are_equal(given: Formula | Fraction, wanted: Formula | Fraction) -> bool | None:
+def are_equal(given, wanted):
     """Whether two formulas are equal, units included where both have some; None where that cannot be told in time."""
     from math_verify import verify
     from math_verify.errors import TimeoutException
     from sympy import sympify
 
-    given_units, wanted_units = (getattr(value, "units", []) for value in (given, wanted))
-    if given_units and wanted_units and given_units != wanted_units:
+    units = [value.units for value in (given, wanted) if getattr(value, "units", None)]
+    if len(units) == 2 and units[0] != units[1]:
         return False
     sides = [sympify(getattr(value, "expression", value)) for value in (wanted, given)]
     try:
@@ -71,7 +69,7 @@ def are_equal(given: Formula | Fraction, wanted: Formula | Fraction) -> bool | N
         return None
 
 
-def _time_limit() -> int | None:
+def _time_limit():
     """Seconds for one step. math-verify's alarm works in the main thread of a Unix process alone."""
-    in_main_thread = threading.current_thread() is threading.main_thread()
-    return _SECONDS if in_main_thread and hasattr(signal, "SIGALRM") else None
+    is_main_thread = threading.current_thread() is threading.main_thread()
+    return 5 if is_main_thread and hasattr(signal, "SIGALRM") else None

@@ -7,11 +7,6 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-_DRAWS = 2000
-_BATCH = (
-    1_000_000  # numbers that are drawn at a time, so that memory does not grow with the prompts
-)
-
 
 def interval(values: Sequence[float | None]) -> dict | None:
     """The mean of per-prompt values: `{"value", "low", "high", "n"}`, n the prompts that have one; None without any.
@@ -50,9 +45,9 @@ def sums_interval(
         raise ValueError("an interval needs at least one prompt, got none")
     rng = np.random.default_rng(0)
     drawn = []
-    rows = max(1, _BATCH // sums.size)
-    for start in range(0, _DRAWS, rows):
-        picks = rng.integers(n, size=(min(rows, _DRAWS - start), n))
+    # 2,000 in parts, since those of many prompts would fill the memory
+    for _ in range(40):
+        picks = rng.integers(n, size=(50, n))
         drawn += [statistic(total) for total in sums[picks].sum(axis=1)]
     low, high = np.percentile(drawn, [2.5, 97.5])
     return {"value": float(statistic(sums.sum(0))), "low": float(low), "high": float(high), "n": n}

@@ -1,11 +1,10 @@
 """What a model's log-probabilities say of kinds of tokens, of tagged blocks, and of the options of a question."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
-from transformers import PreTrainedTokenizerBase
 
 from ..data.kinds import Kind
 from ..views.inspector_data import check_match
@@ -13,18 +12,11 @@ from .intervals import sums_interval
 
 
 def nll_by_kind(
-    examples: Sequence[dict],
-    scores: Sequence[dict],
-    tokenizer: PreTrainedTokenizerBase,
-    blurred: Sequence[np.ndarray] | None = None,
+    examples: Sequence[dict], scores: Sequence[dict], blurred: Sequence[np.ndarray] | None = None
 ) -> dict[str, dict]:
-    """Perplexity and bits per byte of the supervised tokens (weight other than 0) of each kind, unweighted.
+    """Perplexity of the supervised tokens (weight other than 0) of each kind, unweighted.
 
-    Perplexity is exp of the mean negative log-likelihood per token, special tokens included. Bits per byte, which
-    models with other tokenizers can be compared by, is that of the tokens that are text, over their UTF-8 bytes: Gao
-    et al. 2020, https://arxiv.org/abs/2101.00027, section 3.1; special tokens left out as in nanochat's
-    `evaluate_bpb`, https://github.com/karpathy/nanochat/blob/master/nanochat/loss_eval.py. A character with tokens in
-    two of the groups counts in both.
+    It is exp of the mean negative log-likelihood per token, special tokens included.
 
     Args:
         examples: as `prepare` returns them.
@@ -33,65 +25,38 @@ def nll_by_kind(
 
     Returns:
         `tag`, `think`, `answer`, and with `blurred` also `think, blurred` and `think, not blurred`, where there are
-        such tokens: each `{"perplexity", "bits_per_byte", "tokens", "bytes"}`, the first two
-        `{"value", "low", "high", "n"}` over the n examples that have such tokens; `bits_per_byte` is None where all
-        are special.
+        such tokens: each `{"perplexity", "tokens"}`, the first `{"value", "low", "high", "n"}` over the n examples that
+        have such tokens.
 
     Raises:
         ValueError: examples, scores and `blurred` do not match.
 
-    >>> tokenizer = bt.load_tokenizer("tiny")
-    >>> ids = tokenizer.encode("3 + 4 = 7")
-    >>> example = {"input_ids": ids, "kinds": [bt.Kind.THINK] * len(ids), "weights": [1.0] * len(ids)}
-    >>> nll = nll_by_kind([example], [{"log_probs": [-math.log(2)] * len(ids)}], tokenizer)
-    >>> nll["think"]["perplexity"], nll["think"]["bytes"]
-    ({'value': 2.0, 'low': 2.0, 'high': 2.0, 'n': 1}, 9)
+    >>> example = {"input_ids": [5, 6], "kinds": [bt.Kind.THINK] * 2, "weights": [1.0, 1.0]}
+    >>> nll_by_kind([example], [{"log_probs": [-math.log(2)] * 2}])
+    {'think': {'perplexity': {'value': 2.0, 'low': 2.0, 'high': 2.0, 'n': 1}, 'tokens': 2}}
     """
     check_match("scores", [score["log_probs"] for score in scores], examples)
     if blurred is not None:
         check_match("blurred", blurred, examples)
-    special = [i for i, token in tokenizer.added_tokens_decoder.items() if token.special]
-    tokens = _supervised_tokens(examples, scores, blurred)
-    groups = {Kind(kind).name.lower(): group for kind, group in tokens.groupby("kind")}
-    if blurred is not None and "think" in groups:
-        by_blur = groups["think"].groupby("is blurred")
-        names = {True: "think, blurred", False: "think, not blurred"}
-        groups |= {names[is_blurred]: group for is_blurred, group in by_blur}
-
-    def bytes_of(ids: pd.Series) -> int:
-        return len(tokenizer.decode(ids.tolist(), clean_up_tokenization_spaces=False).encode())
-
-    rates = {}
-    for name, group in groups.items():
-        text = group[~group["id"].isin(special)].groupby("example")
-        sums = pd.DataFrame({"nats": text["nats"].sum(), "bytes": text["id"].agg(bytes_of)})
-        bits = None
-        if len(sums):
-            bits = _ratio(sums, "bytes", lambda nats: nats / math.log(2))
-        rates[name] = {
-            "perplexity": _ratio(group, "tokens", math.exp),
-            "bits_per_byte": bits,
-            "tokens": len(group),
-            "bytes": int(sums["bytes"].sum()),
-        }
-    return rates
-
-
-def _supervised_tokens(
-    examples: Sequence[dict], scores: Sequence[dict], blurred: Sequence[np.ndarray] | None
-) -> pd.DataFrame:
-    """A row for each supervised token: example, id, kind, nats, is blurred, and 1 in tokens."""
     tables = []
     for i, (example, score) in enumerate(zip(examples, scores, strict=True)):
-        table = pd.DataFrame({"kind": example["kinds"], "id": example["input_ids"], "example": i})
+        table = pd.DataFrame({"kind": example["kinds"], "weight": example["weights"]})
         table["nats"] = -np.asarray(score["log_probs"], dtype=float)
-        table["is blurred"] = False if blurred is None else np.asarray(blurred[i], dtype=bool)
-        is_supervised = np.asarray(example["weights"]) != 0
-        tables.append(table[is_supervised & (table["kind"] != Kind.PROMPT)])
-    return pd.concat(tables).assign(tokens=1)
+        table["is blurred"] = False if blurred is None else blurred[i]
+        tables.append(table.assign(example=i, tokens=1))
+    tokens = pd.concat(tables)
+    by_kind = tokens[tokens["weight"] != 0].groupby("kind")
+    groups = {Kind(kind).name.lower(): group for kind, group in by_kind}
+    if blurred is not None and "think" in groups:
+        for is_blurred, group in groups["think"].groupby("is blurred"):
+            groups["think, blurred" if is_blurred else "think, not blurred"] = group
+    return {
+        name: {"perplexity": _ratio(group, "tokens", math.exp), "tokens": len(group)}
+        for name, group in groups.items()
+    }
 
 
-def _ratio(table: pd.DataFrame, unit: str, scale: Callable[[float], float] = float) -> dict:
+def _ratio(table, unit, scale=float) -> dict:
     """Nats per unit, scaled, with its interval over examples."""
     sums = table.groupby("example")[["nats", unit]].sum()
     return sums_interval(sums, lambda total: scale(total[0] / total[1]))
@@ -120,10 +85,9 @@ def log_prob_by_tag(examples: Sequence[dict], scores: Sequence[dict]) -> dict[st
     blocks = []
     for i, (example, score) in enumerate(zip(examples, scores, strict=True)):
         for block in example["tags"]:
-            log_probs = np.asarray(score["log_probs"])[max(block["start"], 1) : block["stop"]]
-            if len(log_probs):
-                sums = {"nats": float(log_probs.sum()), "blocks": 1, "tokens": len(log_probs)}
-                blocks.append({"tag": block["tag"], "example": i} | sums)
+            log_probs = score["log_probs"][max(block["start"], 1) : block["stop"]]
+            blocks.append([block["tag"], i, float(sum(log_probs)), 1, len(log_probs)])
+    table = pd.DataFrame(blocks, columns=["tag", "example", "nats", "blocks", "tokens"])
     return {
         tag: {
             "per_block": _ratio(group, "blocks"),
@@ -131,7 +95,7 @@ def log_prob_by_tag(examples: Sequence[dict], scores: Sequence[dict]) -> dict[st
             "blocks": len(group),
             "tokens": int(group["tokens"].sum()),
         }
-        for tag, group in (pd.DataFrame(blocks).groupby("tag") if blocks else ())
+        for tag, group in table[table["tokens"] > 0].groupby("tag")
     }
 
 
@@ -156,8 +120,5 @@ def choose(log_probs: Sequence[float], n_bytes: Sequence[int]) -> dict[str, int]
     raw = np.asarray(log_probs, dtype=float)
     lengths = np.asarray(n_bytes)
     if not (len(raw) == len(lengths) > 0 and (raw <= 0).all() and (lengths > 0).all()):
-        raise ValueError(
-            "each option needs a log-probability of at most 0 and a length above 0, "
-            f"got log_probs={list(log_probs)}, n_bytes={list(n_bytes)}"
-        )
+        raise ValueError(f"no log-probabilities (at most 0) of text: {log_probs}, bytes {n_bytes}")
     return {"raw": int(raw.argmax()), "normalised": int((raw / lengths).argmax())}

@@ -1,18 +1,16 @@
 """Multiple-choice questions by likelihood: which option a model finds most likely as the assistant's answer."""
 
-import math
-import reprlib
 from collections.abc import Sequence
 from string import ascii_uppercase
 from typing import NamedTuple
 
-from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..data.errors import RowError
-from ..data.messages import Block, Message, as_text
-from ..data.render import Example, Renderer
-from ..data.think import has_tags, tagged
+from ..data.errors import RowError, unexpected
+from ..data.formats import to_messages
+from ..data.messages import as_text
+from ..data.render import Renderer
+from ..data.think import has_tags
 from ..data.tokens import tag_ids
 from ..objective.forward import HeadForward
 from .likelihood import choose
@@ -20,29 +18,23 @@ from .scoring import eval_mode, tagged_log_probs
 
 
 class Question(NamedTuple):
-    """A multiple-choice question."""
+    """What a record of `choices` says of the question, and an example for each option, whose one tag is the option."""
 
-    text: str
-    options: list[str]
-    answer: int  # the index of the right option
-    examples: list[Example]  # one for each option, whose one tag is the option
+    record: dict
+    examples: list
 
 
 def choices(
-    model: PreTrainedModel | PeftModel,
-    tokenizer: PreTrainedTokenizerBase,
-    questions: Sequence[dict],
-    *,
-    batch_size: int = 16,
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, questions: Sequence[dict]
 ) -> list[dict]:
     """Scores each option of each question as the assistant's turn, and chooses the most likely one.
 
+    The options of a question are scored at once; logits are made only where one of them has a token.
+
     Args:
         questions: rows {"question": str, "choices": [str, ...], "answer": index from 0, letter or text of the right
-            one}, or as ARC has them: {"question", "choices": {"text": [...], "label": [...]}, "answerKey": label}. A
-            field "thought" is put between think tags before each option; a template whose prompt opens a thought
-            needs one.
-        batch_size: options scored at once; logits are made only where an option of the batch has a token.
+            one}. A field "thought" is put between think tags before each option; a template whose prompt opens a
+            thought needs one.
 
     Returns:
         A record for each question: `question`, `choices`, `answer` (index), `log_probs` (of each option, the sum over
@@ -62,44 +54,24 @@ def choices(
     rendered = render_questions(tokenizer, questions)
     with eval_mode(model):
         forward = HeadForward(model, tag_ids(tokenizer))
-        return answer_questions(forward, model, tokenizer.pad_token_id, rendered, batch_size)
+        return answer_questions(forward, model, tokenizer.pad_token_id, rendered)
 
 
-def answer_questions(
-    forward: HeadForward,
-    model: PreTrainedModel | PeftModel,
-    pad_token_id: int,
-    questions: list[Question],
-    batch_size: int = 16,
-) -> list[dict]:
+def answer_questions(forward, model, pad_token_id: int, questions: list[Question]) -> list[dict]:
     """The records of `choices`."""
-    examples = [vars(example) for question in questions for example in question.examples]
-    # options of similar length go together, so that there is little padding
-    order = sorted(range(len(examples)), key=lambda i: len(examples[i]["input_ids"]))
-    sums = [0.0] * len(examples)
-    for first in range(0, len(order), batch_size):
-        batch = order[first : first + batch_size]
-        tokens = tagged_log_probs(forward, model, pad_token_id, [examples[i] for i in batch])
-        for i, log_probs in zip(batch, tokens, strict=True):
-            sums[i] = log_probs.sum().item()
-    if any(map(math.isnan, sums)):
-        raise FloatingPointError("log-probabilities are NaN: the model has diverged")
-    sums = iter(sums)
     records = []
     for question in questions:
-        log_probs = [next(sums) for _ in question.options]
-        n_bytes = [len(option.encode()) for option in question.options]
-        record = {"question": question.text, "choices": question.options}
-        record |= {"answer": question.answer, "log_probs": log_probs, "bytes": n_bytes}
-        for name, index in choose(log_probs, n_bytes).items():
-            record |= {name: index, f"correct_{name}": index == question.answer}
+        log_probs = tagged_log_probs(forward, model, pad_token_id, question.examples).sum(1)
+        if log_probs.isnan().any():
+            raise FloatingPointError("log-probabilities are NaN: the model has diverged")
+        record = question.record | {"log_probs": log_probs.tolist()}
+        for name, index in choose(record["log_probs"], record["bytes"]).items():
+            record |= {name: index, f"correct_{name}": index == record["answer"]}
         records.append(record)
     return records
 
 
-def render_questions(
-    tokenizer: PreTrainedTokenizerBase, questions: Sequence[dict]
-) -> list[Question]:
+def render_questions(tokenizer, questions: Sequence[dict]) -> list[Question]:
     """Reads the questions and tokenizes their options. Raises RowError as `choices` does."""
     renderer = Renderer(tokenizer)
     rendered = []
@@ -111,49 +83,30 @@ def render_questions(
     return rendered
 
 
-def _render(renderer: Renderer, row: object) -> Question:
+def _render(renderer, row) -> Question:
     if not isinstance(row, dict):
-        raise RowError(f"expected question, choices and answer, got {reprlib.repr(row)}")
-    text = _plain(row.get("question"), "question")
+        raise unexpected(row, "question, choices and answer")
     options = row.get("choices")
-    answer = row.get("answer")
-    labels = None
-    if isinstance(options, dict):  # as ARC has them
-        labels = options.get("label")
-        options = options.get("text")
     if not isinstance(options, list) or not 2 <= len(options) <= len(ascii_uppercase):
-        raise RowError(f"expected 2 to 26 options, got {reprlib.repr(options)}", field="choices")
-    for i, option in enumerate(options):
-        if _plain(option, f"choices[{i}]") in options[:i]:
-            raise RowError("the same as an earlier one", field=f"choices[{i}]")
-    if isinstance(labels, list):
-        if len(labels) != len(options) or labels.count(row.get("answerKey")) != 1:
-            raise RowError(f"expected one of {len(options)} labels {labels}", field="answerKey")
-        answer = labels.index(row["answerKey"])
-    before = []
-    if row.get("thought") is not None:
-        before = [Block(tagged(row["thought"] and _plain(row["thought"], "thought")))]
-    drafts = []
-    for option in options:
-        reply = Message("assistant", [*before, Block(option, tag="option")])
-        drafts += renderer.drafts([Message("user", [Block(text)]), reply], "")
-    return Question(text, options, _index(answer, options), renderer.tokenize(drafts))
-
-
-def _plain(value: object, field: str) -> str:
-    if not as_text(value, field).strip() or has_tags(value):
-        raise RowError("expected some text, and no think tags in it", field=field)
-    return value
-
-
-def _index(answer: object, options: list[str]) -> int:
-    """The index of the right option."""
-    names = [(i, ascii_uppercase[i], option) for i, option in enumerate(options)]
+        raise unexpected(options, "2 to 26 options", "choices")
+    texts = {"question": row.get("question"), "thought": row.get("thought") or "none"}
+    texts |= {f"choices[{i}]": option for i, option in enumerate(options)}
+    for field, text in texts.items():
+        if not as_text(text, field).strip() or has_tags(text):
+            raise RowError("expected some text, and no think tags in it", field=field)
+    if len(set(options)) < len(options):
+        raise RowError("two of them are the same", field="choices")
+    answer = row.get("answer")
+    right = [i for i, option in enumerate(options) if answer in (i, ascii_uppercase[i], option)]
     # True and 1.0 equal 1, too
-    right = [i for i, own in enumerate(names) if type(answer) in (int, str) and answer in own]
-    if len(right) != 1:
-        problem = (
-            f"expected the index, letter or text of one choice, {reprlib.repr(answer)} is that of "
-        )
-        raise RowError(f"{problem}{len(right)}", field="answer")
-    return right[0]
+    if len(right) != 1 or type(answer) not in (int, str):
+        raise unexpected(answer, "the index, letter or text of one choice", "answer")
+
+    user = {"role": "user", "content": row["question"]}
+    reply = {"role": "assistant", "reasoning_content": row.get("thought")}
+    examples = []
+    for option in options:
+        turns = [user, reply | {"content": [{"text": option, "tag": "option"}]}]
+        examples += map(vars, renderer.examples(to_messages({"messages": turns}), ""))
+    record = {"question": row["question"], "choices": options, "answer": right[0]}
+    return Question(record | {"bytes": [len(option.encode()) for option in options]}, examples)

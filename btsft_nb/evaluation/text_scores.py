@@ -36,10 +36,9 @@ def bleu(texts: Sequence[str | Sequence[str]], references: Sequence[str]) -> dic
         sums.append([score.sys_len, score.ref_len, *score.counts, *score.totals])
 
     def corpus(total: np.ndarray) -> float:
-        lengths, counts, totals = np.split(total, [2, 2 + metric.max_ngram_order])
-        return metric.compute_bleu(
-            counts.tolist(), totals.tolist(), *lengths.astype(int).tolist(), metric.smooth_method
-        ).score
+        lengths = total[:2].astype(int).tolist()
+        counts, totals = total[2:].reshape(2, -1).tolist()
+        return metric.compute_bleu(counts, totals, *lengths, metric.smooth_method).score
 
     return sums_interval(sums, corpus)
 
@@ -65,15 +64,13 @@ def rouge(texts: Sequence[str | Sequence[str]], references: Sequence[str]) -> di
     scorer = RougeScorer(names)
     pairs = _pairs(texts, references)
     scores = [scorer.score(pair.reference, pair.text) for pair in pairs.itertuples()]
-    for name in names:
-        pairs[name] = [score[name].fmeasure for score in scores]
-    return _means(pairs, names)
+    return _means(pairs, names, [[score[name].fmeasure for score in scores] for name in names])
 
 
 def bert_score(
     texts: Sequence[str | Sequence[str]], references: Sequence[str], model: str, num_layers: int
 ) -> dict[str, dict]:
-    """BERTScore without baseline and idf weights, by bert-score; means over prompts.
+    """BERTScore without baseline and idf weights, by bert-score (the extra `bertscore`); means over prompts.
 
     Zhang et al. 2020, https://arxiv.org/abs/1904.09675.
 
@@ -86,40 +83,34 @@ def bert_score(
         `precision`, `recall` and `f1`, each `{"value", "low", "high", "n"}`.
 
     Raises:
-        ImportError: bert-score is not installed.
         ValueError: texts and references do not match.
 
     >>> bert_score(["a cat"], ["the cat"], "roberta-large", num_layers=17)  # doctest: +SKIP
     """
-    try:
-        from bert_score import score
-    except ImportError as error:
-        raise ImportError(
-            "bert_score needs bert-score: pip install 'btsft_nb[bertscore]'"
-        ) from error
+    from bert_score import score
+
     pairs = _pairs(texts, references)
     both = (pairs["text"].tolist(), pairs["reference"].tolist())
-    names = ["precision", "recall", "f1"]
     scores = score(*both, model_type=model, num_layers=num_layers)
-    for name, values in zip(names, scores, strict=True):
-        pairs[name] = values.numpy()
-    return _means(pairs, names)
+    return _means(pairs, ["precision", "recall", "f1"], scores)
 
 
-def _pairs(texts: Sequence[str | Sequence[str]], references: Sequence[str]) -> pd.DataFrame:
+def _pairs(texts, references) -> pd.DataFrame:
     """A row for each text: its prompt, text and reference."""
-    if isinstance(texts, str) or isinstance(references, str) or len(texts) != len(references):
-        raise ValueError(
-            f"expected two lists of one length, got {len(texts)} texts and {len(references)} references"
-        )
     samples = [[text] if isinstance(text, str) else list(text) for text in texts]
-    if not samples or [] in samples:
-        raise ValueError(f"each prompt needs at least one text, got {samples}")
-    table = pd.DataFrame({"text": samples, "reference": references})
-    return table.explode("text").rename_axis("prompt").reset_index()
+    if len(samples) != len(references) or [] in samples:
+        raise ValueError(f"{len(references)} references need a text or more each, got {samples}")
+    rows = []
+    for i, texts in enumerate(samples):
+        rows += [{"prompt": i, "text": text, "reference": references[i]} for text in texts]
+    # as objects: pandas' own strings cannot hold half a character
+    return pd.DataFrame(rows, dtype=object)
 
 
-def _means(pairs: pd.DataFrame, names: list[str]) -> dict[str, dict]:
-    """Of each column the mean over prompts, first over a prompt's samples, with its interval."""
-    by_prompt = pairs.groupby("prompt")[names].mean()
-    return {name: interval(by_prompt[name].tolist()) for name in names}
+def _means(pairs, names, scores) -> dict[str, dict]:
+    """Name -> the mean of its scores over prompts, first over a prompt's samples, with its interval."""
+    means = {}
+    for name, values in zip(names, scores, strict=True):
+        by_prompt = pd.Series(values).groupby(pairs["prompt"]).mean()
+        means[name] = interval(by_prompt.tolist())
+    return means
