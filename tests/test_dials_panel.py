@@ -9,7 +9,7 @@ from browser import assert_quiet, open_notebook, screenshot
 from payloads import PAYLOADS
 
 import btsft_nb as bt
-from btsft_nb.views.dials_chart import dials_chart, still_chart
+from btsft_nb.views.live import dials_chart, still_chart
 
 SHORT = bt.tiny.DEMO | {"test_prompts": 4, "samples": 4, "max_steps": 4}
 
@@ -105,15 +105,14 @@ def test_what_cannot_run_is_said_in_the_panel():
 
 def test_the_chart_leaves_out_what_a_model_has_not(panel):
     """And stands still as HTML beside the living widget."""
-    bare = {
-        "label": "bare",
-        "summary": {"metrics": {"compliance": {"value": 0.5, "low": 0.4, "high": 0.6}}},
-    }
+    share = {"value": 0.5, "low": 0.4, "high": 0.6}
+    metrics = {"unique thoughts": share, "compliance": share}  # no answers to tell right ones
+    bare = {"label": "bare", "summary": {"metrics": metrics}}
     assert dials_chart([bare]).startswith(b"\x89PNG") and dials_chart([]).startswith(b"\x89PNG")
     data = panel._repr_mimebundle_()
     assert data["application/vnd.jupyter.widget-view+json"]["model_id"] == panel.model_id
     assert "threshold 0.5, anchor 1, beta 0.5" in data["text/html"]
-    for text in PAYLOADS.values():
+    for text in list(PAYLOADS.values())[::8]:
         html = still_chart([bare | {"label": text}])
         assert html.count("<") == 1 and html.count('"') == 4
 

@@ -2,19 +2,15 @@
 
 import inspect
 import itertools
-import sys
 import warnings
-from collections import defaultdict
 
 import matplotlib
 import matplotlib.pyplot as plt
-import nbformat
 import numpy as np
 import pytest
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.text import Text
-from nbclient import NotebookClient
 from transformers import TrainerState
 
 from btsft_nb import LiveCurves, evaluate
@@ -51,13 +47,12 @@ PLOTS = {
     "training_curves": (
         [
             ("step", f"nll, {NLL}"),
-            ("step", "share of thought tokens, or reward"),
+            ("step", "blurred share, or reward"),
         ],
         lambda **at: plots.training_curves({"a": LOGS, "b": LOGS[:1]}, "title", **at),
     ),
-    "ways": ([(SHARE, "model")], lambda **at: plots.ways(SUMMARIES, **at)),
     "intervals": (
-        [(SHARE, "model"), ("share of prompts", ""), ("ways per prompt", "")],
+        [(SHARE, ""), ("share of prompts", ""), ("ways per prompt", "")],
         lambda **at: plots.intervals(SEEDED, ["accuracy", "pass@1", "ways of thinking"], **at),
     ),
     "frontier": (
@@ -99,6 +94,7 @@ def save(axes) -> Figure:
     figure = flat(axes)[0].figure
     with warnings.catch_warnings(), open("/dev/null", "wb") as file:
         warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", "Glyph|Matplotlib currently does not support")
         figure.savefig(file, format="png")
     return figure
 
@@ -135,61 +131,24 @@ def test_given_axes_are_drawn_into_and_come_back(name):
 
 @pytest.mark.parametrize("name", PLOTS)
 def test_without_axes_one_figure_of_pyplot_is_made(name):
-    """So that a notebook shows it under the cell."""
-    axes = flat(PLOTS[name][1]())
+    """So that a notebook shows it under the cell; each axis has a label with the unit, or names of models."""
+    labels, draw = PLOTS[name]
+    axes = flat(draw())
     assert plt.get_fignums() == [1] and plt.figure(1).axes == axes
+    assert [(ax.get_xlabel(), ax.get_ylabel()) for ax in axes] == labels
+    if name == "intervals":  # the other Axes share the rows of the first
+        assert words(axes[0].get_yticklabels()) == list(SUMMARIES)
     save(axes)
 
 
 def test_another_number_of_axes_is_refused():
-    with pytest.raises(ValueError, match="expected 3 Axes, got 2"):
+    with pytest.raises(ValueError, match="longer"):
         PLOTS["intervals"][1](axes=Figure().subplots(1, 2))
-
-
-def test_each_cell_of_a_notebook_shows_its_figures():
-    """The first one loads a backend, whose settings the style must not take back."""
-    sources = [
-        f"import sys; sys.path[:] = {sys.path!r}\nfrom btsft_nb import plots",
-        *["plots.frontier({}, 'accuracy', 'compliance');"] * 2,
-    ]
-    notebook = nbformat.v4.new_notebook(
-        cells=[nbformat.v4.new_code_cell(source) for source in sources]
-    )
-    NotebookClient(notebook, timeout=120).execute()
-    assert [
-        ["image/png" in output.data for output in cell.outputs] for cell in notebook.cells[1:]
-    ] == [[True]] * 2
-
-
-def test_the_settings_of_the_user_stay():
-    with plt.style.context("dark_background"):
-        before = dict(plt.rcParams)
-        for _, draw in PLOTS.values():
-            draw()
-        assert dict(plt.rcParams) == before
-
-
-@pytest.mark.parametrize("name", PLOTS)
-def test_every_axis_says_what_it_measures_and_in_what(name):
-    """A label with the unit, or the names of categories at the ticks."""
-    labels, draw = PLOTS[name]
-    axes = flat(draw())
-    assert [(ax.get_xlabel(), ax.get_ylabel()) for ax in axes] == labels
-    for ax in (
-        axes[:1] if name == "intervals" else axes
-    ):  # whose other Axes share the rows of the first
-        for axis in (ax.xaxis, ax.yaxis):
-            assert axis.get_label_text() or set(words(axis.get_ticklabels())) == set(SUMMARIES)
 
 
 @pytest.mark.parametrize("draw", EDGES.values(), ids=EDGES)
 def test_little_or_much_is_drawn_without_a_warning(draw):
     save(draw())
-
-
-def test_summaries_without_ways_are_refused():
-    with pytest.raises(ValueError, match="give evaluate a way_of"):
-        plots.ways({"a": SUMMARIES["after"] | {"ways": {}}})
 
 
 HOSTILE = [
@@ -198,23 +157,21 @@ HOSTILE = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("texts", [HOSTILE[i::5] for i in range(5)], ids=range(5))
+@pytest.mark.parametrize("texts", [HOSTILE[::2], HOSTILE[1::2]], ids=range(2))
 def test_any_text_is_drawn_as_text(texts):
-    """As a name: no mathematics, no missing glyph, nothing that turns the line round or leaves it."""
-    save(plots.training_curves(dict.fromkeys(texts, LOGS), texts[1]))
-    summaries = dict.fromkeys(texts, SUMMARIES["after"] | {"ways": dict.fromkeys(texts, 1)})
-    save(plots.ways(summaries))
-    save(plots.intervals(summaries, ["accuracy"]))
-    ax = plots.frontier(dict.fromkeys(texts, summaries), "unique thoughts", "accuracy")
-    assert save(ax).get_tightbbox().width < 9
+    """As a name: no mathematics, nothing that turns the line round or leaves it."""
+    log = [{"step": 1, "nll_think": 2.0}]
+    save(plots.training_curves(dict.fromkeys(texts, log), texts[1]))
+    save(plots.intervals(dict.fromkeys(texts, SUMMARIES["after"]), ["accuracy"]))
+    series = {text: {text: SUMMARIES["after"]} for text in texts}
+    assert save(plots.frontier(series, "unique thoughts", "accuracy")).get_tightbbox().width < 9
 
 
-def test_what_has_no_glyph_is_shown_as_replaced():
-    """Not left out; what has one stays, and what cannot be seen is named."""
+def test_names_show_what_cannot_be_seen():
+    """By its mark; what has no glyph is left to matplotlib, which draws a box and says so."""
     points = {"\u200b": SUMMARIES["after"]}
-    ax = plots.frontier({"a\u202eb\u601d\x00\u00e9\n": points}, "unique thoughts", "accuracy")
-    legend = words(ax.get_legend().texts)
-    assert legend == ["a\u27e8U+202E\u27e9b\ufffd\ufffd\u00e9\u21b5"]
+    ax = plots.frontier({"a\u202eb\u00e9\n": points}, "unique thoughts", "accuracy")
+    assert words(ax.get_legend().texts) == ["a\u27e8U+202E\u27e9b\u00e9\u21b5"]
     assert words(ax.texts) == ["\u27e8U+200B\u27e9"]
 
 
@@ -255,28 +212,9 @@ def test_curves_have_the_points_of_the_logs():
         assert drawn == [
             [[log["step"], log[key]] for log in run if key in log] for run, key in runs
         ]
-    kinds = [f"{run}, {kind}" for run in "ab" for kind in ("think", "answer", "tag")]
-    assert words(axes[0].get_legend().texts) == kinds
+    curves = [f"{run}, {key}" for run in "ab" for key in keys[0]]
+    assert words(axes[0].get_legend().texts) == curves
     assert axes[0].figure.get_suptitle() == "how far"
-
-
-def test_ways_stand_end_to_end():
-    """From 0 to 1, in the order of the legend."""
-    summaries = {
-        "a": {"ways": {"x": 1, "z": 3}, "samples": 4},
-        "b": {"ways": {"y": 4}, "samples": 4},
-    }
-    ax = plots.ways(summaries)
-    assert [(bar.get_x(), bar.get_width()) for bar in ax.patches] == [
-        (0, 0.25), (0, 0),
-        (0.25, 0), (0, 1),
-        (0.25, 0.75), (1, 0),
-    ]  # fmt: skip
-    assert words(ax.get_legend().texts) == ["x", "y", "z"] and words(ax.get_yticklabels()) == [
-        "a",
-        "b",
-    ]
-    assert [text for text in words(ax.texts) if text] == ["25%", "100%", "75%"]
 
 
 def test_frontier_is_a_line_through_points_with_both_intervals():
@@ -292,7 +230,7 @@ def test_frontier_is_a_line_through_points_with_both_intervals():
     for axis, bars in enumerate(ax.containers[0].lines[2]):
         ends = [[pair[axis]["low"], pair[axis]["high"]] for pair in at]
         assert np.allclose([segment[:, axis] for segment in bars.get_segments()], ends)
-    assert words(ax.texts) == ["before", "after", " "] and words(ax.get_legend().texts) == [
+    assert words(ax.texts) == ["before", "after", ""] and words(ax.get_legend().texts) == [
         "dial",
         "other",
     ]
@@ -402,35 +340,29 @@ def middle(text: Text) -> np.ndarray:
     return text.get_window_extent().get_points().mean(axis=0)
 
 
-def ground(text: Text, figure: Figure) -> str:
-    """The colour that lies under the middle of a text."""
-    if text.get_bbox_patch():
-        return text.get_bbox_patch().get_facecolor()
-    patches = [figure.patch, *(patch for ax in figure.axes for patch in (ax.patch, *ax.patches))]
-    return [patch for patch in patches if patch.contains_point(middle(text))][-1].get_facecolor()
-
-
 @pytest.mark.parametrize("style", ["default", "dark_background", "given, dark_background"])
 @pytest.mark.parametrize("name", PLOTS)
 def test_all_text_has_contrast(name, style):
     """4.5 or more, WCAG's AA, also where the user's own style or Axes are dark."""
     *given, style = style.split(", ")
     with plt.style.context(style):
+        settings = dict(plt.rcParams)
         figure = save(PLOTS[name][1](**(given_axes(name, style) if given else {})))
+        assert dict(plt.rcParams) == settings, "those of the user stay"
         texts = [
             text for text in figure.findobj(Text) if text.get_visible() and text.get_text().strip()
         ]
         texts = [
             text for text in texts if figure.bbox.contains(*middle(text))
         ]  # ticks beyond the limits lie outside
-        assert len(texts) > 5 and to_hex(figure.get_facecolor()) == "#ffffff"
+        faces = {to_hex(part.get_facecolor()) for part in (figure, *figure.axes)}
+        assert len(texts) > 5 and faces == {"#ffffff"}
         for text in texts:
-            assert contrast(text.get_color(), ground(text, figure)) >= 4.5, text.get_text()
+            assert contrast(text.get_color(), "white") >= 4.5, text.get_text()
 
 
 SERIES = {
     "training_curves": lambda: plots.training_curves({str(i): LOGS for i in range(6)}),
-    "ways": lambda: plots.ways({"a": {"ways": dict.fromkeys("abcdef", 1), "samples": 6}}),
     "frontier": lambda: plots.frontier(
         {str(i): SUMMARIES for i in range(6)}, "unique thoughts", "accuracy"
     ),
@@ -439,25 +371,11 @@ SERIES = {
 
 @pytest.mark.parametrize("name", SERIES)
 def test_series_differ_in_more_than_colour(name):
-    """In marker, filling and dashes, or in hatch and outline."""
+    """In marker and dashes."""
     for ax in flat(SERIES[name]()):
-        colours = defaultdict(set)
-        for patch in ax.patches:
-            look = (
-                patch.get_hatch(),
-                patch.get_linestyle(),
-                patch.get_linewidth(),
-                to_hex(patch.get_edgecolor()),
-            )
-            colours[look].add(to_hex(patch.get_facecolor()))
-        assert all(len(found) == 1 for found in colours.values())
-        lines = [
-            line
+        looks = [
+            (line.get_linestyle(), line.get_marker())
             for line in ax.lines
             if line.get_marker() not in "|_" and line.get_linestyle() + line.get_marker()
         ]
-        looks = [
-            (line.get_linestyle(), line.get_marker(), line.get_markerfacecolor() == "white")
-            for line in lines
-        ]
-        assert len(set(looks)) == len(looks) and len(looks) + len(colours) > 1
+        assert len(set(looks)) == len(looks) > 1
