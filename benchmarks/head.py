@@ -7,7 +7,6 @@ and labels; loss and gradient are compared before anything is timed. The last li
 """
 
 import argparse
-import math
 import subprocess
 import sys
 from collections.abc import Callable
@@ -19,8 +18,7 @@ from common import environment, medians, peak_bytes
 from torch import Tensor, nn
 
 from btsft_nb.objective.head import head_log_probs
-from btsft_nb.objective.head_blocks import Plan, linear
-from btsft_nb.objective.head_matrix import CHUNK
+from btsft_nb.objective.head_matrix import CHUNK, blocks, linear, row_blocks
 
 SIZES = [(151_936, 896), (32_000, 2_048)]
 LARGE = (151_936, 1_536)  # on CUDA, the head's time over that of its products
@@ -81,9 +79,9 @@ def anchored(p: Problem) -> Result:
 def products(p: Problem) -> None:
     """The two products of ours, of the same blocks, by the same library, and nothing else."""
     hidden, weight = p.hidden.detach()[p.rows], p.head.weight
-    plan = Plan(1.0, None, CHUNK.get(DEVICE, 2**24), True)
-    for tile in plan.blocks(len(hidden), 2 * math.isqrt(plan.chunk)):
-        for part in plan.blocks(len(weight), len(hidden[tile])):
+    chunk = CHUNK.get(DEVICE, 2**24)
+    for tile in row_blocks(len(hidden), chunk):
+        for part in blocks(len(weight), chunk // len(hidden[tile])):
             linear(linear(hidden[tile], weight[part]), weight[part].T)
 
 

@@ -230,7 +230,7 @@ def test_padding_free_gives_what_padding_gives():
 def test_a_model_that_mixes_sequences_is_refused():
     model = build("opt, projected", None)
     with pytest.raises(
-        ValueError, match=r"OPTForCausalLM with sdpa attention lets sequences.*padding_free=False"
+        ValueError, match=r"OPTForCausalLM with sdpa attention mixes sequences.*padding_free=False"
     ):
         HeadForward(model, TAGS, padding_free=True)
 

@@ -114,13 +114,12 @@ def test_an_adapter_counts_to_the_part_that_it_changes_and_four_bits_as_one_para
         (
             ["atention"],
             [],
-            r"freeze: \['atention'\] must be parts of embeddings, norms, attention",
+            r"freeze must be one of 'embeddings', 'norms', .* got 'atention'",
         ),
-        (["norms"], [3], r"layers_not_to_freeze: \[3\] must be from 0 to 2"),
+        (["norms"], [3], r"layers_not_to_freeze must be one of 0, 1, 2, got 3"),
         ([], [1], r"layers_not_to_freeze does nothing without freeze"),
-        (PARTS, [], r"leaves nothing to train"),
     ],
-    ids=["part", "layer", "nothing", "all"],
+    ids=["part", "layer", "nothing"],
 )
 def test_what_makes_no_sense_is_refused(parts, layers, words):
     model = gpt2()

@@ -34,7 +34,9 @@ from btsft_nb.models.config import ModelConfig
 from btsft_nb.models.freezing import freeze_parts
 from btsft_nb.models.hardware import choose_dtype, detect
 from btsft_nb.models.load import read_base, resolve
-from btsft_nb.objective.head_matrix import CHUNK, Plan, matrix_head
+from btsft_nb.objective.full_logits import PLAIN
+from btsft_nb.objective.head import module_head
+from btsft_nb.objective.head_matrix import CHUNK, matrix_head
 from btsft_nb.training.config import BTSFTConfig
 
 _MOMENTS = {
@@ -283,13 +285,15 @@ def _trace(
             rows = hidden.detach().flatten(0, 1)[torch.arange(batch * length)].requires_grad_()
             if blurred is not None:
                 ref = rows.detach()[: int(blurred * len(rows))].clone()
-                plan, picked = (
-                    Plan(1.0, None, CHUNK["cpu"], True),
-                    torch.zeros(len(rows), 3, dtype=torch.long),
-                )
-                found = matrix_head(rows, model.get_output_embeddings(), picked, ref, plan)
-                sum(values.sum() for values in found[:5]).backward()
-                del ref, found
+                labels = torch.zeros(len(rows), dtype=torch.long)
+                matrix = model.get_output_embeddings()
+                given = [matrix, (0, 1), PLAIN, rows, labels, ref]
+                if matrix.weight.requires_grad:
+                    found = module_head(*given, 2**24, ref_head=matrix)
+                else:
+                    found = matrix_head(*given, CHUNK["cpu"])
+                (found.log_probs.sum() + found.log_tags.sum() + found.kl.sum()).backward()
+                del ref, given, found
             head = counts.get_total_flops() - forward
             hidden.backward(rows.detach().view_as(hidden))
     return saved, forward, counts.get_total_flops() - head, hidden.nbytes, peak.most, head

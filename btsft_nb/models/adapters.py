@@ -1,17 +1,15 @@
 """What is trained beside a model's own weights: LoRA layers, and embedding rows for tokens that are new."""
 
 import copy
-import functools
 import logging
 import re
-from collections.abc import Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
+from functools import partial
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import torchao as peft_torchao
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..data.tokens import add_tags
 from .config import ModelConfig
@@ -36,7 +34,7 @@ def lora_config(config: ModelConfig) -> LoraConfig:
     )
 
 
-def attach(model: PreTrainedModel, lora: LoraConfig, rows: list[int], seed: int) -> PeftModel:
+def attach(model, lora: LoraConfig, rows: list[int], seed: int) -> PeftModel:
     """The model with adapters.
 
     Args:
@@ -57,28 +55,23 @@ def attach(model: PreTrainedModel, lora: LoraConfig, rows: list[int], seed: int)
         torch.manual_seed(seed)
         adapted = get_peft_model(model, lora)
     # PEFT would save all rows of embeddings that were resized
-    adapted.save_pretrained = functools.partial(
-        adapted.save_pretrained, save_embedding_layers=False
-    )
+    adapted.save_pretrained = partial(adapted.save_pretrained, save_embedding_layers=False)
     return adapted
 
 
-def _embedding_names(model: PreTrainedModel) -> list[str]:
+def _embedding_names(model):
     """The modules with a row for each token: the embeddings, and the head unless it is tied to them."""
-    embeddings = model.get_input_embeddings()
+    layers = {model.get_input_embeddings()}
     head = model.get_output_embeddings()
-    layers = {embeddings}
-    if head.weight is not embeddings.weight:
+    if head.weight is not model.get_input_embeddings().weight:
         layers.add(head)
         if getattr(head, "bias", None) is not None:
-            raise ValueError(
-                "PEFT drops the bias of the head where new tags train; use method='full'"
-            )
+            raise ValueError("PEFT drops the head's bias where new tags train; use method='full'")
     return [name for name, module in model.named_modules() if module in layers]
 
 
 @contextmanager
-def without_old_torchao() -> Iterator[None]:
+def without_old_torchao():
     """Context manager in which PEFT ignores a torchao that is older than it supports, as Colab's is.
 
     PEFT raises where an adapter meets a plain layer, to ask whether its weights are torchao's. None are here.
@@ -94,45 +87,42 @@ def without_old_torchao() -> Iterator[None]:
         peft_torchao.is_torchao_available = is_available
 
 
-def _check_targets(lora: LoraConfig, model: PreTrainedModel) -> None:
+def _check_targets(lora, model):
     """Raises ValueError for a name that fits no layer: PEFT itself does so only where none of all fits."""
     if isinstance(lora.target_modules, str):
         return
-    names = [name for name, _ in model.named_modules()]
-    ends = sorted({name.rpartition(".")[2] for name in names})
+    names = [f".{name}" for name, _ in model.named_modules()]
     for target in lora.target_modules or []:
-        if not any(f".{name}".endswith(f".{target}") for name in names):
+        if not any(name.endswith(f".{target}") for name in names):
+            ends = [name.rpartition(".")[2] for name in names]
             close = get_close_matches(target, ends, n=1, cutoff=0)
             raise ValueError(f"LoRA target {target!r}: no such layer; did you mean {close[0]!r}?")
 
 
-def add_tag_rows(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def add_tag_rows(model, tokenizer) -> list[int]:
     """Makes the think tags single tokens, and gives the embeddings a row for every token.
 
     Returns:
         The ids whose rows no model has trained.
     """
-    known = set(tokenizer.get_vocab().values())
+    known = tokenizer.get_vocab()
     rows = len(model.get_input_embeddings().weight)
     tags = add_tags(tokenizer)
     ids = tokenizer.get_vocab()
-    new = [tag for tag in tags if ids[tag] not in known]
+    new = ids.keys() - known
     if new:
-        _log.warning("%s: added the tokens %s; their rows train", tokenizer.name_or_path, new)
+        _log.warning("%s: added %s, whose rows train", tokenizer.name_or_path, sorted(new))
     resize(model, max(ids.values()) + 1)
-    without_row = {token for token in ids.values() if token >= rows}
-    return sorted({ids[tag] for tag in tags} | without_row)
+    return sorted({ids[tag] for tag in tags} | {token for token in ids.values() if token >= rows})
 
 
-def resize(model: PreTrainedModel, rows: int) -> None:
+def resize(model, rows: int) -> None:
     """Adds rows to the embeddings up to a number. Each is the mean of the others, so the same in a reload."""
     before = len(model.get_input_embeddings().weight)
     if rows <= before:
         return
     with torch.random.fork_rng():
         model.resize_token_embeddings(rows, mean_resizing=False)
-    with torch.no_grad():
-        for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
-            for parameter in layer.parameters():
-                mean = parameter[:before].float().mean(0)
-                parameter[before:] = mean.to(parameter.dtype)
+    for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
+        for parameter in layer.parameters():
+            parameter.data[before:] = parameter.data[:before].float().mean(0)

@@ -65,20 +65,12 @@ class ModelConfig:
         check_number("lora_r", self.lora_r, 1, math.inf, Integral)
         check_number("lora_alpha", self.lora_alpha, 0, math.inf)
         check_number("lora_dropout", self.lora_dropout, 0, 1)
+        adapters = ("lora_r", "lora_alpha", "lora_dropout", "lora_targets", "dora", "rslora")
+        parts = ("freeze", "layers_not_to_freeze")
+        unused = {"qlora": parts, "lora": ("bits", *parts), "full": ("bits", *adapters)}
         for f in fields(self):
-            default = f.default if f.default_factory is MISSING else f.default_factory()
-            if self.method not in _methods(f.name) and getattr(self, f.name) != default:
+            default = [] if f.default is MISSING else f.default
+            if f.name in unused[self.method] and getattr(self, f.name) != default:
                 raise ValueError(f"{f.name} does nothing with method={self.method!r}")
         if self.max_memory and not self.device_map:
             raise ValueError("max_memory does nothing without device_map='auto'")
-
-
-def _methods(setting: str) -> tuple[str, ...]:
-    """The methods with which a setting does something."""
-    if setting == "bits":
-        return ("qlora",)
-    if setting in ("freeze", "layers_not_to_freeze"):
-        return ("full",)
-    if setting.startswith("lora_") or setting in ("dora", "rslora"):
-        return ("qlora", "lora")
-    return ("qlora", "lora", "full")

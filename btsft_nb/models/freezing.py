@@ -1,87 +1,65 @@
 """Freezing by part: which parameters of a causal language model are its embeddings, norms, attention and so on."""
 
 import re
-from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from collections.abc import Collection
 
 from torch import nn
 from transformers import PreTrainedModel
 
+from ..checks import check_choice
+
 PARTS = ("embeddings", "norms", "attention", "feed_forward", "other")
-_ATTENTION = re.compile(r"attn|attention", re.I)
-_FEED_FORWARD = re.compile(r"mlp|feed_?forward|ffn|^fc|moe|expert|^dense", re.I)
-
-
-class Located(NamedTuple):
-    """A parameter, its part, and the number of its decoder layer, if it is in one."""
-
-    parameter: nn.Parameter
-    part: str
-    layer: int | None
 
 
 def freeze_parts(
-    model: PreTrainedModel, parts: Iterable[str], layers_not_to_freeze: Iterable[int] = ()
+    model: PreTrainedModel, parts: Collection[str], layers_not_to_freeze: Collection[int] = ()
 ) -> None:
     """Freezes the parameters of `parts`, except in the decoder layers given, which count from 0.
 
     Embeddings are those of tokens and positions, and the head. Norms include those within attention.
 
     Raises:
-        ValueError: an unknown part or layer, layers without parts, or nothing left to train.
+        ValueError: an unknown part or layer, or layers without parts.
     """
-    parts = set(parts)
-    layers_not_to_freeze = set(layers_not_to_freeze)
     located = list(locate(model))
-    layers = {entry.layer for entry in located} - {None}
-    if not parts <= set(PARTS):
-        raise ValueError(f"freeze: {sorted(parts)} must be parts of {', '.join(PARTS)}")
-    if not layers_not_to_freeze <= layers:
-        raise ValueError(
-            f"layers_not_to_freeze: {sorted(layers_not_to_freeze)} must be from 0 to {max(layers)}"
-        )
+    layers = {layer for _, _, layer in located} - {None}
+    for part in parts:
+        check_choice("freeze", part, PARTS)
+    for layer in layers_not_to_freeze:
+        check_choice("layers_not_to_freeze", layer, tuple(sorted(layers)))
     if layers_not_to_freeze and not parts:
         raise ValueError("layers_not_to_freeze does nothing without freeze")
     for parameter, part, layer in located:
         parameter.requires_grad_(part not in parts or layer in layers_not_to_freeze)
-    if not any(entry.parameter.requires_grad for entry in located):
-        raise ValueError(f"freeze={sorted(parts)} leaves nothing to train")
 
 
-def locate(model: nn.Module) -> Iterator[Located]:
-    """Each parameter with its part and layer."""
-    layers = _layers(model)
-    in_layer = re.compile(rf"{re.escape(layers)}\.(\d+)\.(.*)")
+def locate(model):
+    """Of each parameter: itself, its part, and the number of its decoder layer, or None outside of these."""
+    number = model.config.get_text_config().num_hidden_layers
     modules = dict(model.named_modules())
+    # the outermost list of as many modules as the config says
+    layers = next(
+        name
+        for name, module in modules.items()
+        if isinstance(module, nn.ModuleList) and len(module) == number
+    )
     ends = {model.get_input_embeddings(), model.get_output_embeddings()}
     for name, parameter in model.named_parameters():
-        names = name.split(".")
-        path = [modules[".".join(names[:end])] for end in range(1, len(names))]
-        match = in_layer.match(name)
-        yield Located(
-            parameter,
-            part=_part(path, match[2].split(".") if match else [], ends),
-            layer=int(match[1]) if match else None,
-        )
+        steps = name.split(".")
+        path = [modules[".".join(steps[:end])] for end in range(1, len(steps))]
+        match = re.fullmatch(rf"{re.escape(layers)}\.(\d+)\.(.*)", name)
+        layer = int(match[1]) if match else None
+        yield parameter, _part(path, match[2] if match else "", ends), layer
 
 
-def _part(path: list[nn.Module], names: list[str], ends: set[nn.Module]) -> str:
-    """The part of a parameter, by the modules it is in and their names within the layer."""
+def _part(path, name, ends):
+    """The part of a parameter, by the modules it is in and its name within the layer."""
     if any(isinstance(module, nn.Embedding) or module in ends for module in path):
         return "embeddings"
     if any("norm" in type(module).__name__.lower() for module in path):
         return "norms"
-    if any(map(_ATTENTION.search, names)):
+    if re.search("attn|attention", name, re.I):
         return "attention"
-    if any(map(_FEED_FORWARD.search, names)):
+    if re.search(r"mlp|feed_?forward|ffn|\bfc|moe|expert|\bdense", name, re.I):
         return "feed_forward"
     return "other"
-
-
-def _layers(model: nn.Module) -> str:
-    """The name of the list of decoder layers: the outermost with as many as the config says."""
-    number = model.config.get_text_config().num_hidden_layers
-    for name, module in model.named_modules():
-        if isinstance(module, nn.ModuleList) and len(module) == number:
-            return name
-    raise ValueError(f"{type(model).__name__} has no list of {number} decoder layers")

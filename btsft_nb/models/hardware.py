@@ -1,4 +1,4 @@
-"""What the hardware computes, and the precision and attention that follow from it."""
+"""What the hardware computes, and the precision that follows from it."""
 
 from typing import NamedTuple
 
@@ -10,16 +10,14 @@ class Hardware(NamedTuple):
 
     device: str  # cuda, mps or cpu
     name: str
-    capability: tuple[int, int] = (0, 0)  # CUDA's compute capability
     bf16: bool = True  # whether it computes in bfloat16 without emulation
 
 
 def detect() -> Hardware:
     """The hardware of this process: its current GPU, if there is one."""
     if torch.cuda.is_available():
-        capability = torch.cuda.get_device_capability()
         bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
-        return Hardware("cuda", torch.cuda.get_device_name(), capability, bf16)
+        return Hardware("cuda", torch.cuda.get_device_name(), bf16)
     if torch.backends.mps.is_available():
         return Hardware("mps", "an Apple GPU")
     return Hardware("cpu", "the CPU")
@@ -39,7 +37,7 @@ def choose_dtype(
         ValueError: a type that the hardware lacks, or that cannot be trained.
     """
     if dtype == "bfloat16":
-        check_bf16(hardware, "dtype='bfloat16'", "dtype='float16' or 'auto'")
+        check_bf16(hardware, "dtype='bfloat16'")
     if dtype == "float16" and method == "full":
         raise ValueError("dtype='float16' cannot hold small updates; use 'auto' with fp16=True")
     if dtype != "auto":
@@ -52,24 +50,7 @@ def choose_dtype(
     return torch.bfloat16 if hardware.bf16 else torch.float16
 
 
-def choose_attention(attention: str, hardware: Hardware, dtype: torch.dtype) -> str | None:
-    """What transformers takes as `attn_implementation`; None lets it choose.
-
-    Its choice is PyTorch's own (sdpa), which has flash attention's kernels, or eager for models without it.
-
-    Raises:
-        ValueError: flash_attention_2 on a GPU or in a type that it is not for.
-    """
-    has_flash = hardware.capability >= (8, 0) and dtype != torch.float32
-    if attention == "flash_attention_2" and not has_flash:
-        raise ValueError(
-            "flash_attention_2 needs half precision and compute capability 8.0, which "
-            f"{hardware.name} has not; use attention='auto'"
-        )
-    return None if attention == "auto" else attention
-
-
-def check_bf16(hardware: Hardware, setting: str = "bf16=True", remedy: str = "fp16=True") -> None:
+def check_bf16(hardware: Hardware, setting: str = "bf16=True") -> None:
     """Raises ValueError, with a remedy, for a GPU that does not compute in bfloat16, such as a T4."""
     if not hardware.bf16:
-        raise ValueError(f"{setting}: {hardware.name} has no bfloat16; use {remedy}")
+        raise ValueError(f"{setting}: {hardware.name} has no bfloat16; use float16 or fp16=True")

@@ -1,7 +1,6 @@
 """Model and tokenizer: the embedded one, one from the Hub, or one from a run folder, made ready to be trained."""
 
 import json
-import logging
 import os
 from pathlib import Path
 
@@ -18,12 +17,11 @@ from transformers import (
 from .adapters import add_tag_rows, attach, lora_config, resize, without_old_torchao
 from .config import ModelConfig
 from .freezing import freeze_parts
-from .hardware import choose_attention, choose_dtype, detect
+from .hardware import choose_dtype, detect
 from .tokenizer import load_tokenizer, resolve
 
 BASE_FILE = "btsft_base.json"  # beside an adapter: its base model, and how the weights were loaded
 _NO_PICKLES = "pickles (.bin, .pt) can run code and are not read; save the model as safetensors"
-_log = logging.getLogger(__name__)
 
 
 def load_model(
@@ -32,7 +30,7 @@ def load_model(
     qlora: bool = False,
     lora: LoraConfig | None = None,
     seed: int = 0,
-) -> tuple[PreTrainedModel | PeftModel, PreTrainedTokenizerBase]:
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A causal language model and its tokenizer.
 
     With adapters or a ModelConfig it is made ready to be trained: think tags that the tokenizer would split become
@@ -67,12 +65,8 @@ def load_model(
     if (is_run or config is name) and (qlora or lora):
         raise ValueError(f"{config.model} has its own adapter; load it without qlora and lora")
     if is_run:
-        return load_run(
-            config.model,
-            trainable=config is name,
-            device_map=config.device_map,
-            max_memory=config.max_memory,
-        )
+        places = {"device_map": config.device_map, "max_memory": config.max_memory}
+        return load_run(config.model, trainable=config is name, **places)
     tokenizer = load_tokenizer(config.tokenizer or config.model)
     model = _load_base(config, to_train)
     rows = add_tag_rows(model, tokenizer) if to_train else []
@@ -90,15 +84,14 @@ def load_run(
     *,
     dequantize: bool = False,
     trainable: bool = False,
-    device_map: str | None = None,
-    max_memory: dict[str, str] | None = None,
+    **places,
 ) -> tuple[PeftModel, PreTrainedTokenizerBase]:
     """The model of a run folder as it was trained, its adapter on its base, and its tokenizer.
 
     Args:
         dequantize: with the numbers that its quantised weights stand for, in the type that the model computed in.
         trainable: whether the adapter is to be trained on.
-        device_map, max_memory: as in ModelConfig.
+        places: `device_map` and `max_memory`, as in ModelConfig.
     """
     base = read_base(folder)
     if not Path(folder, "adapter_model.safetensors").is_file():
@@ -107,15 +100,9 @@ def load_run(
         base["dtype"] = "auto"
     if base["attention"] == "flash_attention_2":
         base["attention"] = "auto"  # sdpa has the same kernels where the GPU can run them
-    config = ModelConfig(
-        base["base_model"],
-        method="qlora" if base["qlora"] else "lora",
-        bits=base["bits"],
-        dtype=base["dtype"],
-        attention=base["attention"],
-        device_map=device_map,
-        max_memory=max_memory,
-    )
+    method = "qlora" if base["qlora"] else "lora"
+    same = {name: base[name] for name in ("bits", "dtype", "attention")}
+    config = ModelConfig(base["base_model"], method=method, **same, **places)
     model = _load_base(config, to_train=True)
     if dequantize and base["qlora"]:
         model = model.dequantize(model.config.dtype)
@@ -152,8 +139,7 @@ def read_base(folder: str | Path) -> dict:
     file = Path(folder, BASE_FILE)
     if not file.is_file():
         raise FileNotFoundError(f"{folder}: no {BASE_FILE}; load adapters of other tools with peft")
-    defaults = {"bits": 4, "dtype": "auto", "attention": "auto", "embedding_rows": 0}
-    return defaults | json.loads(file.read_text())
+    return json.loads(file.read_text())
 
 
 def _load_base(config: ModelConfig, to_train: bool) -> PreTrainedModel:
@@ -162,25 +148,21 @@ def _load_base(config: ModelConfig, to_train: bool) -> PreTrainedModel:
     path = resolve(name)
     if Path(path).is_dir() and not Path(path, "config.json").is_file():
         raise FileNotFoundError(f"{name}: no config.json in this folder, so no model")
-    hardware = detect()
     published = AutoConfig.from_pretrained(path, trust_remote_code=False).dtype
-    method = config.method if to_train else None
-    dtype = choose_dtype(config.dtype, hardware, method, published)
+    dtype = choose_dtype(config.dtype, detect(), config.method if to_train else None, published)
     try:
         model = AutoModelForCausalLM.from_pretrained(
             path,
             use_safetensors=True,
             trust_remote_code=False,
             dtype=dtype,
-            attn_implementation=choose_attention(config.attention, hardware, dtype),
-            quantization_config=_quantization(config, dtype),
-            **_placement(config, hardware.device),
+            attn_implementation=None if config.attention == "auto" else config.attention,
+            **_quantization_and_places(config, dtype),
         )
     except OSError as error:
         if "safetensors" in str(error):
             raise FileNotFoundError(f"{name}: no model.safetensors; {_NO_PICKLES}") from error
         raise
-    _log.info("%s: weights in %s, for %s", name, dtype, hardware.name)
     # the embedded model goes by its name, not its path: PEFT, too, writes it down
     model.name_or_path = name
     model.config._name_or_path = name
@@ -195,27 +177,23 @@ def _load_base(config: ModelConfig, to_train: bool) -> PreTrainedModel:
     return model
 
 
-def _quantization(config: ModelConfig, dtype: torch.dtype) -> BitsAndBytesConfig | None:
-    if config.method != "qlora":
-        return None
-    return BitsAndBytesConfig(
-        load_in_4bit=config.bits == 4,
-        load_in_8bit=config.bits == 8,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=dtype,
-    )
-
-
-def _placement(config: ModelConfig, device: str) -> dict:
-    """The arguments of `from_pretrained` that say which device holds what."""
-    placement = {"device_map": config.device_map}
-    if config.device_map is None and device == "cuda":
-        placement["device_map"] = {"": int(os.environ.get("LOCAL_RANK", 0))}
+def _quantization_and_places(config, dtype) -> dict:
+    """What `from_pretrained` takes of them."""
+    arguments = {"device_map": config.device_map}
+    if config.device_map is None and torch.cuda.is_available():
+        arguments["device_map"] = {"": int(os.environ.get("LOCAL_RANK", 0))}
     if config.max_memory:
         # JSON has no numbers for keys, which GPUs go by
-        placement["max_memory"] = {
+        arguments["max_memory"] = {
             int(key) if str(key).isdecimal() else key: memory
             for key, memory in config.max_memory.items()
         }
-    return placement
+    if config.method == "qlora":
+        arguments["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=config.bits == 4,
+            load_in_8bit=config.bits == 8,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=dtype,
+        )
+    return arguments

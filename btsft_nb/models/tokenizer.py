@@ -8,14 +8,6 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 from transformers.utils import cached_file
 
 TINY = Path(__file__).parents[1] / "tiny" / "model"
-_TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer.model",
-    "vocab.json",
-    "vocab.txt",
-    "spiece.model",
-    "tekken.json",
-)
 
 
 def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
@@ -30,8 +22,11 @@ def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
     ['<think>', '2', '+', '2']
     """
     path = resolve(name)
-    if Path(path).is_dir() and not any(Path(path, file).is_file() for file in _TOKENIZER_FILES):
-        raise FileNotFoundError(f"{name}: no tokenizer, none of {', '.join(_TOKENIZER_FILES)}")
+    # tokenizer_config.json alone would load as a tokenizer of some 20 tokens
+    vocabularies = ("tokenizer.", "vocab.", "spiece.", "tekken.")
+    files = [file.name for file in Path(path).glob("*")]
+    if files and not any(file.startswith(vocabularies) for file in files):
+        raise FileNotFoundError(f"{name}: no tokenizer.json and no other vocabulary")
     tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     # transformers 5.15, which Colab has, rebuilds R1-Distill's byte-level tokenizer as a Llama one: other ids, no error
     file = cached_file(path, "tokenizer.json", _raise_exceptions_for_missing_entries=False)
@@ -53,19 +48,19 @@ def resolve(name: str | Path) -> str:
         FileNotFoundError: the Hub has no such model, or cannot be reached.
         PermissionError: it gives the model to accounts that accepted its licence.
     """
-    name = str(TINY) if str(name) == "tiny" else str(name)
+    name = str(TINY if str(name) == "tiny" else name)
     if Path(name).is_dir():
         return name
     try:
         hf_hub_download(name, "config.json")
     except errors.GatedRepoError as error:
         raise PermissionError(
-            f"{name}: the Hub refuses this account (HTTP {error.response.status_code}); accept the "
-            f"licence at https://huggingface.co/{name}, and set HF_TOKEN before Python starts"
+            f"{name}: the Hub refuses this account (HTTP {error.response.status_code}); accept "
+            f"the licence at https://huggingface.co/{name}, and set HF_TOKEN"
         ) from error
     except (errors.RepositoryNotFoundError, errors.HFValidationError, FileNotFoundError) as error:
         raise FileNotFoundError(
-            f"{name}: neither a folder nor a model on the Hub; check the spelling and the network"
+            f"{name}: neither a folder nor on the Hub; check spelling and network"
         ) from error
     except errors.EntryNotFoundError:
         pass  # a tokenizer alone

@@ -17,9 +17,9 @@ UNITS = ("token", "word", "sentence", "thought")
 
 # where a unit ends within the text of a thought
 _UNIT_END = {
-    "word": re.compile(r"(?<=\S)(?=\s)"),
-    "sentence": re.compile(r"[.!?…][\"'”’)\]]*(?=\s)|[。！？]|(?<=\S)(?=\s*\n)"),
-    "thought": re.compile(r"(?!)"),  # nowhere
+    "word": r"(?<=\S)(?=\s)",
+    "sentence": r"[.!?…][\"'”’)\]]*(?=\s)|[。！？]|(?<=\S)(?=\s*\n)",
+    "thought": r"(?!)",  # nowhere
 }
 
 
@@ -51,27 +51,22 @@ def unit_ids(kinds: np.ndarray, texts: Sequence[str], unit: str) -> np.ndarray:
     >>> unit_ids([1, 2, 2, 2, 1, 3], ["<think>", "I", " am", " here", "</think>", "!"], "word").tolist()
     [-1, 0, 1, 2, -1, -1]
     """
-    kinds = np.asarray(kinds)
-    units = np.full(len(kinds), -1, np.int64)
+    is_thought = np.asarray(kinds) == Kind.THINK
+    units = np.where(is_thought, np.cumsum(is_thought) - 1, -1)
+    if unit == "token":
+        return units
     first_free = 0
     for thought in thoughts(kinds):
-        # the unit of each of its tokens, numbered from 0 without gaps
-        numbers = np.arange(len(thought))
-        if unit != "token":
-            numbers = _number_units([texts[i] for i in thought], _UNIT_END[unit])
-        units[thought] = first_free + numbers
+        inside = [texts[i] for i in thought]
+        ends = [match.end() for match in re.finditer(_UNIT_END[unit], "".join(inside))]
+        # a token belongs to the unit of its last character: how many units end at or before it
+        last_character = np.cumsum([len(text) for text in inside]) - 1
+        numbers = np.searchsorted(ends, last_character, side="right")
+        # a unit within one token has no last character of a token, and leaves a gap
+        _, without_gaps = np.unique(numbers, return_inverse=True)
+        units[thought] = first_free + without_gaps
         first_free = units[thought[-1]] + 1
     return units
-
-
-def _number_units(texts: list[str], unit_end: re.Pattern) -> np.ndarray:
-    ends = [match.end() for match in unit_end.finditer("".join(texts))]
-    # a token belongs to the unit of its last character: how many units end at or before it
-    last_character = np.cumsum([len(text) for text in texts]) - 1
-    units = np.searchsorted(ends, last_character, side="right")
-    # a unit within one token has no last character of a token, and leaves a gap
-    _, numbers = np.unique(units, return_inverse=True)
-    return numbers
 
 
 def draws(

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from ..data.kinds import Kind
 
@@ -76,10 +75,8 @@ def find_completions(batch: dict[str, Tensor], tag_ids: tuple[int, int]) -> list
     >>> find_completions(batch | {"weights": kinds > 0, "sequence": 0 * kinds}, tag_ids=(1, 2))
     [Completion(row=0, start=2, end=6, sequence=0, opened=False)]
     """
-    ids = batch["input_ids"].cpu()
-    kinds = batch["kinds"].cpu()
-    weights = batch["weights"].cpu()
-    sequence = batch["sequence"].cpu()
+    names = ("input_ids", "kinds", "weights", "sequence")
+    ids, kinds, weights, sequence = (batch[name].cpu() for name in names)
     # False at the first token of each sequence, so that runs of two sequences are apart
     is_predicted = F.pad(sequence.diff(dim=1) == 0, (1, 0))
     is_completion = is_predicted & (kinds != Kind.PROMPT)
@@ -103,37 +100,30 @@ def find_completions(batch: dict[str, Tensor], tag_ids: tuple[int, int]) -> list
     return completions
 
 
-def format_log_prob(log_tags: Tensor, opened: Tensor, lengths: Tensor) -> Tensor:
-    """log R: how likely completions that are drawn position by position comply with the format.
+def format_log_prob(log_tags: Tensor, opened: bool) -> Tensor:
+    """log R: how likely a completion that is drawn position by position complies with the format.
 
     With o, c, n the probabilities of open tag, close tag and anything else, the open tag at the first position and
     the close tag at j > 1:  log R = log o_1 + sum_{t>1} log n_t + logsumexp_{j>1}(log c_j - log n_j).
     Where the prompt opened the thought, log o_1 falls away and j may be 1.
 
     Args:
-        log_tags: (3, C, L) float64, log o, log c and log n of C completions, padded to length L.
-        opened: (C,) bool.
-        lengths: (C,) int.
+        log_tags: (3, L) float64, log o, log c and log n at the L positions of the completion.
 
     Returns:
-        (C,) float64; -inf for a completion too short to comply.
+        A scalar; -inf for a completion too short to comply.
 
-    >>> log_tags = torch.tensor([[[0.9, 0.1]], [[0.05, 0.8]], [[0.05, 0.1]]]).log()
-    >>> format_log_prob(log_tags, torch.tensor([False]), torch.tensor([2])).exp()  # 0.9 * 0.8
-    tensor([0.7200])
+    >>> log_tags = torch.tensor([[0.9, 0.1], [0.05, 0.8], [0.05, 0.1]]).log()
+    >>> format_log_prob(log_tags, opened=False).exp()  # 0.9 * 0.8
+    tensor(0.7200)
     """
-    log_open, log_close, log_other = log_tags
-    position = torch.arange(log_open.shape[1], device=log_open.device)
-    is_inside = position < lengths[:, None]
-    # where the close tag may stand: anywhere but at the open tag's place
-    may_close = is_inside & ((position > 0) | opened[:, None])
-    # log o_1
-    first = torch.where(opened, 0, log_open[:, 0])
-    # sum_{t>1} log n_t, as if nothing closed
-    others = torch.where(may_close, log_other, 0).sum(1)
-    # one of them closes instead: logsumexp_{j>1}(log c_j - log n_j)
-    close = torch.where(may_close, log_close - log_other, -torch.inf).logsumexp(1)
-    return first + others + close
+    first = 0.0
+    if not opened:
+        first = log_tags[0, 0]
+        log_tags = log_tags[:, 1:]
+    _, log_close, log_other = log_tags
+    # as if nothing closed, and one of them closes instead
+    return first + log_other.sum() + (log_close - log_other).logsumexp(0)
 
 
 def expected_format_reward(
@@ -148,16 +138,13 @@ def expected_format_reward(
     >>> expected_format_reward(log_tags, [completion], 1)  # open, then a close tag at 2 or 3: 2 of 27
     tensor([0.0741], dtype=torch.float64)
     """
-    device = log_tags.device
-    lengths = torch.tensor([c.end - c.start for c in completions], device=device)
-    opened = torch.tensor([c.opened for c in completions], device=device)
-    owners = torch.tensor([c.sequence for c in completions], device=device)
-    # (L, 3) each, since pad_sequence pads the first dimension
-    pieces = [log_tags[:, c.row, c.start : c.end].T for c in completions]
-    padded = pad_sequence(pieces, batch_first=True).permute(2, 0, 1)
-    log_r = format_log_prob(padded, opened, lengths)
     # the product over a sequence's completions, in logarithms
-    return log_r.new_zeros(sequences).index_add(0, owners, log_r).exp()
+    log_r = list(log_tags.new_zeros(sequences))
+    for c in completions:
+        log_r[c.sequence] = log_r[c.sequence] + format_log_prob(
+            log_tags[:, c.row, c.start : c.end], c.opened
+        )
+    return torch.stack(log_r).exp()
 
 
 def argmax_format_reward(

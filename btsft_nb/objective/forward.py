@@ -3,17 +3,14 @@
 The pass runs inside the model's own `forward`: PEFT, DDP, FSDP, autocast and torch.compile see the call they wrap.
 """
 
-import math
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
-from .head import HeadOutput, head_log_probs
+from .full_logits import Form
+from .head import head_log_probs
 from .objective import TokenValues
 
 # what models multiply or divide their logits by, under its names in their configs (Cohere, Granite, Falcon-H1)
@@ -31,35 +28,28 @@ class HeadForward:
         tag_ids: the ids of the open and the close tag.
         padding_free: whether it shall take sequences laid end to end.
 
-    How the model makes logits of its last hidden states is read from its config and checked once against the model
-    itself. Raises ValueError for a model that does anything else.
+    How the model makes logits of its last hidden states, its `form`, is read from its config and checked once against
+    the model itself. Raises ValueError for a model that does anything else.
     """
 
     def __init__(
-        self,
-        model: PreTrainedModel | PeftModel,
-        tag_ids: tuple[int, int],
-        padding_free: bool = False,
+        self, model: PreTrainedModel, tag_ids: tuple[int, int], padding_free: bool = False
     ):
         self.base = model.get_base_model() if isinstance(model, PeftModel) else model
         self.tag_ids = tag_ids
-        self.name = type(self.base).__name__
         self._replacement = self._forward  # one object: torch.compile would trace a new one anew
+        name = type(self.base).__name__
         if getattr(self.base.config, "output_router_logits", False):
-            raise ValueError(
-                f"{self.name}: the objective has no router loss; set config.output_router_logits=False"
-            )
+            raise ValueError(f"{name}: router losses need output_router_logits=False in its config")
         if is_deepspeed_zero3_enabled():
-            raise ValueError(
-                "DeepSpeed ZeRO-3 shards the head, which is read as a whole: use FSDP2 or ZeRO-2"
-            )
+            raise ValueError("DeepSpeed ZeRO-3 shards the head; use FSDP2 or ZeRO-2")
         # dropout would hide what the probes look for
         was_training = self.base.training
         self.base.eval()
         with torch.no_grad():
-            self.scale, self.softcap = self._probe_head()
+            self.form = self._probe_head(name)
             if padding_free:
-                self._probe_padding_free()
+                self._probe_padding_free(name)
         self.base.train(was_training)
 
     @property
@@ -68,8 +58,8 @@ class HeadForward:
 
     def hidden(self, model: nn.Module, inputs: dict[str, Tensor], positions: Tensor) -> Tensor:
         """(R, D) without gradient: the hidden states before the tokens at positions (B, T), R of them True."""
-        with torch.no_grad(), self._installed():
-            return model(**_model_inputs(inputs), positions=positions)
+        with torch.no_grad():
+            return self._call(model, inputs, positions=positions)
 
     def token_values(
         self,
@@ -93,51 +83,42 @@ class HeadForward:
         if ref_hidden is not None:
             kl_rows = inputs["blurred"][positions]
             reference = {"ref_hidden": ref_hidden, "ref_head": ref_head, "kl_rows": kl_rows}
-        with self._installed():
-            head = model(
-                **_model_inputs(inputs), positions=positions, targets=targets, reference=reference
-            )
-        # back to (B, T): 0 and a uniform choice where nothing was asked
+        head = self._call(model, inputs, positions=positions, targets=targets, reference=reference)
+        # back to (B, T)
         zeros = torch.zeros_like(positions, dtype=head.log_probs.dtype)
-        uniform = torch.full_like(zeros.expand(3, -1, -1), -math.log(3), dtype=torch.float64)
+        no_tags = torch.zeros_like(zeros.expand(3, -1, -1), dtype=torch.float64)
         none = torch.full_like(inputs["input_ids"], -1)
         return TokenValues(
             log_probs=zeros.masked_scatter(positions, head.log_probs),
-            log_tags=uniform.masked_scatter(positions, head.log_tags),
+            log_tags=no_tags.masked_scatter(positions, head.log_tags),
             argmax=none.masked_scatter(positions, head.argmax),
             kl=None if ref_hidden is None else zeros.masked_scatter(inputs["blurred"], head.kl),
         )
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(R, V) in float32 or float64, of hidden states (R, D) as `hidden` gives them, for few rows at a time."""
-        z = self.head(hidden)
-        z = (z if z.dtype == torch.float64 else z.float()) * self.scale
-        return z if self.softcap is None else self.softcap * torch.tanh(z / self.softcap)
+        return self.form.logits(self.head(hidden))
 
-    @contextmanager
-    def _installed(self) -> Iterator[None]:
-        """Within, the model takes the arguments of `_forward` and returns what it returns."""
+    def _call(self, model, inputs, **arguments):
+        """What `_forward` returns, called through whatever wraps the model."""
+        for name in ("input_ids", "attention_mask", "position_ids"):
+            if name in inputs:
+                arguments[name] = inputs[name]
         before = vars(self.base).get("forward")
         self.base.forward = self._replacement
         try:
-            yield
+            return model(**arguments)
         finally:
             del self.base.forward
             if before is not None:
                 self.base.forward = before
 
-    def _forward(
-        self,
-        positions: Tensor,
-        targets: Tensor | None = None,
-        reference: dict | None = None,
-        **inputs,
-    ) -> HeadOutput | Tensor:
+    def _forward(self, positions, targets=None, reference=None, **inputs):
         """Stands in for the model's own forward.
 
         Args:
             positions: (B, T) bool, R of them True: the tokens to predict.
-            targets: (R,), their ids; without them hidden states are returned.
+            targets: (R,), their ids (PEFT would take `labels` for itself); without them hidden states are returned.
             reference: what `head_log_probs` takes of it.
             inputs: the model's.
 
@@ -151,11 +132,12 @@ class HeadForward:
         hidden = hidden[:, -positions.shape[1] : -1][positions[:, 1:]]
         if targets is None:
             return hidden
-        form = {"softcap": self.softcap, "scale": self.scale}
-        return _head_log_probs(hidden, self.head, targets, self.tag_ids, **form, **reference)
+        return _head_log_probs(
+            hidden, self.head, targets, self.tag_ids, form=self.form, **reference
+        )
 
-    def _probe_head(self) -> tuple[float, float | None]:
-        """Scale and soft cap of the logits, by giving the model a ramp in place of its head's output."""
+    def _probe_head(self, name) -> Form:
+        """The form of the logits, by giving the model a ramp in place of its head's output."""
         config = self.base.config.get_text_config()
         head_inputs = []
 
@@ -167,59 +149,43 @@ class HeadForward:
         ids = torch.arange(4, device=self.base.device)[None]
         hidden = self.base.base_model(input_ids=ids, use_cache=False).last_hidden_state
         if hidden.isnan().any():
-            raise FloatingPointError(f"{self.name}: hidden states are NaN: the model has diverged")
+            raise FloatingPointError(f"{name}: hidden states are NaN: the model has diverged")
         hook = self.head.register_forward_hook(ramp)
-        try:
-            logits = self.base(input_ids=ids, use_cache=False).logits[0, 0].double()
-        finally:
-            hook.remove()
+        logits = self.base(input_ids=ids, use_cache=False).logits[0, 0].double()
+        hook.remove()
         # a model that scales hidden states first is not read rightly
         takes_hidden = bool(head_inputs) and _is_close(head_inputs[0], hidden)
         # each number of the config that could be a scale
-        cap = getattr(config, "final_logit_softcapping", None)
-        named = [getattr(config, name, None) or 1.0 for name in _SCALES]
+        softcap = getattr(config, "final_logit_softcapping", None)
+        named = [getattr(config, key, None) or 1.0 for key in _SCALES]
         product = torch.linspace(-50, 50, len(logits)).to(logits)
         for scale in (1.0, *named, *(1 / value for value in named)):
-            z = product * scale
-            z = z if cap is None else cap * torch.tanh(z / cap)
-            if takes_hidden and _is_close(logits, z):
-                return float(scale), cap
+            form = Form(softcap, float(scale))
+            if takes_hidden and _is_close(logits, form.logits(product)):
+                return form
         raise ValueError(
-            f"{self.name}: its logits are not softcap * tanh(scale * head(last hidden states) / softcap), "
-            f"with final_logit_softcapping and {', '.join(_SCALES)} of its config"
+            f"{name}: its logits are not softcap * tanh(scale * head(last hidden states) / softcap)"
         )
 
-    def _probe_padding_free(self) -> None:
-        """The same sequence after two others, and alone."""
+    def _probe_padding_free(self, name) -> None:
+        """The same sequence after two others: what comes before may change nothing."""
         ids = torch.arange(4, device=self.base.device)[None]  # and their positions
-
-        def hidden_after(*others: Tensor) -> Tensor:
+        ends = []
+        for other in (ids, ids.flip(1)):
             output = self.base.base_model(
-                input_ids=torch.cat([*others, ids], 1),
-                position_ids=ids.repeat(1, len(others) + 1),
+                input_ids=torch.cat([other, ids], 1),
+                position_ids=ids.repeat(1, 2),
                 use_cache=False,
             )
-            return output.last_hidden_state[:, -4:]
-
-        # what comes before may change nothing; alone it may round otherwise
-        after_one = hidden_after(ids)
-        after_other = hidden_after(ids.flip(1))
-        if not (_is_close(after_one, after_other, 1e-6) and _is_close(after_one, hidden_after())):
+            ends.append(output.last_hidden_state[:, -4:])
+        if not _is_close(*ends, 1e-6):
             attention = self.base.config._attn_implementation
             raise ValueError(
-                f"{self.name} with {attention} attention lets sequences in one row see each other: "
-                "set padding_free=False"
+                f"{name} with {attention} attention mixes sequences in a row: set padding_free=False"
             )
-
-
-def _model_inputs(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-    names = ("input_ids", "attention_mask", "position_ids")
-    return {name: inputs[name] for name in names if name in inputs}
 
 
 def _is_close(a: Tensor, b: Tensor, tolerance: float = 0.02) -> bool:
     """Equal but for rounding, by default that of half precision."""
-    largest = b.double().abs().max()
-    return a.shape == b.shape and torch.allclose(
-        a.double(), b.double(), rtol=0, atol=tolerance * largest.item()
-    )
+    difference = (a - b).abs().max() if a.shape == b.shape else torch.inf
+    return bool(difference <= tolerance * b.abs().max())

@@ -8,6 +8,31 @@ from torch import Tensor
 LOWEST = -3e38  # not -inf: -inf less -inf is NaN
 
 
+class Form(NamedTuple):
+    """How a model makes logits of its head's products: softcap * tanh(scale * product / softcap)."""
+
+    softcap: float | None = None  # Gemma: final_logit_softcapping
+    scale: float = 1.0  # Cohere: logit_scale; Granite: 1 / logits_scaling
+
+    def logits(self, product: Tensor) -> Tensor:
+        """In float32, or float64 where the product is.
+
+        >>> Form(softcap=2.0).logits(torch.tensor([0.0, 1000.0]))
+        tensor([0., 2.])
+        """
+        z = product if product.dtype == torch.float64 else product.float()
+        if self.scale != 1:
+            z = z * self.scale
+        return z if self.softcap is None else torch.tanh(z / self.softcap) * self.softcap
+
+    def slope(self, z: Tensor) -> Tensor | float:
+        """d logit / d product, the scale left out."""
+        return 1.0 if self.softcap is None else 1 - (z / self.softcap) ** 2
+
+
+PLAIN = Form()
+
+
 class HeadOutput(NamedTuple):
     """What the head says of R rows, in nats. log_tags is finite: where V = 2, its third is about -3e38."""
 
@@ -57,5 +82,4 @@ def reference_head(
 
 def _finite(logits: Tensor) -> Tensor:
     """In float32 or float64, with the lowest number for a token that is ruled out."""
-    z = logits if logits.dtype == torch.float64 else logits.float()
-    return z.clamp(min=LOWEST)
+    return PLAIN.logits(logits).clamp(min=LOWEST)

@@ -25,9 +25,9 @@ PARTS = ("loss_nll", "loss_anchor", "loss_format")
 
 
 class TokenValues(NamedTuple):
-    """What a model says of the tokens of a batch, in nats."""
+    """What a model says of the tokens of a batch, in nats; 0 where nothing is predicted."""
 
-    log_probs: Tensor  # (B, T) log p(x_t | x_<t), 0 where nothing is predicted
+    log_probs: Tensor  # (B, T) log p(x_t | x_<t)
     log_tags: Tensor  # (3, B, T) float64, of the open tag, the close tag and anything else
     argmax: Tensor  # (B, T) int64, the most probable token, -1 where nothing is predicted
     kl: Tensor | None = None  # (B, T) KL(p_ref || p); None without a reference
@@ -102,12 +102,9 @@ def objective(
         parts["loss_anchor"] = anchor * values.kl[batch["blurred"]].sum() / n_tokens
     # beta * 1/B sum (1 - R), measured also where it is no part of the loss
     sequences = int(batch["sequence"].max()) + 1
-    expected = zero.new_ones(sequences)
-    of_argmax = expected
-    if completions:
-        with torch.set_grad_enabled(torch.is_grad_enabled() and beta != 0):
-            expected = expected_format_reward(values.log_tags, completions, sequences)
-        of_argmax = argmax_format_reward(values.argmax, completions, sequences, tag_ids)
+    with torch.set_grad_enabled(beta != 0):
+        expected = expected_format_reward(values.log_tags, completions, sequences)
+    of_argmax = argmax_format_reward(values.argmax, completions, sequences, tag_ids)
     parts["loss_format"] = beta * (1 - expected).sum().float() / n_sequences
 
     sums = parts | _token_sums(values.log_probs, batch, tag_ids)
@@ -117,9 +114,7 @@ def objective(
     return sum(parts.values()), {name: value.detach() for name, value in sums.items()}
 
 
-def _token_sums(
-    log_probs: Tensor, batch: dict[str, Tensor], tag_ids: tuple[int, int]
-) -> dict[str, Tensor]:
+def _token_sums(log_probs, batch, tag_ids) -> dict[str, Tensor]:
     """Sums over the supervised tokens, blurred or not, by kind and of the two tags."""
     supervised = batch["weights"] != 0
     kinds = batch["kinds"]
