@@ -2,9 +2,9 @@
 
 import dataclasses
 import json
-import re
 import shutil
 import sys
+import weakref
 from pathlib import Path
 
 import pytest
@@ -51,7 +51,7 @@ def found(runs, tmp_path_factory) -> bt.Comparison:
 
 
 def test_each_model_gives_what_it_gives_alone(found, runs):
-    """That it shares its base with others, and stands beside their adapters, changes nothing; nor does the order."""
+    """The runs before it and the order change nothing."""
     problems = bt.load_rows("tiny/test")[:PROMPTS]
     models = {"before": bt.load_model("tiny", qlora=True)} | {
         name: bt.load_model(run) for name, run in runs.items()
@@ -62,47 +62,27 @@ def test_each_model_gives_what_it_gives_alone(found, runs):
     assert len({json.dumps(records) for records in alone.values()}) == 4
 
 
-def test_adapters_beside_each_other_keep_their_logits(runs):
-    """Bit for bit those of the run loaded alone."""
-    ids = torch.tensor([bt.load_tokenizer("tiny")("Ann has 14 pens and gets 5 more.")["input_ids"]])
-    model, _ = bt.load_model(runs["plain"])
-    model.load_adapter(runs["messy"], adapter_name="run1")
-    with torch.no_grad():
-        for adapter, name in (("default", "plain"), ("run1", "messy")):
-            model.set_adapter(adapter)
-            assert torch.equal(
-                model(input_ids=ids).logits, bt.load_model(runs[name])[0](input_ids=ids).logits
-            )
+def test_a_run_is_freed_before_the_next_is_loaded(runs, tmp_path, monkeypatch):
+    """A GPU has room for one. The model before is that of the first run with adapters, and stands first."""
+    module = sys.modules["btsft_nb.evaluation.comparison"]
+    loaded = []
 
+    def load(path):
+        assert all(model() is None for model in loaded)
+        model, tokenizer = bt.load_model(path)
+        loaded.append(weakref.ref(model))
+        return model, tokenizer
 
-def test_runs_on_the_same_base_load_it_once(found, runs, tmp_path, monkeypatch):
-    models, loaded = sys.modules["btsft_nb.models.load"], []
-    load = models._load_base
-    monkeypatch.setattr(
-        models,
-        "_load_base",
-        lambda config, to_train: loaded.append(config.model) or load(config, to_train),
-    )
-    bt.compare(
-        [runs["plain"], runs["full"], runs["messy"]], ["How many?"], tmp_path, n=1, max_new_tokens=4
-    )
-    assert loaded == ["tiny", str(runs["full"])]
+    monkeypatch.setattr(module, "load_model", load)
+    folders = [runs["full"], runs["plain"], runs["messy"]]
+    found = bt.compare(folders, ["How many?"], tmp_path, n=1, max_new_tokens=4)
+    assert list(found.samples) == ["before", "full", "plain", "messy"] and len(loaded) == 3
 
 
 def test_the_summaries_are_those_of_evaluate(found):
-    """With the answers, ways and training thoughts of each; without the base's own data, it is held against none."""
     answers = [row["answer"] for row in bt.load_rows("tiny/test")[:PROMPTS]]
-    thoughts = {name: bt.load_rows(f"tiny/{name}") for name in ("teacher", "messy")}
-    thoughts = {
-        name: [bt.metrics.parse(row["messages"][-1]["content"]).thought for row in rows]
-        for name, rows in thoughts.items()
-    }
-    sets = {"before": None, "plain": "teacher", "messy": "messy", "full": "teacher"}
-    for name, data in sets.items():
-        training = data and [thought for thought in thoughts[data] if thought]
-        wanted = bt.evaluate(found.samples[name], answers, bt.tiny.way_of, training=training)
-        assert found.summaries[name] == wanted
-        assert ("training 4-grams" in wanted["metrics"]) == (data is not None)
+    for name, records in found.samples.items():
+        assert found.summaries[name] == bt.evaluate(records, answers, bt.tiny.way_of)
 
 
 def test_differences_are_paired_with_the_first_model(found):
@@ -122,7 +102,7 @@ def test_differences_are_paired_with_the_first_model(found):
     assert set(found.differences().reset_index()["metric"]) <= set(
         found.summaries["before"]["metrics"]
     )
-    with pytest.raises(ValueError, match=r"no metric 'speed'; there are accuracy, "):
+    with pytest.raises(ValueError, match=r"metric must be one of 'compliance', .*, got 'speed'"):
         found.differences("speed")
 
 
@@ -215,46 +195,13 @@ def test_without_answers_the_rest_is_measured(runs, tmp_path):
     assert list(found.summaries) == ["full"] and found.references is None
     assert "accuracy" not in found.summaries["full"]["metrics"]
     assert found.settings["prompts"] == 2 and len(found.differences()) == 0
-    assert found.settings["notes"] == [
-        "No run has adapters, so there is no model 'before' to sample."
-    ]
-
-
-def test_training_data_is_read_as_the_run_read_it(runs, tmp_path):
-    """Its settings name columns, a split and a marker; a line that is no row was not trained on."""
-    row = {"text": "Q: How many?\nA: <think>three and four are seven</think>7"}
-    mapped = {"q": "How many?", "a": "<think>three and four are seven</think>7"}
-    (tmp_path / "marked.jsonl").write_text(f"{json.dumps(row)}\nno row\n")
-    (tmp_path / "mapped.json").write_text(json.dumps({"practice": [mapped, 5], "train": []}))
-    settings = {
-        "marked": {"data": f"{tmp_path}/marked.jsonl", "response_marker": "A:"},
-        "mapped": {
-            "data": f"{tmp_path}/mapped.json",
-            "split": "practice",
-            "format": {"question": "q", "answer": "a"},
-        },
-    }
-    for name, values in settings.items():
-        shutil.copytree(runs["plain"], tmp_path / name)
-        (tmp_path / name / "settings.yaml").write_text(json.dumps(values | {"strict": False}))
-    copies = [tmp_path / name for name in settings]
-    found = bt.compare(copies, ["How many?"], tmp_path / "out", n=2, max_new_tokens=48, base=False)
-    assert found.settings["notes"] == []
-    thoughts = ["three and four are seven"]
-    for name, records in found.samples.items():
-        wanted = bt.evaluate(records, None, training=thoughts)
-        assert found.summaries[name] == wanted and "training 4-grams" in wanted["values"]
 
 
 def test_no_path_of_the_machine_is_told(runs, tmp_path, monkeypatch):
-    """Though the run was trained in a folder that was given whole; and a library that is absent is no error."""
+    """Though the run was trained in a folder that was given whole."""
     shutil.copytree(runs["plain"], tmp_path / "run")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(
-        sys.modules["btsft_nb.evaluation.comparison"], "_LIBRARIES", ("torch", "no-such-library")
-    )
     found = bt.compare(["run"], "tiny/test", "out", prompts=1, n=1, max_new_tokens=4)
-    assert found.settings["versions"] == {"torch": torch.__version__, "no-such-library": "absent"}
     assert found.configs["run"]["output_dir"] == "run"
     for name in ("evaluation.json", "index.html"):
         told = (tmp_path / "out" / name).read_text()
@@ -265,43 +212,6 @@ def test_no_path_of_the_machine_is_told(runs, tmp_path, monkeypatch):
         ]
 
 
-SOURCES = {  # of the training data: what is said of it
-    None: "does not say what it was trained on",
-    "somebody/something [train]": r"somebody/something \[train\] is no file here",
-    "{folder}/odd.jsonl": "odd.jsonl has no thoughts",
-    "{folder}/plain.jsonl": "plain.jsonl has no thoughts",
-    "tiny/messy": "tiny/messy has more than 20,000 characters",
-    "{folder}/good.json [train]": None,
-}
-
-
-def test_training_data_that_is_not_at_hand_is_told(runs, tmp_path, monkeypatch):
-    monkeypatch.setattr(sys.modules["btsft_nb.evaluation.comparison"], "_MOST_TRAINING", 20_000)
-    (tmp_path / "plain.jsonl").write_text('{"question": "How many?", "answer": "7"}\n')
-    (tmp_path / "odd.jsonl").write_text("{}\n")
-    (tmp_path / "good.json").write_text(
-        json.dumps({"train": list(bt.load_rows("tiny/teacher")[:9])})
-    )
-    copies = [shutil.copytree(runs["plain"], tmp_path / f"run{i}") for i in range(len(SOURCES))]
-    for run, source in zip(copies, SOURCES, strict=True):
-        report = json.loads((run / "data_report.json").read_text())
-        (run / "data_report.json").unlink()
-        if source is not None:
-            (run / "data_report.json").write_text(
-                json.dumps(report | {"source": source.format(folder=tmp_path)})
-            )
-    found = bt.compare(
-        copies, "tiny/test", tmp_path / "out", prompts=1, n=2, max_new_tokens=24, base=False
-    )
-    page = (found.folder / "index.html").read_text()
-    for run, note in zip(copies, SOURCES.values(), strict=True):
-        told = [one for one in found.settings["notes"] if one.startswith(f"{run.name}: ")]
-        assert len(told) == (note is not None)
-        assert ("training 4-grams" in found.summaries[run.name]["metrics"]) == (note is None)
-        if note is not None:
-            assert re.search(note, told[0]) and note.split(":")[0].replace("\\", "") in page
-
-
 @pytest.mark.parametrize(
     ("change", "error", "words"),
     [
@@ -310,11 +220,11 @@ def test_training_data_that_is_not_at_hand_is_told(runs, tmp_path, monkeypatch):
         (
             {"runs": ["{plain}", "{plain}"]},
             ValueError,
-            r"two runs are called the same, one of \['plain'\]",
+            "'plain' cannot be the name of a run here; give name -> folder",
         ),
-        ({"runs": {"before": "{plain}"}}, ValueError, "a run cannot be called 'before'"),
-        ({"runs": {"a/b": "{plain}"}}, ValueError, "a run cannot be called 'a/b'"),
-        ({"runs": {"../a": "{plain}"}}, ValueError, "a run cannot be called '../a'"),
+        ({"runs": {"before": "{plain}"}}, ValueError, "'before' cannot be the name of a run here"),
+        ({"runs": {"a/b": "{plain}"}}, ValueError, "'a/b' cannot be the name of a run here"),
+        ({"runs": {"../a": "{plain}"}}, ValueError, "'../a' cannot be the name of a run here"),
         ({"test": "tiny/exam"}, ValueError, "tiny/exam"),
         ({"test": "nothing.jsonl"}, FileNotFoundError, "nothing.jsonl"),
         ({"test": []}, ValueError, "rows: no rows to sample"),
@@ -324,7 +234,8 @@ def test_training_data_that_is_not_at_hand_is_told(runs, tmp_path, monkeypatch):
             ValueError,
             "1 of 2 rows have no answer, the first is row 0",
         ),
-        ({"prompts": 0}, ValueError, "prompts must be at least 1, got 0"),
+        ({"prompts": 0}, ValueError, "tiny/test: no rows to sample"),
+        ({"top_p": 2}, ValueError, "top_p must be a number between 0 and 1, got 2"),
         ({"answer": "guess"}, ValueError, "tiny/test, row 0: answer must be one of"),
         (
             {"answer": "choice"},

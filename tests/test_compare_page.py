@@ -15,7 +15,7 @@ from btsft_nb.text import visible
 LIMIT = 2_000_000
 SETTINGS = {
     "test": "tiny/test", "prompts": 2, "n": 2, "temperature": 1.0, "max_new_tokens": 64, "batch_size": 8, "seed": 0,
-    "answer": "auto", "date": "2026-01-01T00:00:00+00:00", "versions": {"torch": "2.0"}, "notes": [],
+    "answer": "auto", "date": "2026-01-01T00:00:00+00:00", "versions": {"torch": "2.0"},
 }  # fmt: skip
 THINK = "<think>{}</think>{}"
 
@@ -36,8 +36,12 @@ def record(
 def made(
     samples: dict[str, list[dict]], references=None, configs=None, way_of=None, **settings
 ) -> str:
-    """The page of these samples."""
-    summaries = {name: evaluate(records, references, way_of) for name, records in samples.items()}
+    """The page of these samples; those of models with equal ones are measured once."""
+    summaries = {}
+    for name, records in samples.items():
+        same = [other for other in summaries if samples[other] is records]
+        summary = summaries[same[0]] if same else evaluate(records, references, way_of)
+        summaries[name] = summary
     first = next(iter(samples.values()))
     n_prompts = len({r["prompt"] for r in first})
     told = SETTINGS | {"prompts": n_prompts, "n": len(first) // n_prompts} | settings
@@ -121,12 +125,6 @@ def test_a_page_says_what_was_measured(show):
         "": ["before", "after"], "data (equal)": ["\"a.jsonl\"", "\"a.jsonl\""], "threshold": ["0.0", "0.5"],
         "lr": ["\u2013", "1"],
     }  # fmt: skip
-    images = opened.locator("img").all()
-    assert all(image.evaluate("i => i.naturalWidth") > 500 for image in images)
-    bars, ways, frontier = (image.get_attribute("alt") for image in images)
-    assert frontier == "accuracy of each model over its unique thoughts"
-    assert bars == "unique thoughts, accuracy, compliance of each model, in bars"
-    assert ways.startswith("before: {")
     assert_quiet(opened)
 
 
@@ -177,12 +175,13 @@ def test_without_references_nothing_is_right_or_wrong(show):
 
 
 HOSTILE = list(PAYLOADS.values())
+HOSTILE.insert(15, "half a character: \ud83d")  # what no name of a file can be
 
 
-@pytest.mark.parametrize("start", range(0, len(HOSTILE), 30))
+@pytest.mark.parametrize("start", range(0, len(HOSTILE), 20))
 def test_hostile_text_stays_text(show, start):
-    """As names, questions, thoughts, answers, references, ways, configuration, settings and notes; all can be read."""
-    some = HOSTILE[start : start + 30]
+    """As names, questions, thoughts, answers, references, ways, configuration and settings; all can be read."""
+    some = HOSTILE[start : start + 20]
     said = [record(i, 0, THINK.format(p, p), p) for i, p in enumerate(some)]
     names = {
         f"{i} {p}": said if i else [r | {"text": p} for r in said] for i, p in enumerate(some[:8])
@@ -191,7 +190,7 @@ def test_hostile_text_stays_text(show, start):
         name: {"data": p, p: p, "threshold": [p]} for name, p in zip(names, some, strict=False)
     }
     p = some[0]
-    told = {"test": p, "versions": {p: p}, "notes": some, "date": p}
+    told = {"test": p, "versions": {p: p}, "date": p}
     content = made(
         names,
         [f"{p} x" for p in some],
@@ -204,14 +203,10 @@ def test_hostile_text_stays_text(show, start):
     opened = show(content)
     counts = opened.evaluate("""() => ["script, iframe, object, embed, form, base, link, svg, math, input, video",
         "style", "h1", "title", "[onerror], [onload], [onfocus], [ontoggle], [onmouseover]", "a",
-        "img:not([src^='data:'])"].map(kind => document.querySelectorAll(kind).length)""")
+        "img"].map(kind => document.querySelectorAll(kind).length)""")
     assert counts == [0, 1, 1, 1, 0, 0, 0]
-    shown = (
-        opened.locator("p")
-        .filter(has_text="Note.")
-        .evaluate_all("all => all.map(p => p.textContent)")
-    )
-    assert shown == ["Note. " + visible(p, 600) for p in some]
+    questions = opened.locator("summary > bdi").evaluate_all("all => all.map(e => e.textContent)")
+    assert questions == [visible(p, 600, "\n") for p in some]
     assert_quiet(opened)
 
 
@@ -269,10 +264,10 @@ def test_it_can_be_read_on_a_phone_and_in_the_dark(show, page, width, scheme):
 
 
 def long(i: int) -> str:
-    return "\"'&<\u6f22 " * 5_000 + str(i)
+    return "\"'&<\u6f22 " * 1_000 + str(i)
 
 
-@pytest.mark.parametrize(("prompts", "n", "models"), [(1, 2, 2), (21, 9, 2), (21, 9, 6)])
+@pytest.mark.parametrize(("prompts", "n", "models"), [(1, 2, 2), (21, 9, 6)])
 def test_a_page_is_under_2_mb_whatever_the_texts(prompts, n, models):
     """Long texts are cut, prompts and texts left out; each says how much."""
     said = [
@@ -291,7 +286,7 @@ def test_a_page_is_under_2_mb_whatever_the_texts(prompts, n, models):
 def test_what_cannot_be_seen_or_written_is_shown():
     """Control characters, halves of characters, and what turns the direction of text; line ends stay in samples."""
     content = made(
-        {"a": [record(0, 0, "\x00\x1b[31m\x7f\u202e\nb")]}, notes=["\udfff"], answer="exact"
+        {"a": [record(0, 0, "\x00\x1b[31m\x7f\u202e\nb")]}, test="\udfff", answer="exact"
     )
     shown = "\u2400\u241b[31m\u2421\u27e8U+202E\u27e9\nb"
     assert shown in content.encode().decode() and "\u27e8U+DFFF\u27e9" in content

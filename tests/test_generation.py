@@ -159,7 +159,7 @@ def test_scores_come_from_a_few_logits_at_a_time(tiny, monkeypatch):
 
 
 def test_the_kl_is_that_of_full_logits():
-    """To the model without its adapters, and to another model."""
+    """To the model without its adapters."""
     adapted, tokenizer = adapted_model(noise=0.1)
     base, _ = bt.load_model("tiny")
     example = bt.prepare(bt.load_rows("tiny/teacher")[:1], tokenizer)[0]
@@ -171,8 +171,6 @@ def test_the_kl_is_that_of_full_logits():
     wanted = (log_q.exp() * (log_q - log_p)).sum(-1)
     assert wanted.max() > 1e-3
     np.testing.assert_allclose(score["kl"][1:], wanted, rtol=1e-3, atol=1e-6)
-    (other,) = bt.score(adapted, tokenizer, [example], kl=True, ref_model=base)
-    np.testing.assert_allclose(other["kl"], score["kl"], rtol=1e-4, atol=1e-5)
 
 
 def test_scoring_that_is_interrupted_leaves_the_mode(tiny):
@@ -219,9 +217,9 @@ def test_draws_do_not_depend_on_the_batch(tiny):
     assert bt.sample(*tiny, problems, n=3, seed=6) != together
 
 
-@pytest.mark.parametrize("temperature", [1.0, 0.5, 2.0])
+@pytest.mark.parametrize("temperature", [1.0, 0.5])
 def test_tokens_are_drawn_from_the_models_distribution(tiny, temperature):
-    """The first tokens of 4,000 samples: chi-square against softmax(logits / temperature), seven standard errors."""
+    """The first tokens of 2,000 samples: chi-square against softmax(logits / temperature), seven standard errors."""
     model, tokenizer = tiny
     noisy = copy.deepcopy(model)
     torch.manual_seed(0)
@@ -234,15 +232,15 @@ def test_tokens_are_drawn_from_the_models_distribution(tiny, temperature):
         [],
         dict(zip((tokenizer.decode([i]) for i in range(len(p))), range(len(p)), strict=True)),
     )
-    for record in bt.sample(noisy, tokenizer, ["How many?"], n=4000, max_new_tokens=1, temperature=temperature,
+    for record in bt.sample(noisy, tokenizer, ["How many?"], n=2000, max_new_tokens=1, temperature=temperature,
                             batch_size=1000):  # fmt: skip
         kept.append(ids[record["text"]] if not record["finished"] else -1)
     told = np.array(
         [ids[tokenizer.decode([i])] == i for i in range(len(p))]
     )  # not single bytes, which read alike
-    common = np.flatnonzero(told & (p * 4000 > 20))
+    common = np.flatnonzero(told & (p * 2000 > 10))
     counts = np.array([kept.count(i) for i in common])
-    wanted = p[common] * 4000
+    wanted = p[common] * 2000
     assert (
         len(common) >= 5
         and abs(((counts - wanted) ** 2 / wanted).sum() - len(common))
@@ -278,7 +276,7 @@ def test_the_base_under_its_adapters():
 KILLED = """
 import sys
 import btsft_nb as bt
-bt.sample(*bt.load_model("tiny"), bt.load_rows("tiny/test")[:40], n=4, batch_size=8, path=sys.argv[1])
+bt.sample(*bt.load_model("tiny"), bt.load_rows("tiny/test")[:16], n=4, batch_size=4, path=sys.argv[1])
 """
 
 
@@ -286,28 +284,32 @@ def test_a_killed_run_goes_on(tiny, tmp_path):
     """What was drawn stays as it is, a torn line goes, and the end is that of a run left alone."""
     path = tmp_path / "new" / "samples.jsonl"
     worker = subprocess.Popen([sys.executable, "-c", KILLED, path])
-    while not (path.exists() and path.read_bytes().count(b"\n") >= 16):
+    while not (path.exists() and path.read_bytes().count(b"\n") >= 8):
         assert worker.poll() is None
         time.sleep(0.01)
     worker.kill()
     worker.wait()
     drawn = path.read_bytes()
     drawn = drawn[: drawn.rfind(b"\n") + 1]
-    assert 16 <= drawn.count(b"\n") < 160
-    path.write_bytes(drawn + b'{"prompt": 7, "sam')
-    problems = bt.load_rows("tiny/test")[:40]
+    assert 8 <= drawn.count(b"\n") < 64
+    path.write_bytes(drawn + drawn[:70])
+    problems = bt.load_rows("tiny/test")[:16]
     records = bt.sample(*tiny, problems, n=4, batch_size=64, path=path)
     assert records == bt.sample(*tiny, problems, n=4)
     lines = path.read_bytes()
-    assert lines.startswith(drawn) and lines.count(b"\n") == 160
+    assert lines.startswith(drawn) and lines.count(b"\n") == 64
     assert bt.sample(*tiny, problems, n=4, path=path) == records and path.read_bytes() == lines
 
 
+REFUSED = "samples.jsonl holds other lines than the samples of this call; delete it"
+
+
 def test_a_file_of_other_samples_is_refused(tiny, tmp_path):
-    """Another seed, limit, temperature, set of prompts or model; what is there is not touched."""
+    """Each setting, set of prompts or model for itself, and what is none of ours; what is there is not touched."""
     model, tokenizer = tiny
     path, problems = tmp_path / "samples.jsonl", bt.load_rows("tiny/test")[:2]
-    bt.sample(model, tokenizer, problems, n=2, path=path)
+    call = dict(model=model, tokenizer=tokenizer, prompts=problems, n=2, path=path)
+    records = bt.sample(**call)
     before = path.read_bytes()
     changed = copy.deepcopy(model)
     with torch.no_grad():
@@ -316,32 +318,36 @@ def test_a_file_of_other_samples_is_refused(tiny, tmp_path):
         dict(seed=1),
         dict(temperature=0.5),
         dict(max_new_tokens=99),
+        dict(top_k=5),
+        dict(top_p=0.5),
+        dict(no_repeat_ngram_size=2),
+        dict(max_prompt_length=89),
         dict(prompts=problems[::-1]),
         dict(n=1),
+        dict(n=3),
+        dict(model=changed),
     ]
-    for settings in [*other, dict(model=changed)]:
-        call = dict(model=model, tokenizer=tokenizer, prompts=problems, n=2, path=path) | settings
-        with pytest.raises(
-            ValueError, match="samples of another model, other prompts or other settings"
-        ):
+    for change in other:
+        with pytest.raises(ValueError, match=REFUSED):
+            bt.sample(**call | change)
+    for content in (before + b"[]\n", b"a page of notes\n", b"notes without a line end", b"{}\n"):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=REFUSED):
             bt.sample(**call)
-    path.write_bytes(before + b"[]\n")
-    with pytest.raises(ValueError, match=r"samples.jsonl holds other lines than those of `sample`"):
-        bt.sample(model, tokenizer, problems, n=2, path=path)
-    assert path.read_bytes() == before + b"[]\n"
+        assert path.read_bytes() == content
     path.write_bytes(before)
-    more = bt.sample(model, tokenizer, problems, n=3, path=path)
-    assert path.read_bytes().startswith(before) and len(more) == 6
+    assert bt.sample(**call, top_k=None, batch_size=1, temperature=1) == records
+    assert path.read_bytes() == before
 
 
 def test_adapters_tell_models_apart_in_a_file(tmp_path):
     """The base under adapters that changed is the same model; the adapted one is not."""
     problems = bt.load_rows("tiny/test")[:2]
     for on in (False, True):
-        path = tmp_path / f"{on}.jsonl"
+        path = tmp_path / f"{on}-samples.jsonl"
         bt.sample(*adapted_model(noise=0), problems, n=1, adapters=on, path=path)
         if on:
-            with pytest.raises(ValueError, match="2 samples of another model"):
+            with pytest.raises(ValueError, match=REFUSED):
                 bt.sample(*adapted_model(noise=0.1), problems, n=1, adapters=on, path=path)
         else:
             bt.sample(*adapted_model(noise=0.1), problems, n=1, adapters=on, path=path)
@@ -375,13 +381,6 @@ def test_a_setting_out_of_range_is_named(tiny, setting):
 def test_a_misspelt_setting_is_named(tiny):
     with pytest.raises(TypeError, match="'top_q'"):
         bt.sample(*tiny, ["How many?"], top_q=0.9)
-
-
-def test_whole_and_broken_temperatures_are_the_same_file(tiny, tmp_path):
-    path = tmp_path / "samples.jsonl"
-    assert bt.sample(*tiny, ["A?"], n=1, temperature=1, path=path) == bt.sample(
-        *tiny, ["A?"], n=1, path=path
-    )
 
 
 def test_the_models_own_end_ends_a_completion(tiny):
@@ -419,7 +418,7 @@ def noisy(tiny):
     ids=str,
 )
 def test_tokens_are_drawn_from_those_that_transformers_keeps(tiny, noisy, settings):
-    """The first tokens of 3,000 samples are of the set that its own sampling leaves, all of that, in its shares."""
+    """The first tokens of 1,500 samples are of the set that its own sampling leaves, all of that, in its shares."""
     tokenizer = tiny[1]
     prompt = torch.tensor([bt.Renderer(tokenizer).prompt_ids(bt.to_prompt("How many?"))])
     theirs = (
@@ -438,12 +437,12 @@ def test_tokens_are_drawn_from_those_that_transformers_keeps(tiny, noisy, settin
     texts = {}  # single bytes read alike
     for token in np.flatnonzero(p):
         text = "" if token == tokenizer.eos_token_id else tokenizer.decode([token])
-        texts[text] = texts.get(text, 0) + p[token] * 3000
+        texts[text] = texts.get(text, 0) + p[token] * 1500
     drawn = bt.sample(
-        noisy, tokenizer, ["How many?"], n=3000, max_new_tokens=1, batch_size=1000, **settings
+        noisy, tokenizer, ["How many?"], n=1500, max_new_tokens=1, batch_size=1000, **settings
     )
     counts = {text: [record["text"] for record in drawn].count(text) for text in texts}
-    assert sum(counts.values()) == 3000, "none of another token"
+    assert sum(counts.values()) == 1500, "none of another token"
     assert all(counts[text] for text, wanted in texts.items() if wanted > 20)
     assert all(abs(counts[text] - wanted) < 6 * wanted**0.5 + 3 for text, wanted in texts.items())
 
@@ -469,8 +468,7 @@ def test_ngrams_are_banned_as_in_transformers(tiny, size):
         assert tokenizer.decode(whole).removesuffix(tokenizer.eos_token) == record["text"]
 
 
-@pytest.mark.parametrize("size", [2, 3])
-def test_padding_is_in_no_ngram(tiny, size):
+def test_padding_is_in_no_ngram(tiny):
     """Prompts of unequal length, alone and together, where the token that pads also ends a completion."""
     model, tokenizer = tiny[0], copy.deepcopy(tiny[1])
     tokenizer.pad_token = tokenizer.eos_token
@@ -479,7 +477,7 @@ def test_padding_is_in_no_ngram(tiny, size):
         *bt.load_rows("tiny/test")[:3],
         "How many pens does Ben have, and how many has Tom?",
     ]
-    settings = dict(n=2, no_repeat_ngram_size=size, top_k=20, top_p=0.9, max_new_tokens=40)
+    settings = dict(n=2, no_repeat_ngram_size=2, top_k=20, top_p=0.9, max_new_tokens=40)
     alone, together = (
         bt.sample(model, tokenizer, prompts, batch_size=b, **settings) for b in (1, 10)
     )
@@ -493,7 +491,7 @@ def test_a_long_prompt_loses_the_first_of_its_text(tiny, caplog):
     ids = [bt.Renderer(tokenizer).prompt_ids(bt.to_prompt(text)) for text in (long, short)]
     settings = dict(n=2, temperature=0, max_prompt_length=len(ids[1]))
     found = bt.sample(model, tokenizer, [long, "Ann?"], **settings)
-    assert caplog.messages == [f"max_prompt_length={len(ids[1])}: 1 of 2 prompts were cut"]
+    assert caplog.messages == ["1 of 2 prompts were cut to max_prompt_length"]
     assert [record["prompt_cut"] for record in found] == [len(ids[0]) - len(ids[1])] * 2 + [0] * 2
     wanted = bt.sample(model, tokenizer, [short, "Ann?"], n=2, temperature=0)
     assert [record["text"] for record in found] == [record["text"] for record in wanted]
@@ -502,18 +500,3 @@ def test_a_long_prompt_loses_the_first_of_its_text(tiny, caplog):
         bt.RowError, match=r"prompts, row 0: max_prompt_length=8 leaves nothing of the prompt"
     ):
         bt.sample(model, tokenizer, [long], max_prompt_length=8)
-
-
-def test_how_samples_are_drawn_tells_files_apart(tiny, tmp_path):
-    """Each setting alone; those of a call without any are as they were."""
-    path = tmp_path / "samples.jsonl"
-    bt.sample(*tiny, ["How many?"], n=1, path=path)
-    bt.sample(*tiny, ["How many?"], n=1, top_k=None, path=path)
-    for setting in (
-        dict(top_k=5),
-        dict(top_p=0.5),
-        dict(no_repeat_ngram_size=2),
-        dict(max_prompt_length=89),
-    ):
-        with pytest.raises(ValueError, match="1 samples of another model"):
-            bt.sample(*tiny, ["How many?"], n=1, path=path, **setting)

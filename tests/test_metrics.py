@@ -251,6 +251,16 @@ def test_what_cannot_be_compared_is_counted_and_wrong():
     assert summary["unparsed"] == 2 and summary["values"]["accuracy"] == [0]
 
 
+def test_half_a_character_is_text():
+    """As a thought, an answer, a question, a reference and a way, with all scores; it was no text to pandas."""
+    half = "one two \ud83d three"
+    samples = [record(0, i, f"<think>{half} {i}</think>{half}", question=half) for i in range(2)]
+    summary = evaluate(samples, [half], lambda thought: thought, training=[half], text_scores=True)
+    values = {name: metric["value"] for name, metric in summary["metrics"].items()}
+    assert values["accuracy"] == values["unique thoughts"] == values["rougeL"] == 1
+    assert summary["ways"] == {f"{half} 0": 1, f"{half} 1": 1}
+
+
 def test_references_may_be_numbers():
     assert evaluate(SAMPLES, [4, 7, 9])["values"] == evaluate(SAMPLES, ["4", "7", "9"])["values"]
 

@@ -15,8 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from batching_worker import adapted_model
-from peft import LoraConfig
+from batching_worker import DROPOUT_LORA, SHORT_RUN, adapted_model
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.utils.logging import is_progress_bar_enabled
 
@@ -112,9 +111,6 @@ def test_minus_one_makes_text_less_likely_and_plus_one_more(tmp_path, examples, 
         )
 
 
-LORA = LoraConfig(
-    r=4, lora_alpha=8, lora_dropout=0.1, target_modules="all-linear", task_type="CAUSAL_LM"
-)
 PROBLEMS = bt.load_rows("tiny/test")[:3]
 QUESTIONS = [  # the model finds the first option of the last one likelier, and the second likelier per byte
     {
@@ -142,18 +138,9 @@ def trackers(examples, tokenizer, every=2) -> list:
 
 def make_trainer(folder, examples, tokenizer, callbacks, eval_dataset=None, **settings):
     """A run of 6 steps, 4 to the epoch, with all that is drawn by chance; checkpoints after steps 3 and 6."""
-    model, _ = bt.load_model("tiny", lora=LORA)
-    defaults = dict(
-        threshold=0.5,
-        anchor=1.0,
-        beta=0.5,
-        learning_rate=1e-3,
-        max_steps=6,
-        logging_steps=1,
-        save_steps=3,
-    )
-    defaults |= dict(per_device_train_batch_size=4, disable_tqdm=True, use_cpu=True)
-    config = bt.BTSFTConfig(str(folder), **(defaults | settings))
+    model, _ = bt.load_model("tiny", lora=DROPOUT_LORA)
+    batches = dict(save_steps=3, per_device_train_batch_size=4, use_cpu=True)
+    config = bt.BTSFTConfig(str(folder), **(SHORT_RUN | batches | settings))
     callbacks = list(callbacks)
     return bt.BTSFTTrainer(
         model, config, examples, eval_dataset, processing_class=tokenizer, callbacks=callbacks
@@ -228,7 +215,7 @@ def test_records_stand_in_the_run_folder(tracked):
 def test_samples_and_choices_are_those_of_the_model(tracked, examples, tiny_tokenizer):
     """Of step 0 those of the model as it was loaded, and of step 6 those of the trained one."""
     folder, (_, samples, choices), _ = tracked
-    fresh, _ = bt.load_model("tiny", lora=LORA)
+    fresh, _ = bt.load_model("tiny", lora=DROPOUT_LORA)
     for step, model in ((0, fresh), (6, bt.load_model(folder)[0])):
         wanted = bt.sample(model, tiny_tokenizer, PROBLEMS, n=2, max_new_tokens=24)
         assert [r for r in samples.records if r["step"] == step] == [
@@ -271,7 +258,7 @@ def test_curves_reach_every_tracker(tmp_path, monkeypatch, examples, tiny_tokeni
     tensorboard = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     monkeypatch.setenv("WANDB_DIR", str(tmp_path))
     monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "board"))
-    settings = dict(report_to=["tensorboard", "wandb-offline"], max_steps=3, save_strategy="no")
+    settings = dict(report_to=["tensorboard", "wandb"], max_steps=3, save_strategy="no")
     trainer = make_trainer(
         tmp_path / "run", examples, tiny_tokenizer, trackers(examples, tiny_tokenizer), **settings
     )
@@ -297,10 +284,10 @@ def test_curves_reach_every_tracker(tmp_path, monkeypatch, examples, tiny_tokeni
 
 
 class Slow(TrackLogProbs):
-    """A measurement that takes a second more."""
+    """A measurement that takes half a second more."""
 
     def _measure(self, trainer, model):
-        time.sleep(1)
+        time.sleep(0.5)
         return super()._measure(trainer, model)
 
 
@@ -310,7 +297,7 @@ def test_the_speed_of_training_leaves_out_measurements(tmp_path, examples, tiny_
     trainer = train(tmp_path, examples, tiny_tokenizer, [track], max_steps=3, logging_steps=3)
     spent = time.monotonic() - start
     (log,) = [log for log in trainer.state.log_history if "loss" in log]
-    assert 0 < log["tokens_seen"] / log["tokens_per_second"] < spent - 4
+    assert 0 < log["tokens_seen"] / log["tokens_per_second"] < spent - 2
 
 
 def test_the_first_token_of_an_example_is_not_counted(tmp_path, examples, tiny_tokenizer):
@@ -329,19 +316,16 @@ def test_the_first_token_of_an_example_is_not_counted(tmp_path, examples, tiny_t
 
 
 def test_answers_are_read_as_asked(tmp_path, examples, tiny_tokenizer):
-    """As numbers some are right; as whole texts none is."""
+    """As whole texts none is right; as numbers some would be."""
+    track = bt.TrackSamples(PROBLEMS, tiny_tokenizer, n=2, max_new_tokens=96, answer="exact")
+    settings = dict(max_steps=1, save_strategy="no")
+    trainer = make_trainer(tmp_path, examples, tiny_tokenizer, [track], **settings)
+    trainer.train()
+    logged = next(log for log in trainer.state.log_history if "eval_samples/accuracy" in log)
+    assert logged["eval_samples/accuracy"] == 0
+    drawn = [record for record in track.records if record["step"] == 0]
     references = [row["answer"] for row in PROBLEMS]
-    for answer in ("number", "exact"):
-        track = bt.TrackSamples(PROBLEMS, tiny_tokenizer, n=2, max_new_tokens=96, answer=answer)
-        trainer = make_trainer(
-            tmp_path, examples, tiny_tokenizer, [track], max_steps=1, save_strategy="no"
-        )
-        trainer.train()
-        logged = next(log for log in trainer.state.log_history if "eval_samples/accuracy" in log)
-        drawn = [record for record in track.records if record["step"] == 0]
-        summary = bt.evaluate(drawn, references, answer=answer)["metrics"]
-        assert logged["eval_samples/accuracy"] == summary["accuracy"]["value"]
-        assert (logged["eval_samples/accuracy"] > 0) == (answer == "number")
+    assert bt.evaluate(drawn, references, answer="number")["metrics"]["accuracy"]["value"] > 0
 
 
 def test_a_model_that_has_diverged_is_trained_to_the_end(tmp_path, examples, tiny_tokenizer):
@@ -378,13 +362,10 @@ def test_sampling_draws_no_bar(tmp_path, capsys, examples, tiny_tokenizer):
     ("every", "max_steps", "steps"),
     [
         (2, 4, [0, 2, 4]),
-        (3, 4, [0, 3, 4]),
         (9, 2, [0, 2]),
-        ("log", 9, [0, 1, 2, 4, 8, 9]),
-        ("log", 4, [0, 1, 2, 4]),
     ],
 )
-def test_steps_are_linear_or_in_powers_of_two(
+def test_every_so_many_steps_are_measured(
     tmp_path, examples, tiny_tokenizer, every, max_steps, steps
 ):
     """And the last one once, also where it is one of every so many."""
@@ -535,7 +516,7 @@ def test_nothing_to_follow_is_said(examples, tiny_tokenizer):
         bt.TrackChoices([], tiny_tokenizer)
 
 
-@pytest.mark.parametrize("every", [0, -1, 1.5, True, "linear", None])
+@pytest.mark.parametrize("every", [0, 1.5, True, "log", None])
 def test_a_wrong_number_of_steps_is_refused(examples, tiny_tokenizer, every):
     for make in (
         lambda: TrackLogProbs(examples, tiny_tokenizer, every=every),
@@ -554,11 +535,14 @@ def test_a_wrong_number_of_steps_is_refused(examples, tiny_tokenizer, every):
             r"prompts, row 1: .*narrator",
         ),
         (["How many?", "\ufdd0"], {}, r"prompts, row 1: .*U\+FDD0"),
-        (["How many?"], {"references": ["1", "2"]}, r"2 references for 1 prompts"),
-        (["How many?"], {"references": [[1]]}, r"rows, row 0: field answer: expected text, got"),
         (
-            ["How many?"],
-            {"references": ["many"], "answer": "number"},
+            [{"question": "How many?", "answer": [1]}],
+            {},
+            r"rows, row 0: field answer: expected text, got",
+        ),
+        (
+            [{"question": "How many?", "answer": "many"}],
+            {"answer": "number"},
             r"'many' has no answer of the kind 'number'",
         ),
         (PROBLEMS, {"answer": "numeric"}, r"tiny/test, row 0: .*'numeric'"),
@@ -569,11 +553,6 @@ def test_a_wrong_number_of_steps_is_refused(examples, tiny_tokenizer, every):
             PROBLEMS,
             {"max_prompt_length": 8},
             r"tiny/test, row 0: max_prompt_length=8 leaves nothing",
-        ),
-        (
-            ["How many?"],
-            {"text_scores": True},
-            r"text_scores needs references, and no prompt has one",
         ),
     ],
 )
@@ -591,7 +570,6 @@ def test_references_are_read_in_any_case_and_as_numbers(tiny_tokenizer):
     """As `compare` reads them: bug 10."""
     rows = [{"messages": [{"role": "user", "content": "3 + 4?"}], "ANSWER": 7}]
     assert bt.TrackSamples(rows, tiny_tokenizer).references == ["7"]
-    assert bt.TrackSamples(["3 + 4?"], tiny_tokenizer, [7]).references == ["7"]
 
 
 def test_a_malformed_question_stops_before_the_run(tiny_tokenizer):
@@ -670,7 +648,7 @@ SCORED = dict(text_scores=True, n=1, temperature=0, max_new_tokens=24, answer="e
 def test_one_batch_is_learned_by_heart(tmp_path, qa):
     """The check before a long run: the loss falls to nearly 0, and the model says the answers, and no more."""
     tokenizer, examples, answers = qa
-    track = bt.TrackSamples(QA_ROWS, tokenizer, answers, every=40, **SCORED)
+    track = bt.TrackSamples(QA_ROWS, tokenizer, every=40, **SCORED)
     settings = dict(
         threshold=0,
         anchor=0,
@@ -699,7 +677,7 @@ def test_texts_are_scored_and_sampled_as_asked(tmp_path, qa):
         n=2, temperature=0.8, top_k=20, top_p=0.9, no_repeat_ngram_size=3, max_new_tokens=12, seed=4
     )
     how |= dict(max_prompt_length=25, batch_size=3)
-    track = bt.TrackSamples(QA_ROWS, tokenizer, answers, text_scores=True, **how)
+    track = bt.TrackSamples(QA_ROWS, tokenizer, text_scores=True, **how)
     trainer = make_trainer(tmp_path, examples, tokenizer, [track], max_steps=1, save_strategy="no")
     wanted = bt.sample(trainer.model, tokenizer, QA_ROWS, **how)
     trainer.train()
@@ -725,17 +703,15 @@ def test_a_tracked_metric_chooses_the_checkpoint(tmp_path, tiny_tokenizer, strat
         {"question": row["messages"][0]["content"], "answer": "I will not say."} for row in PROBLEMS
     ] * 3
     examples = bt.prepare(refusals, tiny_tokenizer)
-    answers = [f"The answer is {row['answer']}." for row in PROBLEMS]
-    track = bt.TrackSamples(
-        PROBLEMS, tiny_tokenizer, answers, every=4, **SCORED | {"max_new_tokens": 96}
-    )
+    asked = [row | {"answer": f"The answer is {row['answer']}."} for row in PROBLEMS]
+    track = bt.TrackSamples(asked, tiny_tokenizer, every=4, **SCORED | {"max_new_tokens": 96})
     settings = dict(
-        max_steps=20, eval_strategy="steps", eval_steps=4, save_strategy=strategy, save_steps=4
+        max_steps=12, eval_strategy="steps", eval_steps=4, save_strategy=strategy, save_steps=4
     )
     settings |= dict(
         metric_for_best_model="eval_samples/rougeL", load_best_model_at_end=True, eval_on_start=True
     )
-    settings |= dict(learning_rate=3e-3, threshold=0, anchor=0, beta=0)
+    settings |= dict(learning_rate=5e-3, threshold=0, anchor=0, beta=0)
     trainer = make_trainer(tmp_path, examples, tiny_tokenizer, [track], examples, **settings)
     trainer.train()
     found = {
@@ -744,7 +720,7 @@ def test_a_tracked_metric_chooses_the_checkpoint(tmp_path, tiny_tokenizer, strat
         if "eval_samples/rougeL" in log
     }
     at = max((step for step in found if step), key=lambda step: (found[step], -step))
-    assert found[20] < found[at], "or the last is the best, and nothing is tested"
+    assert found[12] < found[at], "or the last is the best, and nothing is tested"
     assert trainer.state.best_metric == found[at] and trainer.state.best_model_checkpoint.endswith(
         f"checkpoint-{at}"
     )
@@ -752,20 +728,14 @@ def test_a_tracked_metric_chooses_the_checkpoint(tmp_path, tiny_tokenizer, strat
         folder / "adapter_model.safetensors" for folder in (tmp_path / f"checkpoint-{at}", tmp_path)
     )
     assert best.read_bytes() == saved.read_bytes()
-    assert [log["step"] for log in trainer.state.log_history if "eval_loss" in log] == [
-        0,
-        4,
-        8,
-        12,
-        16,
-        20,
-    ]
+    evaluated = [log["step"] for log in trainer.state.log_history if "eval_loss" in log]
+    assert evaluated == [0, 4, 8, 12]
 
 
 def test_a_metric_that_is_not_there_is_named(tmp_path, qa):
     """At the first evaluation: it comes between two measurements."""
-    tokenizer, examples, answers = qa
-    track = bt.TrackSamples(QA_ROWS[:1], tokenizer, answers[:1], every=2, **SCORED)
+    tokenizer, examples, _ = qa
+    track = bt.TrackSamples(QA_ROWS[:1], tokenizer, every=2, **SCORED)
     settings = dict(
         eval_strategy="steps", eval_steps=1, metric_for_best_model="eval_samples/rougeL"
     )

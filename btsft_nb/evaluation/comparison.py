@@ -1,7 +1,7 @@
 """Runs + test prompts -> samples, summaries and a page: the same prompts and draws for every model."""
 
+import gc
 import json
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -10,25 +10,19 @@ from itertools import islice
 from pathlib import Path
 
 import pandas as pd
+from peft import PeftModel
 
-from ..data.errors import RowError
-from ..data.formats import to_messages
+from ..checks import check_choice
 from ..data.rows import Rows, load_rows
 from ..files import versions, write
-from ..models.adapters import without_old_torchao
-from ..models.load import load_model, load_tokenizer
+from ..models.load import load_model
 from ..training.run import Run
-from .answers import parse
 from .intervals import paired_difference
 from .page import page
 from .sampling import SamplingSettings, sample
 from .summary import evaluate, references_of, table
 
 BEFORE = "before"  # the row of the model under the adapters
-# what tells loaded base models apart
-_BASE = ("base_model", "qlora", "bits", "dtype", "attention", "embedding_rows")
-_MOST_TRAINING = 30_000_000  # characters of training data, among which copies are looked for
-_LIBRARIES = ("btsft_nb", "torch", "transformers", "peft", "bitsandbytes")
 
 
 @dataclass(frozen=True)
@@ -40,7 +34,7 @@ class Comparison:
         configs: run -> its base model, data, adapter and training arguments.
         samples: name -> records of `sample`.
         references: the right answer of each prompt; None where the test rows have none.
-        settings: those of the call and of sampling, versions, and `notes` on what was not measured.
+        settings: those of the call and of sampling, the date, and versions.
         folder: where all of it is, with the page, index.html.
 
     >>> comparison = bt.compare(["tests/none"], "tiny/test", "report")
@@ -69,15 +63,12 @@ class Comparison:
         """
         values = {name: summary["values"] for name, summary in self.summaries.items()}
         first, *others = values
-        known = {metric for columns in values.values() for metric in columns}
-        for metric in metrics:
-            if metric not in known:
-                raise ValueError(f"no metric {metric!r}; there are {', '.join(sorted(known))}")
         rows = []
         for metric in metrics or values[first]:
+            check_choice("metric", metric, tuple(values[first]))
             for name in others:
                 with suppress(ValueError):  # no prompt has both values
-                    both = (values[model].get(metric, ()) for model in (first, name))
+                    both = values[first][metric], values[name][metric]
                     rows.append({"metric": metric, "model": name} | paired_difference(*both))
         columns = ["metric", "model", "value", "low", "high", "n"]
         return pd.DataFrame(rows, columns=columns).set_index(["metric", "model"])
@@ -101,7 +92,7 @@ def compare(
     """Samples the same prompts from each run, measures all of them, and writes a report.
 
     Into `folder` go NAME.jsonl (the samples of each model; a call that was stopped continues from them),
-    evaluation.json and index.html, one page that opens from disk. Runs on the same base model share one copy of it.
+    evaluation.json and index.html, one page that opens from disk. Each run is loaded alone, one after the other.
 
     Args:
         runs: run folders, named by their last part; or name -> folder. A folder with a model in place of an adapter,
@@ -113,24 +104,18 @@ def compare(
         base: also sample the model under the adapters of the first run that has any, as the first row, "before".
         sampling: n, max_new_tokens, temperature, batch_size, seed and so on, as for `sample`.
 
-    Thoughts are held against those of the training data where a run names a generated set or a file that is still
-    there, or its settings.yaml any set; `settings["notes"]` says where not. Those of "before" are held against the same
-    data where it is that of all runs, else against none.
-
     Raises:
         FileNotFoundError: a folder that is no run, or a test set that is not there.
         RowError: a test row that is no prompt.
         ValueError: NAME.jsonl has samples of another model, prompts or settings, most likely of a run that was trained
-            anew under its name: delete the file. Or two runs of a name, a name that is no file's, or answers in some
-            test rows only.
+            anew under its name: delete the file. Or no test rows, answers in some of them only, two runs of a name, or
+            a name that is no file's, or "before".
 
     >>> comparison = bt.compare(["runs/a", "runs/b"], "tiny/test", "report", n=8)  # doctest: +SKIP
     >>> comparison.differences("accuracy")  # doctest: +SKIP
     """
-    runs = _by_name(runs, base)
+    runs = _by_name(runs)
     folder = Path(folder)
-    if prompts is not None and prompts < 1:
-        raise ValueError(f"prompts must be at least 1, got {prompts}")
     rows = load_rows(test) if isinstance(test, (str, Path)) else test
     rows = Rows(islice(rows, prompts), getattr(rows, "source", "rows"))
     if not len(rows):
@@ -138,54 +123,42 @@ def compare(
     references = references_of(rows, answer)
     sampling = asdict(SamplingSettings(**sampling))
     configs = {name: _config(path) for name, path in runs.items()}
-    notes = []
-    training = _training(runs, configs, notes)
-    folder.mkdir(parents=True, exist_ok=True)
-    samples = _sample_all(runs, configs, rows, folder, base, sampling)
-    if base and BEFORE not in samples:
-        notes.append(f"No run has adapters, so there is no model {BEFORE!r} to sample.")
+    samples = {}
+    for name, path in runs.items():
+        wants_base = base and BEFORE not in samples
+        samples |= _sample(name, path, rows, folder, wants_base, sampling)
+    samples = {name: samples[name] for name in (BEFORE, *runs) if name in samples}
     options = {"answer": answer, "text_scores": text_scores}
     summaries = {
-        name: evaluate(records, references, way_of, training=training.get(name), **options)
-        for name, records in samples.items()
+        name: evaluate(records, references, way_of, **options) for name, records in samples.items()
     }
     settings = {"test": rows.source, "prompts": len(rows), **sampling, "answer": answer}
-    settings |= {"notes": notes, "date": datetime.now(UTC).isoformat(timespec="seconds")}
-    settings["versions"] = versions(_LIBRARIES)
+    settings["date"] = datetime.now(UTC).isoformat(timespec="seconds")
+    libraries = ("btsft_nb", "torch", "transformers", "peft", "bitsandbytes")
+    settings["versions"] = versions(libraries)
     comparison = Comparison(summaries, configs, samples, references, settings, folder)
-    _write(comparison)
+    record = {"settings": settings, "configs": configs, "summaries": summaries}
+    record["differences"] = comparison.differences().reset_index().to_dict("records")
+    write(folder / "evaluation.json", json.dumps(record, indent=1) + "\n")
+    write(folder / "index.html", page(comparison))
     return comparison
 
 
-def _write(comparison: Comparison) -> None:
-    """Writes evaluation.json and index.html."""
-    names = ("settings", "configs", "summaries")
-    record = {name: getattr(comparison, name) for name in names}
-    record["differences"] = comparison.differences().reset_index().to_dict("records")
-    write(comparison.folder / "evaluation.json", json.dumps(record, indent=1) + "\n")
-    write(comparison.folder / "index.html", page(comparison))
-
-
-def _by_name(runs: Sequence[str | Path] | dict[str, str | Path], base: bool) -> dict[str, Path]:
+def _by_name(runs) -> dict[str, Path]:
     """Name -> folder of each run. A name is that of a file in the report's folder as well."""
-    if not isinstance(runs, dict):
-        folders = list(runs)
-        runs = {Path(run).resolve().name: run for run in folders}
-        if len(runs) < len(folders):
-            raise ValueError(
-                f"two runs are called the same, one of {list(runs)}; give name -> folder"
-            )
-    if not runs:
+    pairs = runs.items() if isinstance(runs, dict) else [(Path(r).resolve().name, r) for r in runs]
+    if not pairs:
         raise ValueError("no runs to compare")
-    for name, folder in runs.items():
+    names = [BEFORE, *(name for name, _ in pairs)]
+    for name, folder in pairs:
         if not Path(folder).is_dir():
             raise FileNotFoundError(f"{folder}: no such run folder")
-        if (base and name == BEFORE) or Path(f"{name}.jsonl").name != f"{name}.jsonl":
-            raise ValueError(f"a run cannot be called {name!r}; give name -> folder")
-    return {name: Path(folder) for name, folder in runs.items()}
+        if names.count(name) > 1 or Path(name).name != name:
+            raise ValueError(f"{name!r} cannot be the name of a run here; give name -> folder")
+    return {name: Path(folder) for name, folder in pairs}
 
 
-def _config(folder: Path) -> dict:
+def _config(folder) -> dict:
     """What is known of a run: base model, data, and every argument of adapter and training; its folder as given."""
     config = {}
     with suppress(FileNotFoundError):  # a model's folder is no run
@@ -201,81 +174,13 @@ def _config(folder: Path) -> dict:
     return config | {"output_dir": str(folder)}
 
 
-def _sample_all(
-    runs: dict[str, Path], configs: dict, rows: Rows, folder: Path, base: bool, sampling: dict
-) -> dict[str, list[dict]]:
-    """Samples of each model by name; runs on the same base one after the other, so that it is loaded once."""
-    groups = defaultdict(list)
-    for name, path in runs.items():
-        key = tuple(configs[name].get(field) for field in _BASE)
-        groups[key if key[0] else path].append(name)
+def _sample(name, path, rows, folder, wants_base, sampling) -> dict[str, list[dict]]:
+    """The samples of a run; and of the model under its adapters, where that is wanted and it has any."""
+    gc.collect()  # the model before
+    model, tokenizer = load_model(path)
     samples = {}
-    for key, names in groups.items():
-        model = None  # before the next one is loaded
-        for i, name in enumerate(names):
-            if model is None:
-                model, tokenizer = load_model(runs[name])
-            else:
-                with without_old_torchao():
-                    model.load_adapter(runs[name], adapter_name=f"run{i}")
-                model.set_adapter(f"run{i}")
-                tokenizer = load_tokenizer(runs[name])
-            if base and isinstance(key, tuple) and BEFORE not in samples:
-                file = folder / f"{BEFORE}.jsonl"
-                records = sample(model, tokenizer, rows, adapters=False, path=file, **sampling)
-                samples[BEFORE] = records
-            samples[name] = sample(
-                model, tokenizer, rows, path=folder / f"{name}.jsonl", **sampling
-            )
-    return {name: samples[name] for name in (BEFORE, *runs) if name in samples}
-
-
-def _training(runs: dict[str, Path], configs: dict, notes: list[str]) -> dict[str, list[str]]:
-    """The training thoughts of each model, where they are at hand; adds to the notes where not."""
-    training = {}
-    for name, path in runs.items():
-        try:
-            training[name] = _training_thoughts(path)
-        except (LookupError, ValueError, OSError) as error:
-            notes.append(f"{name}: no thought is held against the training data: {error}.")
-    if len({config.get("data") for config in configs.values()}) == 1:
-        training[BEFORE] = training.get(next(iter(runs)))
-    return training
-
-
-def _training_thoughts(folder: Path) -> list[str]:
-    """The thoughts in a run's training data. Raises LookupError where they are not at hand."""
-    run = Run(folder)
-    rows = _training_rows(run)
-    marker = run.settings.get("response_marker")
-    thoughts = []
-    size = 0
-    for row in islice(rows, run.settings.get("examples")):
-        try:
-            messages = to_messages(row, run.settings.get("format"))
-        except RowError:
-            continue  # it was not trained on either
-        texts = [turn.text for turn in messages if turn.role == "assistant"]
-        if marker:
-            texts = messages[0].text.split(marker)[1:]
-        thoughts += [thought for text in texts if (thought := parse(text).thought)]
-        size += sum(map(len, texts))
-        if size > _MOST_TRAINING:
-            raise LookupError(f"{rows.source} has more than {_MOST_TRAINING:,} characters")
-    if not thoughts:
-        raise LookupError(f"{rows.source} has no thoughts")
-    return thoughts
-
-
-def _training_rows(run: Run) -> Rows:
-    settings = run.settings
-    if "data" in settings:
-        options = {"split": settings.get("split", "train"), "config": settings.get("data_config")}
-        return load_rows(settings["data"], stream=True, strict=False, **options)
-    if run.report is None:
-        raise LookupError("the run does not say what it was trained on")
-    # NAME or NAME [SPLIT]
-    name, _, split = run.report.source.removesuffix("]").partition(" [")
-    if not name.startswith("tiny/") and not Path(name).is_file():
-        raise LookupError(f"{run.report.source} is no file here")
-    return load_rows(name, split or "train", stream=True, strict=False)
+    if wants_base and isinstance(model, PeftModel):
+        file = folder / f"{BEFORE}.jsonl"
+        samples[BEFORE] = sample(model, tokenizer, rows, adapters=False, path=file, **sampling)
+    samples[name] = sample(model, tokenizer, rows, path=folder / f"{name}.jsonl", **sampling)
+    return samples

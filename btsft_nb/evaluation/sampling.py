@@ -1,15 +1,15 @@
-"""Sampling completions: prompts -> records of what a model answers."""
+"""Sampling completions: prompts -> records of what a model answers, and the file that they go to."""
 
 import json
 import logging
 import math
+import os
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from hashlib import blake2b
-from numbers import Integral
+from numbers import Integral, Real
 from pathlib import Path
-from typing import NamedTuple
 from unittest.mock import patch
 
 import numpy as np
@@ -23,8 +23,7 @@ from ..checks import check_number
 from ..data.errors import RowError
 from ..data.fit import PromptFrame
 from ..data.formats import to_prompt
-from ..data.render import Renderer, stop_ids
-from .sample_file import append_samples, model_digest, read_samples
+from ..data.render import Renderer
 from .scoring import eval_mode
 
 
@@ -52,23 +51,19 @@ class SamplingSettings:
     seed: int = 0
 
     def __post_init__(self):
-        lowest = dict.fromkeys(
-            ("n", "max_new_tokens", "batch_size", "top_k", "max_prompt_length"), 1
-        )
         # n-grams of one token would ban the padding, which may be the token that ends a completion
-        lowest |= {"seed": 0, "no_repeat_ngram_size": 2}
-        for name, low in lowest.items():
-            if getattr(self, name) is not None:
-                check_number(name, getattr(self, name), low, math.inf, Integral)
-        check_number("temperature", self.temperature, 0, math.inf)
+        lowest = {"seed": 0, "temperature": 0, "top_p": 0, "no_repeat_ngram_size": 2}
+        for name, value in vars(self).items():
+            kind = Real if name in ("temperature", "top_p") else Integral
+            high = 1 if name == "top_p" else math.inf
+            if value is not None:
+                check_number(name, value, lowest.get(name, 1), high, kind)
         self.temperature = float(self.temperature)
-        if self.top_p is not None:
-            check_number("top_p", self.top_p, 0, 1)
 
 
 @torch.no_grad()
 def sample(
-    model: PreTrainedModel | PeftModel,
+    model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[dict | str],
     n: int = 8,
@@ -109,51 +104,42 @@ def sample(
     (True, True)
     """
     if not adapters and not isinstance(model, PeftModel):
-        raise ValueError("adapters=False: the model has no adapters to sample without")
+        raise ValueError("adapters=False: the model has no adapters")
     settings = SamplingSettings(n, **settings)
     renderer = Renderer(tokenizer)
-    jobs = sampling_jobs(renderer, prompts, settings, model_digest(model, adapters) if path else "")
-    records = read_samples(Path(path), {job.key for job in jobs}) if path else {}
-    left = [job for job in jobs if job.key not in records]
-    left.sort(key=lambda job: len(job.ids))
+    jobs = sampling_jobs(renderer, prompts, settings)
+    records = []
+    if path:
+        path = Path(path)
+        key = _key(model, adapters, settings, jobs)
+        records = _read(path, key)
+    jobs.sort(key=lambda job: len(job[0]))
     bar = tqdm(total=len(jobs), initial=len(records), desc="sampling", disable=not progress)
     with bar, eval_mode(model), nullcontext() if adapters else model.disable_adapter():
-        for start in range(0, len(left), settings.batch_size):
-            batch = left[start : start + settings.batch_size]
+        for start in range(len(records), len(jobs), settings.batch_size):
+            batch = jobs[start : start + settings.batch_size]
             drawn = _generate(model, renderer, batch, settings)
             if path:
-                append_samples(Path(path), drawn)
-            records |= drawn
+                with path.open("a", encoding="utf-8") as file:
+                    file.writelines(json.dumps({"key": key} | record) + "\n" for record in drawn)
+            records += drawn
             bar.update(len(drawn))
-    return [records[job.key] for job in jobs]
+    return sorted(records, key=lambda record: (record["prompt"], record["sample"]))
 
 
-class _Job(NamedTuple):
-    """A completion to draw."""
+def sampling_jobs(renderer, prompts, settings: SamplingSettings) -> list[tuple[list[int], dict]]:
+    """The completions that `sample` has to draw: the ids of the prompt, and what the record says before it is drawn.
 
-    key: str  # tells it from every other in a file of records
-    ids: list[int]  # of the prompt
-    record: dict  # what is known before it is drawn
-
-
-def sampling_jobs(
-    renderer: Renderer,
-    prompts: Sequence[dict | str],
-    settings: SamplingSettings,
-    model_key: str = "",
-) -> list[_Job]:
-    """All completions that `sample` has to draw. Raises RowError as `sample` does."""
-    # more samples, or other batches, do not change those that are there
-    fixed = asdict(settings) | {"n": None, "batch_size": None}
-    limit = settings.max_prompt_length
-    frame = PromptFrame(renderer) if limit else None
+    Raises RowError as `sample` does.
+    """
+    frame = PromptFrame(renderer)
     jobs = []
     n_cut = 0
     for i, prompt in enumerate(prompts):
         try:
             messages = to_prompt(prompt)
             whole = renderer.prompt_ids(messages)
-            ids = frame.shorten(whole, limit) if limit else whole
+            ids = frame.shorten(whole, settings.max_prompt_length or len(whole))
         except RowError as error:
             raise error.at(getattr(prompts, "source", "prompts"), i) from None
         n_cut += len(ids) < len(whole)
@@ -163,36 +149,70 @@ def sampling_jobs(
             "prefilled": renderer.opens(renderer.tokenizer.decode(ids[-8:])),
             "prompt_cut": len(whole) - len(ids),
         }
-        for k in range(settings.n):
-            content = json.dumps([model_key, fixed, whole, i, k])
-            key = blake2b(content.encode(), digest_size=12).hexdigest()
-            jobs.append(_Job(key, ids, record | {"sample": k}))
+        jobs += [(ids, record | {"sample": k}) for k in range(settings.n)]
     if n_cut:
-        logging.getLogger(__name__).warning_once(
-            f"max_prompt_length={limit}: {n_cut} of {len(prompts)} prompts were cut"
-        )
+        text = f"{n_cut} of {i + 1} prompts were cut to max_prompt_length"
+        logging.getLogger(__name__).warning_once(text)
     return jobs
+
+
+def _key(model, adapters, settings, jobs) -> str:
+    """Tells a call of `sample` from others; and a model from itself before some training.
+
+    Of the model it takes up to 1,000 numbers of each parameter, those of adapters that are off left out.
+    """
+    call = [asdict(settings) | {"batch_size": None}, [ids for ids, _ in jobs]]
+    digest = blake2b(json.dumps(call).encode(), digest_size=12)
+    off = set(getattr(model, "peft_config", {}))
+    if off and adapters:
+        off -= set(model.active_adapters)
+    for name, parameter in model.named_parameters():
+        if off.isdisjoint(name.split(".")):
+            values = parameter.flatten()
+            digest.update(values[:: 1 + len(values) // 1000].float().cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _read(path, key) -> list[dict]:
+    """The records of a file, in the order in which this call draws them; a last line that was cut off goes.
+
+    Raises ValueError for a file of anything else.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
+    content = path.read_bytes()
+    head = f'{{"key": "{key}", '.encode()
+    if not all(head.startswith(line[: len(head)]) for line in content.splitlines()):
+        raise ValueError(f"{path} holds other lines than the samples of this call; delete it")
+    whole = content[: content.rfind(b"\n") + 1]
+    os.truncate(path, len(whole))
+    records = [json.loads(line) for line in whole.splitlines()]
+    for record in records:
+        del record["key"]
+    return records
 
 
 class _Draw(lp.LogitsProcessor):
     """Leaves one token to each row: the first whose cumulative probability exceeds the row's uniform number."""
 
-    def __init__(self, jobs: list[_Job], settings: SamplingSettings, device: torch.device):
+    def __init__(self, jobs, settings, prompts):
         draws = []
-        for job in jobs:
-            number = (job.record["prompt"] << 32) + job.record["sample"]
+        for _, record in jobs:
+            number = (record["prompt"] << 32) + record["sample"]
             philox = np.random.Philox(key=np.array([settings.seed, number], np.uint64))
             draws.append(np.random.Generator(philox).random(settings.max_new_tokens))
-        self.draws = torch.from_numpy(np.stack(draws)).to(device)  # (B, max_new_tokens)
-        self.prompt_length = max(len(job.ids) for job in jobs)
+        self.draws = torch.from_numpy(np.stack(draws)).to(prompts.device)  # (B, max_new_tokens)
+        self.prompt_length = prompts.shape[1]
         self.warpers = lp.LogitsProcessorList()
-        self.warpers.append(lp.TemperatureLogitsWarper(settings.temperature))
-        if settings.top_k is not None:
-            self.warpers.append(lp.TopKLogitsWarper(settings.top_k))
-        if settings.top_p is not None:
-            self.warpers.append(lp.TopPLogitsWarper(settings.top_p))
+        for warper, value in (
+            (lp.TemperatureLogitsWarper, settings.temperature),
+            (lp.TopKLogitsWarper, settings.top_k),
+            (lp.TopPLogitsWarper, settings.top_p),
+        ):
+            if value is not None:
+                self.warpers.append(warper(value))
 
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+    def __call__(self, input_ids, scores):
         # in float64, since a vocabulary has many small probabilities to add up
         cumulative = self.warpers(input_ids, scores.double()).softmax(-1).cumsum(-1)  # (B, V)
         step = input_ids.shape[1] - self.prompt_length
@@ -201,17 +221,12 @@ class _Draw(lp.LogitsProcessor):
         return torch.full_like(scores, -torch.inf).scatter(1, token, 0.0)
 
 
-def _generate(
-    model: PreTrainedModel | PeftModel,
-    renderer: Renderer,
-    jobs: list[_Job],
-    settings: SamplingSettings,
-) -> dict[str, dict]:
-    """The records of some jobs by key."""
+def _generate(model, renderer, jobs, settings) -> list[dict]:
+    """The records of some jobs."""
     tokenizer = renderer.tokenizer
-    prompts = {"input_ids": [job.ids for job in jobs]}
+    prompts = {"input_ids": [ids for ids, _ in jobs]}
     padded = tokenizer.pad(prompts, padding_side="left", return_tensors="pt").to(model.device)
-    stops = stop_ids(model, renderer)
+    stops = renderer.stop_ids(model)
     config = GenerationConfig(
         max_new_tokens=settings.max_new_tokens,
         no_repeat_ngram_size=settings.no_repeat_ngram_size or 0,
@@ -219,18 +234,15 @@ def _generate(
         pad_token_id=tokenizer.pad_token_id,
         do_sample=False,
     )
-    processors = lp.LogitsProcessorList()
-    if settings.temperature > 0:
-        processors.append(_Draw(jobs, settings, model.device))
-    # In place of the model's own, which would fill what ours leaves open: a repetition penalty, say.
+    draw = [_Draw(jobs, settings, padded["input_ids"])] if settings.temperature > 0 else []
+    # in place of the model's own, which would fill what ours leaves open: a repetition penalty, say
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     with patch.object(base, "generation_config", config):
-        output = model.generate(**padded, logits_processor=processors)
-    records = {}
+        output = model.generate(**padded, logits_processor=draw)
+    records = []
     completions = output[:, padded["input_ids"].shape[1] :].tolist()
-    for job, ids in zip(jobs, completions, strict=True):
+    for (_, record), ids in zip(jobs, completions, strict=True):
         text, stop = renderer.read(ids, stops)
         n_tokens = len(ids) if stop is None else stop + 1
-        drawn = {"text": text, "tokens": n_tokens, "finished": stop is not None}
-        records[job.key] = job.record | drawn
+        records.append(record | {"text": text, "tokens": n_tokens, "finished": stop is not None})
     return records

@@ -1,17 +1,17 @@
 """Scoring the tokens of prepared examples."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from itertools import repeat
 
 import torch
+import torch.nn.functional as F
 from peft import PeftModel
-from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..data.tokens import tag_ids
 from ..objective.format_reward import expected_format_reward, find_completions
 from ..objective.forward import HeadForward
-from ..objective.head import head_log_probs
 from ..training.collator import Collator
 
 _ROWS = 128  # tokens whose logits exist at a time
@@ -19,7 +19,7 @@ _TOP = 5  # alternatives to each token
 
 
 @contextmanager
-def eval_mode(model: nn.Module) -> Iterator[None]:
+def eval_mode(model) -> Iterator[None]:
     """Within, the model does not train; then it is in the mode in which it was, whatever happened."""
     was_training = model.training
     model.eval()
@@ -30,9 +30,7 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
 
 
 @torch.no_grad()
-def tagged_log_probs(
-    forward: HeadForward, model: nn.Module, pad_token_id: int, examples: list[dict]
-) -> Tensor:
+def tagged_log_probs(forward: HeadForward, model, pad_token_id, examples) -> torch.Tensor:
     """The log-probabilities of the tokens in examples' `tags`: (B, T), 0 for all other tokens."""
     batch = Collator(pad_token_id)(examples)
     positions = torch.zeros_like(batch["input_ids"], dtype=torch.bool)
@@ -45,17 +43,16 @@ def tagged_log_probs(
 
 
 def score(
-    model: PreTrainedModel | PeftModel,
+    model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     examples: Sequence[dict],
     *,
     kl: bool = False,
-    ref_model: PreTrainedModel | PeftModel | None = None,
 ) -> list[dict]:
     """What a model makes of each token of prepared examples, one by one and without a gradient on the model.
 
     Args:
-        kl: also the KL to a reference: `ref_model`, or `model` with its adapters switched off.
+        kl: also the KL to the model with its adapters switched off.
 
     Returns:
         For each example: `log_probs` (T,) of its tokens; `tags` (2, T), the probabilities of the open and the close
@@ -65,8 +62,7 @@ def score(
         `top_log_probs` (T, 5), the most likely tokens; with `kl`, `kl` (T,), KL(p_ref || p) in nats. Values at
         position 0 are 0.
 
-    Raises ValueError for a KL of a model that has neither adapters nor a reference, or for a model whose head the
-    objective cannot read.
+    Raises ValueError for a KL of a model without adapters, or for a model whose head the objective cannot read.
 
     >>> model, tokenizer = bt.load_model("tiny")
     >>> examples = bt.prepare(bt.load_rows("tiny/teacher")[:1], tokenizer)
@@ -75,70 +71,70 @@ def score(
     >>> len(values["log_probs"]) == len(examples[0]["input_ids"]), float(values["log_probs"][0])
     (True, 0.0)
     """
-    if kl and ref_model is None and not isinstance(model, PeftModel):
-        raise ValueError("kl=True needs a reference: a model with adapters, or ref_model=...")
+    if kl and not isinstance(model, PeftModel):
+        raise ValueError("kl=True needs a reference: a model with adapters")
     ids = tag_ids(tokenizer)
     collate = Collator(tokenizer.pad_token_id)
     scores = []
     with eval_mode(model):
         forward = HeadForward(model, ids)
-        ref_forward = None if ref_model is None else HeadForward(ref_model.eval(), ids)
         for example in examples:
             batch = {name: value.to(model.device) for name, value in collate([example]).items()}
-            positions = torch.ones_like(batch["input_ids"], dtype=torch.bool)
-            positions[:, 0] = False  # nothing predicts the first token
-            hidden = forward.hidden(model, batch, positions)
-            reference = {}
-            if kl and ref_model is not None:
-                reference["ref_hidden"] = ref_forward.hidden(ref_model, batch, positions)
-                reference["ref_head"] = ref_forward.head
-            elif kl:
-                with model.disable_adapter():
-                    reference["ref_hidden"] = forward.hidden(model, batch, positions)
-            values = _token_values(forward, hidden, batch["input_ids"][0, 1:], reference)
-            values |= _format_values(values.pop("log_tags"), batch, ids)
+            references = repeat(None)
+            if kl:
+                references = _log_probs(forward, model, batch, model.disable_adapter)
+            values = _token_values(_log_probs(forward, model, batch), references, batch, ids)
+            values |= _format_values(values.pop("log_tags"), find_completions(batch, ids))
             scores.append({name: value.cpu().numpy() for name, value in values.items()})
             scores[-1]["expected_reward"] = float(scores[-1]["expected_reward"])
     return scores
 
 
 @torch.no_grad()
-def _token_values(
-    forward: HeadForward, hidden: Tensor, labels: Tensor, reference: dict
-) -> dict[str, Tensor]:
-    """(T, ...) values of each token, from the T - 1 hidden states before tokens; 0 for the first token."""
-    form = {"softcap": forward.softcap, "scale": forward.scale}
-    output = head_log_probs(hidden, forward.head, labels, forward.tag_ids, **form, **reference)
-    ranks = []
-    tops = []
-    for rows, label in zip(hidden.split(_ROWS), labels.split(_ROWS), strict=True):
-        log_probs = forward.logits(rows).log_softmax(-1)
-        ranks.append((log_probs > log_probs.gather(-1, label[:, None])).sum(-1) + 1)
-        tops.append(log_probs.topk(_TOP))
-    values = {
-        "log_probs": output.log_probs,
-        "log_tags": output.log_tags.T,
-        "rank": torch.cat(ranks),
-        "top_ids": torch.cat([top.indices for top in tops]),
-        "top_log_probs": torch.cat([top.values for top in tops]),
-    }
-    if output.kl is not None:
-        values["kl"] = output.kl
-    return {name: torch.cat([torch.zeros_like(x[:1]), x]) for name, x in values.items()}
+def _log_probs(forward, model, batch, switched=nullcontext) -> Iterator[torch.Tensor]:
+    """(_ROWS, V) of the tokens but the first, which nothing predicts; finite also where a model forbids some."""
+    positions = torch.ones_like(batch["input_ids"], dtype=torch.bool)
+    positions[:, 0] = False
+    with switched():
+        hidden = forward.hidden(model, batch, positions)
+    for rows in hidden.split(_ROWS):
+        with switched():
+            log_probs = forward.logits(rows).double().log_softmax(-1)
+        yield log_probs.clamp(min=torch.finfo(log_probs.dtype).min)
 
 
-def _format_values(
-    log_tags: Tensor, batch: dict[str, Tensor], ids: tuple[int, int]
-) -> dict[str, Tensor]:
+def _token_values(pieces, references, batch, ids) -> dict[str, torch.Tensor]:
+    """(T, ...) values of each token, from log-probabilities in pieces; 0 for the first token."""
+    values = []
+    labels = batch["input_ids"][0, 1:, None].split(_ROWS)
+    for label, log_probs, reference in zip(labels, pieces, references, strict=False):
+        own = log_probs.gather(-1, label)
+        others = log_probs.index_fill(-1, label.new_tensor(ids), -torch.inf).logsumexp(-1)
+        top = log_probs.topk(_TOP)
+        piece = {
+            "log_probs": own[:, 0],
+            "log_tags": torch.cat([log_probs[:, list(ids)], others[:, None]], -1),
+            "rank": (log_probs > own).sum(-1) + 1,
+            "top_ids": top.indices,
+            "top_log_probs": top.values,
+        }
+        if reference is not None:
+            kl = F.kl_div(log_probs, reference, reduction="none", log_target=True)
+            piece["kl"] = kl.sum(-1)
+        values.append(piece)
+    columns = {name: torch.cat([piece[name] for piece in values]) for name in values[0]}
+    return {name: torch.cat([torch.zeros_like(x[:1]), x]) for name, x in columns.items()}
+
+
+def _format_values(log_tags, completions) -> dict[str, torch.Tensor]:
     """What the format term makes of (T, 3) log-probabilities of open tag, close tag and anything else."""
     logits = log_tags.T[:, None].clone().requires_grad_()
     reward = logits.new_ones(1)
     pull = torch.zeros_like(logits)
-    completions = find_completions(batch, ids)
     if completions:
         reward = expected_format_reward(logits.log_softmax(0), completions, 1)
         (pull,) = torch.autograd.grad(reward.sum(), logits)
-    tags = log_tags[:, :2].T.exp().float()
+    tags = log_tags[:, :2].T.exp()
     tags[:, 0] = 0
-    pull = pull[:, 0].abs().sum(0).float() / 2
+    pull = pull[:, 0].abs().sum(0) / 2
     return {"tags": tags, "expected_reward": reward.sum().detach(), "format_pull": pull}

@@ -71,48 +71,7 @@ def evaluate(
     {'accuracy': 0.75, 'unique thoughts': 0.75, 'different right thoughts': 0.5}
     """
     if text_scores and references is None:
-        raise ValueError("text_scores compares answers with references, and there are none")
-    _check_counts(samples, references)
-    frame = _parsed(samples)
-    if way_of is not None:
-        frame["way"] = frame["thought"].map(way_of).astype(object)
-    if references is not None:
-        frame = frame.join(_judged(frame, references, answer))
-    if training is not None:
-        frame["copied"] = copied_ngrams(list(frame["thought"]), training)
-
-    groups = [group for _, group in frame.groupby("prompt")]
-    values = _columns([_prompt_values(group) for group in groups])
-    intervals = {name: interval(column) for name, column in values.items()}
-    metrics = {name: found for name, found in intervals.items() if found is not None}
-    if text_scores:
-        answers = [list(group["answer"]) for group in groups]
-        metrics |= {"bleu": bleu(answers, references)} | rouge(answers, references)
-    ways = {} if way_of is None else frame["way"].fillna("other").value_counts().to_dict()
-    return {
-        "metrics": metrics,
-        "values": values,
-        "problems": frame["problem"].value_counts().to_dict(),
-        "ways": ways,
-        "unparsed": None if references is None else int(frame["right"].isna().sum()),
-        "prompts": len(groups),
-        "samples": len(samples),
-    }
-
-
-def _parsed(samples: list[dict]) -> pd.DataFrame:
-    """A row for each sample, in order, with its thought, answer and problem."""
-    frame = pd.DataFrame(samples).sort_values(["prompt", "sample"], ignore_index=True)
-    texts = zip(frame["text"], frame["prefilled"], frame["finished"], strict=True)
-    parsed = [parse(text, prefilled=opened, finished=ended) for text, opened, ended in texts]
-    frame = frame.join(pd.DataFrame(parsed))
-    # the thoughts that count as different: those of completions that keep the format
-    folded = frame["thought"].map(lambda thought: " ".join(thought.split()))
-    frame["kept thought"] = folded.where(frame["problem"].isna())
-    return frame
-
-
-def _check_counts(samples: list[dict], references: Sequence[str] | None) -> None:
+        raise ValueError("text_scores needs references, and there are none")
     counts = Counter(record["prompt"] for record in samples)
     sizes = sorted(set(counts.values()))
     if len(sizes) != 1:
@@ -121,17 +80,50 @@ def _check_counts(samples: list[dict], references: Sequence[str] | None) -> None
         raise ValueError(
             f"got {len(references)} references for {len(counts)} prompts up to number {max(counts)}"
         )
+    rights = None
+    if references is not None:
+        rights = [right_answer(str(reference), answer) for reference in references]
+    rows = [_row(record, way_of, rights) for record in samples]
+    # as objects: pandas' own strings cannot hold half a character
+    frame = pd.DataFrame(rows, dtype=object).sort_values(["prompt", "sample"])
+    if training is not None:
+        frame["copied"] = pd.Series(copied_ngrams(frame["thought"], training), frame.index, float)
+
+    groups = [group for _, group in frame.groupby("prompt")]
+    rows = [_prompt_values(group) for group in groups]
+    values = {
+        name: [None if pd.isna(row[name]) else float(row[name]) for row in rows] for name in rows[0]
+    }
+    intervals = {name: interval(column) for name, column in values.items()}
+    metrics = {name: found for name, found in intervals.items() if found is not None}
+    if text_scores:
+        answers = [list(group["answer"]) for group in groups]
+        metrics |= {"bleu": bleu(answers, references)} | rouge(answers, references)
+    return {
+        "metrics": metrics,
+        "values": values,
+        "problems": frame["problem"].value_counts().to_dict(),
+        "ways": {} if way_of is None else frame["way"].fillna("other").value_counts().to_dict(),
+        "unparsed": None if references is None else int(frame["right"].isna().sum()),
+        "prompts": len(groups),
+        "samples": len(samples),
+    }
 
 
-def _judged(frame: pd.DataFrame, references: Sequence[str], how: str) -> pd.DataFrame:
-    """Of each sample whether it is `right`, None where that cannot be told, and its `vote` in the majority."""
-    wanted = [right_answer(str(reference), how) for reference in references]
-    rows = []
-    for prompt, answer in zip(frame["prompt"], frame["answer"], strict=True):
-        value = extract(answer, wanted[prompt].how)
-        right = compare(value, wanted[prompt].value)
-        rows.append({"right": right, "vote": _RIGHT if right else value})
-    return pd.DataFrame(rows, dtype=object)
+def _row(record, way_of, rights) -> dict:
+    """A sample with its thought, answer and problem, its way of thinking, and what is told of its answer."""
+    parsed = parse(record["text"], prefilled=record["prefilled"], finished=record["finished"])
+    row = record | vars(parsed)
+    # the thoughts that count as different: those of completions that keep the format
+    row["kept thought"] = None if parsed.problem else " ".join(parsed.thought.split())
+    if way_of is not None:
+        row["way"] = way_of(parsed.thought)
+    if rights is not None:
+        right = rights[record["prompt"]]
+        value = extract(parsed.answer, right.how)
+        row["right"] = compare(value, right.value)  # None where that cannot be told
+        row["vote"] = _RIGHT if row["right"] else value
+    return row
 
 
 def _prompt_values(group: pd.DataFrame) -> dict[str, float | None]:
@@ -158,15 +150,8 @@ def _prompt_values(group: pd.DataFrame) -> dict[str, float | None]:
         if "way" in group:
             values["right ways"] = right["way"].nunique()
     if "copied" in group:
-        copied = group["copied"].dropna()
-        values["training 4-grams"] = copied.mean() if len(copied) else None
+        values["training 4-grams"] = group["copied"].mean()
     return values
-
-
-def _columns(rows: list[dict[str, float | None]]) -> dict[str, list[float | None]]:
-    return {
-        name: [None if row[name] is None else float(row[name]) for row in rows] for name in rows[0]
-    }
 
 
 def references_of(rows: Sequence[dict | str], how: str = "auto") -> list[str] | None:
@@ -185,13 +170,13 @@ def references_of(rows: Sequence[dict | str], how: str = "auto") -> list[str] | 
                 right_answer(answers[-1], how)
         except ValueError as error:
             raise RowError(str(error), source=source, row=i) from None
-    absent = answers.count(None)
-    if 0 < absent < len(answers):
+    n_absent = answers.count(None)
+    if 0 < n_absent < len(answers):
+        first = answers.index(None)
         raise ValueError(
-            f"{source}: {absent} of {len(answers)} rows have no answer, the first is row {answers.index(None)}; "
-            "give all rows an answer, or none"
+            f"{source}: {n_absent} of {len(answers)} rows have no answer, the first is row {first}"
         )
-    return None if absent else answers
+    return None if n_absent else answers
 
 
 def table(summaries: dict[str, dict]) -> pd.DataFrame:

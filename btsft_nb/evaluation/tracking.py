@@ -4,14 +4,13 @@ import json
 import math
 import time
 import weakref
-from abc import ABC, abstractmethod
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from numbers import Integral
 from pathlib import Path
+from statistics import fmean
 
-from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback
+from transformers import PreTrainedTokenizerBase, TrainerCallback
 
 from ..checks import check_number
 from ..data.render import Renderer
@@ -22,7 +21,7 @@ from .scoring import eval_mode, tagged_log_probs
 from .summary import evaluate, references_of
 
 
-class Probe(TrainerCallback, ABC):
+class Probe(TrainerCallback):
     """Measures the model before the first step, at chosen steps and after the last one; the base of the trackers.
 
     The records of a measurement, each with its `step`, are added to `records` and to a file of the run folder, one
@@ -34,23 +33,24 @@ class Probe(TrainerCallback, ABC):
     that is stopped before its last step ends with what was measured at the chosen ones.
 
     Args:
-        every: measure every so many steps; or "log", after steps 1, 2, 4, 8 and so on.
+        every: measure every so many steps.
 
     Every process runs the model, since it may be sharded over them, and only the main one writes.
+
+    A subclass has `file` and `_measure(trainer, model)`, which returns the records without their step, and the means.
 
     Raises ValueError for two of a kind in one trainer, or a trainer that is not a BTSFTTrainer.
     """
 
     file: str
-    _trainer: Callable[[], Trainer] | None = None
+    _trainer = None
 
-    def __init__(self, every: int | str):
-        if every != "log":
-            check_number("every", every, 1, math.inf, Integral)
+    def __init__(self, every: int):
+        check_number("every", every, 1, math.inf, Integral)
         self.every = every
         self.records = []
 
-    def attach(self, trainer: Trainer) -> None:
+    def attach(self, trainer):
         """Called by the trainer. Who keeps the records does not thereby keep the trainer, and its model, in memory."""
         self._trainer = weakref.ref(trainer)
         files = [getattr(callback, "file", None) for callback in trainer.callback_handler.callbacks]
@@ -60,42 +60,33 @@ class Probe(TrainerCallback, ABC):
     def on_train_begin(self, args, state, control, model, **kwargs):
         if self._trainer is None:
             raise ValueError(f"{type(self).__name__} needs a BTSFTTrainer to log to")
-        path = Path(args.output_dir, self.file)
-        before = read_lines(path) if state.global_step else []  # where it is resumed
+        before = read_lines(Path(args.output_dir, self.file)) if state.global_step else []
         self.records = [record for record in before if record["step"] <= state.global_step]
-        if state.is_world_process_zero:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write(path, _lines(self.records))  # whole: other processes may be reading it
         if not state.global_step:
-            self._record(path, state, control, model)
+            self._record(args, state, control, model)
 
     def on_step_end(self, args, state, control, model, **kwargs):
         step = state.global_step
-        is_power_of_two = step & (step - 1) == 0
-        is_chosen = is_power_of_two if self.every == "log" else step % self.every == 0
-        if is_chosen or step >= state.max_steps:
-            self._record(Path(args.output_dir, self.file), state, control, model)
+        if step % self.every == 0 or step >= state.max_steps:
+            self._record(args, state, control, model)
 
-    def _record(self, path: Path, state, control, model) -> None:
+    def _record(self, args, state, control, model):
         start = time.perf_counter()
         trainer = self._trainer()
         with eval_mode(model):
             records, means = self._measure(trainer, model)
-        records = [{"step": state.global_step, **record} for record in records]
-        self.records += records
+        self.records += [{"step": state.global_step, **record} for record in records]
+        path = Path(args.output_dir, self.file)
         if state.is_world_process_zero:
-            with path.open("a", encoding="utf-8") as file:
-                file.write(_lines(records))
+            path.parent.mkdir(parents=True, exist_ok=True)
+            # whole: it may hold records of steps that are trained anew
+            write(path, "".join(json.dumps(record) + "\n" for record in self.records))
         # Trainer takes any log for the one that was due at this step
         was_due = control.should_log
-        trainer.log({f"eval_{path.stem}/{name}": float(value) for name, value in means.items()})
+        trainer.log({f"eval_{path.stem}/{name}": value for name, value in means.items()})
         control.should_log = was_due
         if trainer.throughput:  # its clock runs
             trainer.throughput.pause(time.perf_counter() - start)
-
-    @abstractmethod
-    def _measure(self, trainer: Trainer, model) -> tuple[list[dict], dict[str, float]]:
-        """The records, without their step, and the means to log."""
 
 
 class TrackLogProbs(Probe):
@@ -123,30 +114,26 @@ class TrackLogProbs(Probe):
     file = "log_probs.jsonl"
 
     def __init__(
-        self, examples: Sequence[dict], tokenizer: PreTrainedTokenizerBase, every: int | str = 10
+        self, examples: Sequence[dict], tokenizer: PreTrainedTokenizerBase, every: int = 10
     ):
         super().__init__(every)
         self.examples = [example for example in examples if example["tags"]]
         if not self.examples:
-            raise ValueError(
-                "no example has a tagged stretch; give blocks or spans of theirs a tag"
-            )
+            raise ValueError("no example has a tagged stretch; give blocks or spans a tag")
         self.pad_token_id = tokenizer.pad_token_id
 
-    def _measure(self, trainer: Trainer, model) -> tuple[list[dict], dict[str, float]]:
+    def _measure(self, trainer, model):
         records = []
-        sums = Counter()
-        counts = Counter()
+        tokens = defaultdict(list)
         for example in self.examples:
             values = tagged_log_probs(trainer.head_forward, model, self.pad_token_id, [example])[0]
             for span in example["tags"]:
                 tag = span["tag"]
-                log_probs = values[max(span["start"], 1) : span["stop"]]
-                record = {"id": example["id"], "tag": tag, "log_prob": log_probs.sum().item()}
+                log_probs = values[max(span["start"], 1) : span["stop"]].tolist()
+                record = {"id": example["id"], "tag": tag, "log_prob": math.fsum(log_probs)}
                 records.append(record | {"tokens": len(log_probs)})
-                sums[tag] += records[-1]["log_prob"]
-                counts[tag] += len(log_probs)
-        return records, {tag: sums[tag] / counts[tag] for tag in counts if counts[tag]}
+                tokens[tag] += log_probs
+        return records, {tag: fmean(log_probs) for tag, log_probs in tokens.items() if log_probs}
 
 
 class TrackSamples(Probe):
@@ -158,15 +145,15 @@ class TrackSamples(Probe):
     with `every=50`, or a divisor of it.
 
     Args:
-        prompts: as for `sample`.
-        references: the right answer of each prompt; by default the field `answer` of the rows. Where no prompt has
-            one, what needs no reference is logged.
+        prompts: as for `sample`. The right answer is their field `answer`; where none has one, what needs no answer
+            is logged.
         way_of, answer, text_scores: as for `evaluate`.
         sampling: n (4 by default), max_new_tokens, temperature and so on, as for `sample`.
 
     Raises:
-        RowError: a malformed prompt or reference.
-        ValueError: no prompts, references for some of them only or that cannot be read, or a setting out of its range.
+        RowError: a malformed prompt or answer.
+        ValueError: no prompts, answers for some of them only, or a setting out of its range; at the first measurement,
+            `text_scores` without answers.
 
     >>> prompts = bt.load_rows("tiny/test")[:20]
     >>> track = bt.TrackSamples(prompts, bt.load_tokenizer("tiny"), every=50, max_new_tokens=96)
@@ -179,9 +166,8 @@ class TrackSamples(Probe):
         self,
         prompts: Sequence[dict | str],
         tokenizer: PreTrainedTokenizerBase,
-        references: Sequence[str] | None = None,
         *,
-        every: int | str = 50,
+        every: int = 50,
         way_of: Callable[[str], str | None] | None = None,
         answer: str = "auto",
         text_scores: bool = False,
@@ -190,23 +176,16 @@ class TrackSamples(Probe):
         super().__init__(every)
         if not prompts:
             raise ValueError("no prompts to sample")
-        if references is not None and len(references) != len(prompts):
-            raise ValueError(f"{len(references)} references for {len(prompts)} prompts")
-        rows = prompts if references is None else [{"answer": right} for right in references]
         self.prompts = prompts
         self.tokenizer = tokenizer
-        self.references = references_of(rows, answer)
-        if text_scores and self.references is None:
-            raise ValueError("text_scores needs references, and no prompt has one")
-        self.sampling = SamplingSettings(**{"n": 4, **sampling})
+        self.references = references_of(prompts, answer)
+        self.sampling = {"n": 4, **sampling}
         self.options = {"way_of": way_of, "answer": answer, "text_scores": text_scores}
-        sampling_jobs(
-            Renderer(tokenizer), prompts, self.sampling
-        )  # so that errors come before the run
+        # so that errors come before the run
+        sampling_jobs(Renderer(tokenizer), prompts, SamplingSettings(**self.sampling))
 
-    def _measure(self, trainer: Trainer, model) -> tuple[list[dict], dict[str, float]]:
-        sampling = asdict(self.sampling)
-        records = sample(model, self.tokenizer, self.prompts, progress=False, **sampling)
+    def _measure(self, trainer, model):
+        records = sample(model, self.tokenizer, self.prompts, progress=False, **self.sampling)
         metrics = evaluate(records, self.references, **self.options)["metrics"]
         return records, {name: metric["value"] for name, metric in metrics.items()}
 
@@ -231,7 +210,7 @@ class TrackChoices(Probe):
     file = "choices.jsonl"
 
     def __init__(
-        self, questions: Sequence[dict], tokenizer: PreTrainedTokenizerBase, every: int | str = 50
+        self, questions: Sequence[dict], tokenizer: PreTrainedTokenizerBase, every: int = 50
     ):
         super().__init__(every)
         self.questions = render_questions(tokenizer, questions)
@@ -239,19 +218,13 @@ class TrackChoices(Probe):
             raise ValueError("no questions to ask")
         self.pad_token_id = tokenizer.pad_token_id
 
-    def _measure(self, trainer: Trainer, model) -> tuple[list[dict], dict[str, float]]:
-        names = {"accuracy": "correct_raw", "accuracy_normalised": "correct_normalised"}
+    def _measure(self, trainer, model):
+        fields = {"accuracy": "correct_raw", "accuracy_normalised": "correct_normalised"}
         try:
-            records = answer_questions(
-                trainer.head_forward, model, self.pad_token_id, self.questions
-            )
+            forward = trainer.head_forward
+            records = answer_questions(forward, model, self.pad_token_id, self.questions)
         except FloatingPointError:
-            return [], dict.fromkeys(names, math.nan)
+            return [], dict.fromkeys(fields, math.nan)
         return records, {
-            name: sum(record[field] for record in records) / len(records)
-            for name, field in names.items()
+            name: fmean(record[field] for record in records) for name, field in fields.items()
         }
-
-
-def _lines(records: list[dict]) -> str:
-    return "".join(json.dumps(record) + "\n" for record in records)
