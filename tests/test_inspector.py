@@ -295,15 +295,15 @@ def test_edits_set_weights_but_not_those_of_the_prompt(tiny_tokenizer, example):
 
 def test_an_edited_example_trains_as_it_is(row, tmp_path):
     """A data set of it gives the trainer the ids, the draws and the weights that were set."""
-    model, tokenizer = bt.load_model("tiny")
+    model, tokenizer = bt.load_model("tiny", qlora=True)
     (example,) = prepare([row], tokenizer)
     inspector = TokenInspector(example, tokenizer, editable=True)
     n = len(example["weights"])
     inspector.edits = [[0, n - 3, n, -2.0]]
-    config = bt.BTSFTConfig(str(tmp_path), per_device_train_batch_size=1)
     edited = datasets.Dataset.from_list([inspector.example])
+    config = bt.BTSFTConfig(str(tmp_path))
     trainer = bt.BTSFTTrainer(model, config, edited, processing_class=tokenizer)
-    (batch,) = trainer.get_train_dataloader()
+    batch = trainer.data_collator([trainer.train_dataset[0]])
     assert batch["weights"][0].tolist() == inspector.example["weights"] != example["weights"]
     assert batch["input_ids"][0].tolist() == example["input_ids"]
     assert trainer.blur(batch)[0].tolist() == inspector.blurred.tolist()

@@ -1,22 +1,22 @@
 """The inspector in a real browser: on a page without Python, in JupyterLab 4, Notebook 7 and marimo."""
 
 import copy
+import itertools
 import json
 import pickle
 import re
-import subprocess
-import sys
 
-import nbformat
 import numpy as np
 import pytest
 from browser import assert_quiet, open_notebook, screenshot
+from nbconvert import HTMLExporter
 from nbformat.v4 import new_code_cell, new_notebook, new_output
 from payloads import PAYLOADS
 
 import btsft_nb as bt
 from btsft_nb import BTSFTConfig, BTSFTTrainer, TokenInspector, prepare
 from btsft_nb.views.inspector_data import VIEWS
+from btsft_nb.views.static_view import static_view
 
 WORDS = [
     "so",
@@ -113,10 +113,10 @@ def test_the_browser_blurs_what_the_trainer_blurs(request, show, tmp_path, name)
     The first threshold is one that no slider reaches, and the last epoch the one that the page was made in.
     """
     tokenizer, rng = request.getfixturevalue(name), np.random.default_rng(1)
-    examples, seen = prepare(rows(12), tokenizer), 0
+    examples, seen = prepare(rows(5), tokenizer), 0
     model, _ = bt.load_model("tiny")
     model.resize_token_embeddings(len(tokenizer))
-    for number in range(12):
+    for number in range(5):
         seed, keep_first = int(rng.integers(0, 2**32)), int(rng.integers(0, 4))
         config = BTSFTConfig(
             str(tmp_path / "run"), anchor=0, seed=42, keep_first=keep_first, use_cpu=True
@@ -155,28 +155,20 @@ def test_the_browser_blurs_what_the_trainer_blurs(request, show, tmp_path, name)
                 unit,
             )
             seen += batch["blurred"].sum().item()
-    assert seen > 500
+    assert seen > 200
     assert_quiet(page)
 
 
-@pytest.mark.parametrize("view", [view for view in VIEWS if view != "kind"])
-def test_the_browser_shows_python_s_numbers(show, examples, scores, tiny_tokenizer, view):
+def test_the_browser_shows_python_s_numbers(show, examples, scores, tiny_tokenizer):
     """Every token of every view, at two settings of the dials."""
     one, two = examples[0], scores[0]
-    inspector = TokenInspector(
-        one, tiny_tokenizer, score=two, compare=scored(one, 9), view=view, keep_first=1
-    )
+    inspector = TokenInspector(one, tiny_tokenizer, score=two, compare=scored(one, 9), keep_first=1)
     page = show(inspector)
-    for threshold, epoch, unit, beta in ((0.5, 0, "token", 0.5), (0.8, 3, "word", 1.7)):
-        inspector.threshold, inspector.epoch, inspector.unit, inspector.beta = (
-            threshold,
-            epoch,
-            unit,
-            beta,
-        )
-        said = [
-            number for _, number, _ in page.evaluate(TURN, [view, threshold, epoch, unit, beta])
-        ]
+    settings = ((0.5, 0, "token", 0.5), (0.8, 3, "word", 1.7))
+    for view, dials in itertools.product([view for view in VIEWS if view != "kind"], settings):
+        inspector.view = view
+        inspector.threshold, inspector.epoch, inspector.unit, inspector.beta = dials
+        said = [number for _, number, _ in page.evaluate(TURN, [view, *dials])]
         values = inspector.values()
         for i, text in enumerate(said):
             value = values[..., i] * (1000 if view == "gradient" else 1)
@@ -344,29 +336,18 @@ def test_a_set_is_stepped_through_and_an_example_searched(show, examples, tiny_t
 def test_what_is_seen_is_told_without_colour(show, examples, scores, tiny_tokenizer):
     """Kinds by their lines, blur by a stroke, values by bars and numbers; the legend counts."""
     page = show(TokenInspector(examples[0], tiny_tokenizer, score=scores[0], threshold=0.5))
-    kinds, lines = np.array(examples[0]["kinds"]), []
-    for i in range(len(kinds)):
-        style = (
-            page.locator(".t")
-            .nth(i)
-            .evaluate("t => [getComputedStyle(t).borderBottomStyle, t.textContent]")
-        )
-        lines.append(style[0])
-    assert [
-        len({line for line, kind in zip(lines, kinds, strict=True) if kind == k}) for k in range(4)
-    ] == [1] * 4
+    kinds, tokens = np.array(examples[0]["kinds"]), page.locator(".t")
+    lines = tokens.evaluate_all("ts => ts.map(t => getComputedStyle(t).borderBottomStyle)")
+    assert [len({lines[i] for i in np.flatnonzero(kinds == k)}) for k in range(4)] == [1] * 4
     assert len(set(lines)) == 4
-    struck = "t => getComputedStyle(t.firstChild).textDecorationLine"
-    for token in page.locator(".t").all():
-        blurred = "blurred" in token.get_attribute("class")
-        assert (token.evaluate(struck) == "line-through") == blurred
+    struck = "ts => ts.map(t => getComputedStyle(t.firstChild).textDecorationLine)"
+    is_struck = [line == "line-through" for line in tokens.evaluate_all(struck)]
+    assert is_struck == tokens.evaluate_all(BLURRED) and any(is_struck)
     legend = page.locator(".legend").inner_text()
     for kind, name in enumerate(("prompt", "tag", "think", "answer")):
         assert f"{name} {(kinds == kind).sum()}" in legend
     page.get_by_label("view", exact=True).select_option("loss")
-    bars = [
-        token.evaluate("t => getComputedStyle(t).boxShadow") for token in page.locator(".t").all()
-    ]
+    bars = tokens.evaluate_all("ts => ts.map(t => getComputedStyle(t).boxShadow)")
     assert len(set(bars)) > 3
 
 
@@ -391,8 +372,8 @@ def test_the_strip_has_the_tags_where_the_data_has_them(show, examples, scores, 
 
 
 def test_long_sequences_are_laid_out_as_they_come_into_sight(show, tiny_tokenizer):
-    """Of 20,000 tokens a page holds some thousand at first; the end, and a text in it, are reached all the same."""
-    rng, n = np.random.default_rng(0), 20_000
+    """Of 8,000 tokens a page holds some thousand at first; the end, and a text in it, are reached all the same."""
+    rng, n = np.random.default_rng(0), 8_000
     ids = rng.integers(5, 300, n).tolist()
     kinds = [0] * 50 + [1] + [2] * (n - 100) + [1] + [3] * 48
     example = {
@@ -405,19 +386,7 @@ def test_long_sequences_are_laid_out_as_they_come_into_sight(show, tiny_tokenize
     inspector = TokenInspector(example, tiny_tokenizer, score=scored(example), threshold=0.3)
     page = show(inspector)
     assert page.locator(".t").count() < 3000
-    times = page.evaluate("""async () => {
-      const root = document.querySelector("[data-lm-suppress-shortcuts]").shadowRoot, times = []
-      for (let k = 1; k < 20; k++) {
-        await new Promise(done => setTimeout(done, 50))
-        const slider = root.querySelector("[aria-label=threshold]"), start = performance.now()
-        slider.value = k / 20
-        slider.dispatchEvent(new Event("input"))
-        root.querySelector(".text").scrollHeight
-        times.push(performance.now() - start)
-      }
-      return times
-    }""")
-    print(f"20,000 tokens: a repaint takes {np.median(times):.1f} ms")
+    page.get_by_label("threshold").fill("0.95")
     inspector.threshold = 0.95
     assert f"{inspector.blurred.sum()} of {n - 100}" in page.locator(".legend").inner_text()
     page.locator(".text").focus()
@@ -522,35 +491,31 @@ def test_hostile_text_on_a_page(show, armed):
     assert_quiet(page)
 
 
-@pytest.mark.parametrize("script", [True, False])
-def test_hostile_text_through_nbconvert(page, tmp_path, armed, script):
-    """The notebook as a page: nothing runs and nothing is asked for but what nbconvert's own template asks for."""
+def test_hostile_text_through_nbconvert(page, tmp_path, armed):
+    """The notebook as a page: nothing runs and nothing is asked for but what nbconvert's own template asks for.
+
+    One of its cells has the script, the other one what stands without.
+    """
     data, _ = armed._repr_mimebundle_()
-    html = data["text/html"] if script else armed._static()
+    shown = [data["text/html"], static_view(armed)]
+    outputs = [new_output("display_data", {"text/html": html}) for html in shown]
     asked = []
-    for name, outputs in (
-        ("bare", []),
-        ("armed", [new_output("display_data", {"text/html": html})]),
+    for name, cells in (
+        ("bare", [new_code_cell("1")]),
+        ("armed", [new_code_cell("1", outputs=[output]) for output in outputs]),
     ):
-        nbformat.write(
-            new_notebook(cells=[new_code_cell("1", outputs=outputs)]), tmp_path / f"{name}.ipynb"
-        )
-        subprocess.run(
-            [sys.executable, "-m", "nbconvert", "--to", "html", name + ".ipynb"],
-            cwd=tmp_path,
-            check=True,
-            capture_output=True,
-        )
+        html, _ = HTMLExporter().from_notebook_node(new_notebook(cells=cells))
+        (tmp_path / f"{name}.html").write_text(html, encoding="utf-8")
         before = len(page.heard.strays)
         page.goto(f"file://{tmp_path / name}.html")
         page.wait_for_timeout(500)
         asked.append(set(page.heard.strays[before:]))
     assert asked[0] == asked[1]
     assert not page.heard.dialogs and page.evaluate("window.PWNED") is None
-    assert (page.locator(".t").count() > 0) == script
     page.evaluate("dispatchEvent(new Event('beforeprint'))")
-    seen = page.locator(".t" if script else "bdi").all_text_contents()
-    assert seen == [text or "\xa0" for text in armed.data["texts"]]
+    for place in (".t", "bdi"):
+        seen = [text.replace("\xa0", "") for text in page.locator(place).all_text_contents()]
+        assert seen == [text.replace("\xa0", "") for text in armed.data["texts"]], place
 
 
 def test_hostile_text_in_an_untrusted_notebook(page, lab, armed):
@@ -569,15 +534,23 @@ def test_hostile_text_in_an_untrusted_notebook(page, lab, armed):
 
 
 def test_hostile_text_in_a_living_widget(page, lab, armed, tmp_path):
-    """The same in a kernel's hands, in a notebook that is trusted: every card is opened, every view is seen."""
+    """The same in a kernel's hands, in a notebook that is trusted: every card is opened, every view is seen.
+
+    A trait that is set in a cell is seen at once.
+    """
     (lab.work / "armed.pkl").write_bytes(
-        pickle.dumps((armed.example, armed._tokenizer, armed._scores))
+        pickle.dumps((armed.example, armed._tokenizer, armed._scores * 2))
     )
     load = "import pickle\nimport btsft_nb as bt\nexample, tokenizer, score = pickle.load(open('armed.pkl', 'rb'))"
-    open_notebook(
-        page, lab, [load, "bt.TokenInspector([example], tokenizer, score=score, editable=True)"]
-    )
+    load += "\ntwo = [{**example, 'id': 'first'}, example]"
+    make = "inspector = bt.TokenInspector(two, tokenizer, score=score, editable=True)"
+    later = "inspector.index, inspector.threshold, inspector.view = 1, 1.0, 'weight'"
+    open_notebook(page, lab, [load, f"{make}\ninspector", later])
+    page.get_by_text("2 of 2").wait_for()
+    assert page.get_by_label("threshold").input_value() == "1"
+    assert page.get_by_label("view", exact=True).input_value() == "weight"
     page.locator(".t").first.wait_for()
+    assert page.locator(".t.blurred").count() > 0
     for view in ("loss", "probability", "gradient", "kind"):
         page.get_by_label("view", exact=True).select_option(view)
     page.locator(".text").focus()
@@ -625,9 +598,7 @@ def told(lab, name: str, wanted, page):
     pytest.fail(f"{name} is {state.get(name)!r}, not {wanted!r}")
 
 
-@pytest.mark.parametrize(
-    ("app", "theme"), [("lab", "light"), ("lab", "dark"), ("notebook", "light")]
-)
+@pytest.mark.parametrize(("app", "theme"), [("lab", "dark"), ("notebook", "light")])
 def test_hands_on_in_a_notebook(page, lab, app, theme):
     """Slider, epoch, unit, keys, edit, undo, next: the kernel follows, and no key reaches the notebook.
 
@@ -679,19 +650,6 @@ def test_hands_on_in_a_notebook(page, lab, app, theme):
         page.locator("[data-lm-suppress-shortcuts]").evaluate("e => e.style.colorScheme") == theme
     )
     assert_quiet(page)
-
-
-def test_python_moves_what_is_shown(page, lab):
-    """A trait that is set in a cell is seen at once."""
-    later = "inspector.index, inspector.threshold, inspector.view = 2, 1.0, 'weight'"
-    open_notebook(page, lab, [*CELLS, later])
-    page.get_by_text("3 of 8").wait_for()
-    assert (
-        page.get_by_label("threshold").input_value() == "1"
-        and page.get_by_label("view", exact=True).input_value() == "weight"
-    )
-    thought = page.locator(".t.blurred").count()
-    assert f"blurred {thought} of {thought} thought" in page.locator(".legend").inner_text()
 
 
 def test_in_marimo(page, open_marimo):

@@ -417,8 +417,8 @@ class Inspector {
     };
     for (let i = first; i < data.kinds.length; i++) {
       if (data.kinds[i] === TAG) bar("place", i - first, 1, 1);
-      bar("open", i - first + 0.08, data.open[i], 0.4);
-      bar(span < 150 ? "close" : "close many", i - first + 0.52, data.close[i], 0.4);
+      bar("open", i - first + 0.08, data.tags[0][i], 0.4);
+      bar(span < 150 ? "close" : "close many", i - first + 0.52, data.tags[1][i], 0.4);
     }
     const name = `probability of the think tags along ${span} tokens`;
     const box = { viewBox: `0 0 ${span} 54`, preserveAspectRatio: "none" };
@@ -464,7 +464,7 @@ class Inspector {
         rows.push([view, long(value(state, i, view))]);
     const [nll, format] = value(state, i, "gradient").map((part) => long(1000 * part));
     rows.push(["gradient", `nll ${nll}, format ${format} ‰`]);
-    rows.push(["p(<think>)", long(data.open[i])], ["p(</think>)", long(data.close[i])]);
+    rows.push(["p(<think>)", long(data.tags[0][i])], ["p(</think>)", long(data.tags[1][i])]);
     data.top[i].forEach((id, rank) => rows.push(
       [rank ? "" : "model says", `${long(data.top_probs[i][rank])}  ${data.names[id]}`]));
     return rows;

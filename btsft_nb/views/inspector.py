@@ -10,7 +10,20 @@ from pathlib import Path
 
 import anywidget
 import numpy as np
-import traitlets
+from traitlets import (
+    Bool,
+    CFloat,
+    CInt,
+    Dict,
+    Enum,
+    Float,
+    Int,
+    List,
+    Tuple,
+    Unicode,
+    observe,
+    validate,
+)
 from transformers import PreTrainedTokenizerBase
 
 from ..objective import BETA, THRESHOLD
@@ -19,7 +32,8 @@ from .inspector_data import VIEWS, ShownExample, check_match
 from .palette import css_variables
 from .static_view import page, static_view, with_script
 
-_PAGE_EPOCHS = range(5)  # whose draws a page has, beside those of the epoch that it was made in
+_PLACE = CInt(min=0)
+_WEIGHT = CFloat(min=-1e6, max=1e6)
 _TOKENS_IN_A_CELL = 4000  # in the HTML of a cell's output; `to_html` with a path holds all
 
 
@@ -38,16 +52,16 @@ class TokenInspector(anywidget.AnyWidget):
             gradient are those of `negative="nll"`.
         threshold, beta, epoch, unit, keep_first, seed: as in training, so that the same tokens are blurred; with
             `resample="never"` epoch 0 stands for all.
-        editable: whether the weight of selected tokens can be set. Prompt and end of turn keep theirs.
+        editable: whether the weight of selected tokens can be set. The prompt keeps its own.
         index: the example to show first.
 
     The traits `threshold`, `beta`, `epoch`, `unit`, `view`, `index`, `selection` ([start, stop] in tokens, or empty)
     and `edits` (a list of [index, start, stop, weight]) follow what is done in the browser, and can be set and
-    observed. `example` has the edited weights; `to_row` makes a data row of it.
+    observed. `example` has the edited weights, and trains as it is: `datasets.Dataset.from_list([inspector.example])`.
 
     Raises:
-        ValueError: for an unknown view, one that lacks its score, scores of other examples, or edits out of range.
-        TraitError: for a dial out of its range.
+        ValueError: for an unknown view, one that lacks its score, scores of other examples, or an index too large.
+        TraitError: for a dial or an edit out of its range.
 
     >>> tokenizer = bt.load_tokenizer("tiny")
     >>> examples = bt.prepare(bt.load_rows("tiny/teacher")[:3], tokenizer)
@@ -63,24 +77,24 @@ class TokenInspector(anywidget.AnyWidget):
     _esm = Path(__file__).with_name("inspector.js")
     _ipython_display_ = None  # that of ipywidgets 7 would hide _repr_mimebundle_
 
-    css = traitlets.Unicode().tag(sync=True)
-    views = traitlets.Dict().tag(sync=True)  # name -> explanation, of those that can be shown
-    count = traitlets.Int().tag(sync=True)
-    index = traitlets.Int(min=0).tag(sync=True)
-    view = traitlets.Unicode().tag(sync=True)
-    threshold = traitlets.Float(min=0, max=1).tag(sync=True)
-    beta = traitlets.Float(min=0, max=1e6).tag(sync=True)
-    epoch = traitlets.Int(min=0, max=2**32 - 1).tag(sync=True)
-    unit = traitlets.Enum(UNITS).tag(sync=True)
-    seed = traitlets.Int(min=0, max=2**32 - 1)
-    keep_first = traitlets.Int(min=0)
-    editable = traitlets.Bool().tag(sync=True)
-    selection = traitlets.List(traitlets.Int(min=0)).tag(sync=True)
-    edits = traitlets.List().tag(sync=True)
+    css = Unicode().tag(sync=True)
+    views = Dict().tag(sync=True)  # name -> explanation, of those that can be shown
+    count = Int().tag(sync=True)
+    index = Int(min=0).tag(sync=True)
+    view = Unicode().tag(sync=True)
+    threshold = Float(min=0, max=1).tag(sync=True)
+    beta = Float(min=0, max=1e6).tag(sync=True)
+    epoch = Int(min=0, max=2**32 - 1).tag(sync=True)
+    unit = Enum(UNITS).tag(sync=True)
+    seed = Int(min=0, max=2**32 - 1)
+    keep_first = Int(min=0)
+    editable = Bool().tag(sync=True)
+    selection = List(Int(min=0)).tag(sync=True)
+    edits = List(Tuple(_PLACE, _PLACE, _PLACE, _WEIGHT)).tag(sync=True)
     # of the example that is shown, as the browser gets them
-    data = traitlets.Dict().tag(sync=True)
-    token_values = traitlets.Dict().tag(sync=True)
-    token_draws = traitlets.List().tag(sync=True)
+    data = Dict().tag(sync=True)
+    token_values = Dict().tag(sync=True)
+    token_draws = List().tag(sync=True)
 
     def __init__(
         self,
@@ -101,11 +115,10 @@ class TokenInspector(anywidget.AnyWidget):
     ):
         self._examples = _listed(examples)
         self._tokenizer = tokenizer
-        self._scores = None
         if not len(self._examples):
             raise ValueError("no example to show")
-        if score is not None:
-            self._scores = self._matched(_listed(score), _listed(compare))
+        self._scores = self._checked("score", score)
+        self._others = self._checked("compare", compare)
         available = {"kind", "blur", *self._at(0).values()}
         super().__init__(
             css=css_variables() + Path(__file__).with_suffix(".css").read_text(encoding="utf-8"),
@@ -123,47 +136,31 @@ class TokenInspector(anywidget.AnyWidget):
         )
         self._follow()
 
-    def _matched(self, scores: Sequence[dict], others: Sequence[dict] | None) -> list[dict]:
-        """The scores, with how much more likely each token is than in the others."""
-        check_match("score", [score["log_probs"] for score in scores], self._examples)
-        if others is None:
-            return list(scores)
-        check_match("compare", [other["log_probs"] for other in others], self._examples)
-        pairs = zip(scores, others, strict=True)
-        return [
-            {**score, "change": np.subtract(score["log_probs"], other["log_probs"])}
-            for score, other in pairs
-        ]
+    def _checked(self, name, scores) -> Sequence[dict | None]:
+        """What was scored of each example, if anything."""
+        if scores is None:
+            return [None] * len(self._examples)
+        scores = _listed(scores)
+        check_match(name, [score["log_probs"] for score in scores], self._examples)
+        return scores
 
-    @traitlets.validate("view")
-    def _check_view(self, proposal: dict) -> str:
+    @validate("view")
+    def _check_view(self, proposal):
         view = proposal["value"]
-        if view not in VIEWS:
-            raise ValueError(f"view must be one of {', '.join(VIEWS)}, got {view!r}")
         if view not in self.views:
-            raise ValueError(f"view={view!r} needs {VIEWS[view].needs}")
+            others = "score=bt.score(..., kl=True) and compare= bring others"
+            raise ValueError(f"view={view!r} is none of {', '.join(self.views)}; {others}")
         return view
 
-    @traitlets.validate("edits")
-    def _check_edits(self, proposal: dict) -> list[list]:
-        edits = []
-        for index, start, stop, weight in proposal["value"]:
-            edit = [int(index), int(start), int(stop), float(weight)]
-            if not (0 <= index < self.count and 0 <= start <= stop and abs(weight) <= 1e6):
-                raise ValueError(f"edits must be [index, start, stop, weight], got {edit}")
-            edits.append(edit)
-        return edits
+    @validate("index")
+    def _check_index(self, proposal):
+        index = proposal["value"]
+        if index >= self.count:
+            raise ValueError(f"index={index}, but there are {self.count} examples")
+        return index
 
-    @traitlets.validate("index")
-    def _check_index(self, proposal: dict) -> int:
-        if proposal["value"] >= len(self._examples):
-            raise ValueError(
-                f"index={proposal['value']}, but there are {len(self._examples)} examples"
-            )
-        return proposal["value"]
-
-    @traitlets.observe("index", "edits", "epoch", "unit", "seed", "keep_first")
-    def _follow(self, change: dict | None = None) -> None:
+    @observe("index", "edits", "epoch", "unit", "seed", "keep_first")
+    def _follow(self, change=None) -> None:
         self._shown = self._at(self.index)
         with self.hold_sync():  # the browser gets all of an example at once
             self.data = self._shown.browser_data()
@@ -173,9 +170,9 @@ class TokenInspector(anywidget.AnyWidget):
                 self.selection = []
 
     def _at(self, index: int) -> ShownExample:
-        score = self._scores[index] if self._scores else None
         edits = [edit[1:] for edit in self.edits if edit[0] == index]
-        return ShownExample(self._examples[index], self._tokenizer, score, edits)
+        scores = (self._scores[index], self._others[index])
+        return ShownExample(self._examples[index], self._tokenizer, *scores, edits)
 
     @property
     def example(self) -> dict:
@@ -219,7 +216,7 @@ class TokenInspector(anywidget.AnyWidget):
         Args:
             path: where to write it as a page that can be sent to a colleague.
         """
-        html = with_script(self._static(), self._state(range(self.count)))
+        html = with_script(static_view(self), self._state(range(self.count)))
         if path is not None:
             Path(path).write_text(page(html, self.data["id"]), encoding="utf-8")
         return html
@@ -227,46 +224,36 @@ class TokenInspector(anywidget.AnyWidget):
     def _repr_mimebundle_(self, **kwargs) -> tuple[dict, dict]:
         """The widget, and the same view for where none can run, with as many examples as fit."""
         data, metadata = super()._repr_mimebundle_(**kwargs)
-        html = self._static(_TOKENS_IN_A_CELL)
+        html = static_view(self, _TOKENS_IN_A_CELL)
         # all examples where they are few and short, else the one that is shown
         for indices in (range(self.count), range(self.index, self.index + 1)):
-            sizes = [len(self._examples[i]["kinds"]) for i in indices[:50]]
+            sizes = (len(self._examples[i]["kinds"]) for i in indices)
             if len(indices) <= 50 and sum(sizes) <= _TOKENS_IN_A_CELL:
                 html = with_script(html, self._state(indices))
                 break
-        return {**data, "text/plain": repr(self), "text/html": html}, metadata
+        return {**data, "text/html": html}, metadata
 
-    def _dials(self) -> dict:
-        names = ("count", "index", "views", "view", "threshold", "beta", "epoch", "unit")
-        return {name: getattr(self, name) for name in names}
-
-    def _state(self, indices: range) -> dict:
+    def _state(self, indices) -> dict:
         """What a page needs to do without Python."""
-        epochs = sorted({*_PAGE_EPOCHS, self.epoch})
+        epochs = sorted({0, 1, 2, 3, 4, self.epoch})
         examples = []
         for index in indices:
             shown = self._at(index)
-            own = {
-                "values": shown.json_values(),
-                "draws": shown.page_draws(self.seed, epochs, self.keep_first, self.threshold),
-            }
-            examples.append(shown.browser_data() | own)
-        state = self._dials() | {"css": self.css, "epochs": epochs, "examples": examples}
-        return state | {"first": indices.start}
-
-    def _static(self, limit: int | None = None) -> str:
-        values = self.values()[..., :limit]
-        return static_view(self.data, self._dials(), values, self.blurred, self._share)
+            draws = shown.page_draws(self.seed, epochs, self.keep_first, self.threshold)
+            examples.append({**shown.browser_data(), "values": shown.json_values(), "draws": draws})
+        names = ("css", "count", "index", "views", "view", "threshold", "beta", "epoch", "unit")
+        own = {"epochs": epochs, "examples": examples, "first": indices.start}
+        return {**self.get_state(names), **own}
 
     @property
-    def _share(self) -> str:
+    def share(self) -> str:
+        """How many tokens are blurred, in words."""
         return f"{self.blurred.sum()} of {np.isfinite(self.draws).sum()} thought tokens blurred"
 
     def __repr__(self) -> str:
-        tokens = len(self.tokens)
-        at = f"at threshold {self.threshold:.2f}"
-        return f"TokenInspector({self.data['id']!r}: {tokens} tokens, {self._share} {at})"
+        blurred = f"{self.share} at threshold {self.threshold:.2f}"
+        return f"TokenInspector({self.data['id']!r}: {len(self.tokens)} tokens, {blurred})"
 
 
-def _listed(value: dict | Sequence[dict] | None) -> Sequence[dict] | None:
+def _listed(value):
     return [value] if isinstance(value, dict) else value
