@@ -51,7 +51,8 @@ def unit_ids(kinds: np.ndarray, texts: Sequence[str], unit: str) -> np.ndarray:
     >>> unit_ids([1, 2, 2, 2, 1, 3], ["<think>", "I", " am", " here", "</think>", "!"], "word").tolist()
     [-1, 0, 1, 2, -1, -1]
     """
-    is_thought = np.asarray(kinds) == Kind.THINK
+    kinds = np.asarray(kinds)
+    is_thought = kinds == Kind.THINK
     units = np.where(is_thought, np.cumsum(is_thought) - 1, -1)
     if unit == "token":
         return units
