@@ -85,7 +85,7 @@ class ShownExample:
         log_probs = np.maximum(score["log_probs"], -999.0)  # so that 0 times it is 0
         probability = np.exp(log_probs)
         values["loss"] = -self.weights * log_probs
-        values["probability"] = np.where(np.arange(len(self.ids)) > 0, probability, np.nan)
+        values["probability"] = np.array([np.nan, *probability[1:]])
         is_prompt = self.kinds == Kind.PROMPT
         if "kl" in score:
             values["kl"] = np.where(is_prompt, np.nan, score["kl"])
