@@ -56,27 +56,26 @@ _PUBLIC = {
     "cli.stages": ["finetune"],
     "dials": ["Dials"],
 }
-_MODULE_OF = {name: module for module, names in _PUBLIC.items() for name in names}
 _MODULES = {
     "align": "align",
     "metrics": "evaluation.metrics",
     "plots": "views.plots",
     "tiny": "tiny",
 }
+_MODULE_OF = {name: module for module, names in _PUBLIC.items() for name in names} | _MODULES
 
-__all__ = sorted([*_MODULE_OF, *_MODULES])
+__all__ = sorted(_MODULE_OF)
 
 
-def __getattr__(name: str):
-    if name in _MODULES:
-        value = import_module(f".{_MODULES[name]}", __name__)
-    elif name in _MODULE_OF:
-        value = getattr(import_module(f".{_MODULE_OF[name]}", __name__), name)
-    else:
+def __getattr__(name):
+    if name not in _MODULE_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = import_module(f".{_MODULE_OF[name]}", __name__)
+    if name not in _MODULES:
+        value = getattr(value, name)
     globals()[name] = value  # found at once from now on
     return value
 
 
-def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+def __dir__():
+    return __all__

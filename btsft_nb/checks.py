@@ -2,11 +2,10 @@
 
 import difflib
 import math
-from collections.abc import Iterable, Sequence
 from numbers import Integral, Real
 
 
-def check_number(name: str, value: object, low: float, high: float, kind: type = Real) -> None:
+def check_number(name, value, low, high, kind=Real):
     """Raises ValueError for a value that is no finite number from `low` to `high`.
 
     Args:
@@ -20,11 +19,10 @@ def check_number(name: str, value: object, low: float, high: float, kind: type =
     is_number = isinstance(value, kind) and not isinstance(value, bool)
     if not is_number or not low <= value <= high or not math.isfinite(value):
         noun = "whole number" if kind is Integral else "number"
-        bounds = f"of at least {low}" if math.isinf(high) else f"between {low} and {high}"
-        raise ValueError(f"{name} must be a {noun} {bounds}, got {value!r}")
+        raise ValueError(f"{name} must be a {noun} between {low} and {high}, got {value!r}")
 
 
-def check_choice(name: str, value: object, known: tuple) -> None:
+def check_choice(name, value, known):
     """Raises ValueError for a value that is none of the known ones.
 
     >>> check_choice("unit", "letter", ("token", "word"))
@@ -37,10 +35,10 @@ def check_choice(name: str, value: object, known: tuple) -> None:
         raise ValueError(f"{name} must be one of {choices}, got {value!r}")
 
 
-def check_keys(keys: Iterable[str], known: Sequence[str]) -> None:
+def check_keys(keys, known, source=""):
     """Raises ValueError for a key that is not known, with the nearest one that is."""
     for key in keys:
         if key not in known:
             nearest = difflib.get_close_matches(key, known, n=1)
             hint = f", did you mean {nearest[0]!r}?" if nearest else ""
-            raise ValueError(f"unknown setting {key!r}{hint}")
+            raise ValueError(f"{source}unknown setting {key!r}{hint}")

@@ -10,12 +10,10 @@ from transformers import TrainerCallback
 from . import tiny
 from .cli.settings import read_settings
 from .cli.stages import finetune
-from .data.formats import reference_of
-from .data.rows import load_rows
 from .evaluation.sampling import sample
-from .evaluation.summary import evaluate
+from .evaluation.summary import evaluate, references_of
 from .text import visible
-from .views.dials_chart import dials_chart, still_chart
+from .views.live import dials_chart, still_chart
 
 
 class Dials(widgets.VBox):
@@ -36,16 +34,18 @@ class Dials(widgets.VBox):
         self._test = read_settings(**self._settings).evaluation
         if self._test.test is None:
             raise ValueError("Dials measures each run on test prompts: pass test=ROWS")
-        start = {"threshold": 0.5, "anchor": 1.0, "beta": 0.5} | settings
         self._sliders = {}
-        for name in ("threshold", "anchor", "beta"):
-            limits = {"max": 1 if name == "threshold" else max(2, start[name]), "step": 0.05}
-            self._sliders[name] = widgets.FloatSlider(start[name], **limits, description=name)
+        for name, default in {"threshold": 0.5, "anchor": 1.0, "beta": 0.5}.items():
+            value = settings.get(name, default)
+            highest = 1 if name == "threshold" else max(2, value)
+            self._sliders[name] = widgets.FloatSlider(
+                value, max=highest, step=0.05, description=name
+            )
         self._run = widgets.Button(description="Run", button_style="primary")
         self._cancel = widgets.Button(description="Cancel")
         self._progress = widgets.FloatProgress(max=1)
         self._status = widgets.Label()
-        self._chart = widgets.Image(layout={"max_width": "900px"})
+        self._chart = widgets.Image()
         self._choice = widgets.Dropdown(description="samples of", layout={"width": "420px"})
         self._texts = widgets.HTML()
         self.points: list[dict] = []
@@ -53,10 +53,10 @@ class Dials(widgets.VBox):
         self._cancelled = threading.Event()
         self._cancel.on_click(lambda _: self._cancelled.set())
         self._run.on_click(lambda _: threading.Thread(target=self.run, daemon=True).start())
-        self._choice.observe(lambda _: self._show_samples(), "value")
+        self._choice.observe(self._show_samples, "value")
         controls = widgets.HBox([self._run, self._cancel, self._progress, self._status])
-        results = [self._chart, self._choice, self._texts]
-        super().__init__([*self._sliders.values(), controls, *results])
+        dials = self._sliders.values()
+        super().__init__([*dials, controls, self._chart, self._choice, self._texts])
 
     @property
     def values(self) -> dict[str, float]:
@@ -65,11 +65,22 @@ class Dials(widgets.VBox):
 
     def run(self, **dials: float) -> dict | None:
         """Trains and measures, as the button does in a thread; dials left out are the sliders'. None: cancelled."""
+        dials = self.values | dials
         with self._lock, tempfile.TemporaryDirectory(prefix="btsft_") as folder:
             self._cancelled.clear()
             self._run.disabled = True
             try:
-                return self._train_and_measure(self.values | dials, folder)
+                self._tell(0, "Loading model and data.")
+                run = {"output_dir": folder, "disable_tqdm": True, "report_to": "none"}
+                settings = read_settings(**self._settings | dials | run)
+                # what is printed in a thread would stand in some other cell
+                trainer = finetune(settings, [_Progress(self._tell)], report=False)
+                if not self.points and hasattr(trainer.model, "disable_adapter"):
+                    self._add_point("before", {}, trainer)
+                label = ", ".join(f"{name} {value:g}" for name, value in dials.items())
+                self._add_point(label, dials, trainer)
+                self._tell(1, "Done.")
+                return self.points[-1]
             except InterruptedError:
                 self._status.value = "Cancelled: no point was added."
             except Exception as error:
@@ -78,42 +89,31 @@ class Dials(widgets.VBox):
             finally:
                 self._run.disabled = False
 
-    def _train_and_measure(self, dials: dict[str, float], folder: str) -> dict:
-        self._tell(0, "Loading model and data.")
-        run = {"output_dir": folder, "disable_tqdm": True, "report_to": "none"}
-        trainer = finetune(read_settings(**self._settings | dials | run), [_Progress(self._tell)])
-        if not self.points and hasattr(trainer.model, "disable_adapter"):
-            self._add_point("before", {}, trainer)
-        label = ", ".join(f"{name} {value:g}" for name, value in dials.items())
-        self._add_point(label, dials, trainer)
-        self._tell(1, "Done.")
-        return self.points[-1]
-
-    def _add_point(self, label: str, dials: dict[str, float], trainer) -> None:
+    def _add_point(self, label, dials, trainer):
         self._tell(0.8 if dials else 0.6, f"Measuring: {label}.")
-        test = self._test
-        prompts = load_rows(test.test, test.test_split, test.test_config)[: test.test_prompts]
-        model, tokenizer = trainer.model, trainer.processing_class
-        samples = sample(model, tokenizer, prompts, adapters=bool(dials), **test.sampling())
-        summary = evaluate(samples, [reference_of(row) for row in prompts], answer=test.answer)
+        prompts = self._test.prompts()
+        options = self._test.sampling() | {"adapters": bool(dials), "progress": False}
+        samples = sample(trainer.model, trainer.processing_class, prompts, **options)
+        answer = self._test.answer
+        summary = evaluate(samples, references_of(prompts, answer), answer=answer)
         point = {"label": f"{len(self.points)}: {label}", "dials": dials}
         self.points.append(point | {"summary": summary, "samples": samples})
         self._chart.value = dials_chart(self.points)
         self._choice.options = [(p["label"], i) for i, p in enumerate(self.points)]
         self._choice.value = len(self.points) - 1
 
-    def _tell(self, progress: float, status: str) -> None:
+    def _tell(self, progress, status):
         if self._cancelled.is_set():
             raise InterruptedError
         self._progress.value = progress
         self._status.value = status
 
-    def _show_samples(self) -> None:
+    def _show_samples(self, change):
         samples = self.points[self._choice.value]["samples"][:12]
         texts = [visible(f"{s['question']}\n{s['text']}", 1000, keep="\n") for s in samples]
         self._texts.value = "<hr>".join(f"<pre>{escape(text)}</pre>" for text in texts)
 
-    def _repr_mimebundle_(self, **kwargs) -> dict:
+    def _repr_mimebundle_(self, **kwargs):
         view = {"version_major": 2, "version_minor": 0, "model_id": self.model_id}
         html = still_chart(self.points)
         return {"application/vnd.jupyter.widget-view+json": view, "text/html": html}

@@ -8,8 +8,7 @@ import yaml
 from browser import ROOT
 
 import btsft_nb as bt
-from btsft_nb.cli.settings import read_settings
-from btsft_nb.cli.settings_groups import DataConfig, EvaluationConfig
+from btsft_nb.cli.settings import DataConfig, EvaluationConfig, read_settings
 from btsft_nb.models.config import ModelConfig
 from btsft_nb.training.config import BTSFTConfig
 

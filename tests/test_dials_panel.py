@@ -56,7 +56,7 @@ def test_a_point_is_the_run_of_these_settings(panel, tmp_path):
     assert [s["text"] for s in samples] == [s["text"] for s in panel.points[2]["samples"]]
 
 
-def test_it_trains_the_model_and_the_data_of_the_notebook(tmp_path):
+def test_it_trains_the_model_and_the_data_of_the_notebook(tmp_path, capsys):
     """Rows, prompts and method are the reader's; without adapters there is no model before to measure."""
     rows = bt.load_rows("tiny/teacher")[:32]
     (tmp_path / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -69,17 +69,13 @@ def test_it_trains_the_model_and_the_data_of_the_notebook(tmp_path):
         **SHORT | mine | {"method": "full", "threshold": 0.0, "anchor": 0.0, "max_steps": 2}
     )
     assert panel.values == {"threshold": 0.0, "anchor": 0.0, "beta": 0.5}
+    panel.children[2].value = 0.25  # a slider is the value of the next run
     point = panel.run()
-    assert [p["label"] for p in panel.points] == ["0: threshold 0, anchor 0, beta 0.5"]
+    assert point["dials"] == panel.values
+    assert [p["label"] for p in panel.points] == ["0: threshold 0, anchor 0, beta 0.25"]
+    assert capsys.readouterr().out == ""  # which would stand in some other cell
     questions = {row["messages"][0]["content"] for row in rows[:3]}
     assert {sample["question"] for sample in point["samples"]} == questions
-
-
-def test_sliders_are_the_values_of_the_next_run():
-    panel = bt.Dials(**SHORT)
-    panel.children[0].value = 0.25
-    assert panel.values == {"threshold": 0.25, "anchor": 1.0, "beta": 0.5}
-    assert panel.run()["dials"] == panel.values
 
 
 def test_cancel_ends_a_run_without_a_point():

@@ -2,13 +2,11 @@
 
 import json
 import os
-import random
 import shutil
 import subprocess
 import sys
 
 import numpy as np
-import psutil
 import pytest
 import torch
 import yaml
@@ -17,6 +15,7 @@ from datasets import Dataset, load_dataset
 from test_settings import REFERENCE
 
 import btsft_nb as bt
+from btsft_nb.cli.planning import _course
 from btsft_nb.cli.stages import prepare_data
 
 
@@ -118,14 +117,16 @@ def test_a_configuration_of_a_data_set_on_the_hub(tmp_path):
     (cache / "rows").rename(cache / "someone___rows")
     code = """
 import sys
+from pathlib import Path
 import btsft_nb as bt
 from btsft_nb.cli.stages import prepare_data
+from btsft_nb.files import read_lines
 given = dict(data="someone/rows", data_config="other", eval_data="someone/rows", eval_split="train", eval_config="main")
 given |= dict(test="someone/rows", test_split="train", test_config="main", track_every=1, samples=1, max_new_tokens=1)
 settings = bt.read_settings(model="tiny", output_dir=sys.argv[1], max_steps=1, eval_strategy="steps", **given)
 tokenizer = bt.load_tokenizer("tiny")
 print("texts", [tokenizer.decode(part[0]["input_ids"]) for part in prepare_data(settings, tokenizer)])
-print(bt.finetune(settings).state.global_step, bt.Run(sys.argv[1]).records("samples")[0]["question"])
+print(bt.finetune(settings).state.global_step, read_lines(Path(sys.argv[1], "samples.jsonl"))[0]["question"])
 """
     environment = os.environ | {"HF_DATASETS_CACHE": str(cache), "HF_HUB_OFFLINE": "1"}
     command = [sys.executable, "-c", code, str(tmp_path / "run")]
@@ -135,9 +136,9 @@ print(bt.finetune(settings).state.global_step, bt.Run(sys.argv[1]).records("samp
     assert texts.index("2+5?") < texts.index("3+4?") and "1 3+4?" in done.stdout
 
 
-@pytest.mark.parametrize("seed", [0, 3])
-def test_the_seed_reaches_the_start_of_the_adapters(tmp_path, seed):
-    """Else runs with several seeds would share it."""
+def test_the_seed_reaches_the_start_of_the_adapters(tmp_path):
+    """Else runs with several seeds would share it. That of no settings is 42."""
+    seed = 0
     given = dict(
         model="tiny",
         data="tiny/teacher",
@@ -166,29 +167,31 @@ def test_without_a_template_chatml_is_taken_and_said(tmp_path, caplog):
 @pytest.mark.parametrize(
     ("given", "steps"),
     [
-        ({}, 3 * 5),
-        ({"num_train_epochs": 1.5}, 8),
+        ({}, 3 * 3),
+        ({"num_train_epochs": 1.5}, 5),
         ({"max_steps": 4}, 4),
-        ({"gradient_accumulation_steps": 2}, 3 * 3),
+        ({"gradient_accumulation_steps": 2}, 3 * 2),
     ],
     ids=["epochs", "part", "steps", "accumulated"],
 )
-def test_a_plan_has_the_steps_of_the_run(tmp_path, given, steps):
-    """As many as Trainer makes of 18 examples in batches of 4."""
-    given = (
-        dict(model="tiny", data="tiny/teacher", examples=18, per_device_train_batch_size=4) | given
-    )
-    given |= dict(
-        method="lora",
-        anchor=0,
-        threshold=0,
-        learning_rate=0.0,
-        save_strategy="no",
-        disable_tqdm=True,
-    )
-    settings = bt.read_settings(output_dir=tmp_path, **given)
-    assert bt.plan(settings).loc["steps", "this run"].startswith(f"{steps},")
-    assert bt.finetune(settings).state.global_step == steps
+def test_a_plan_has_the_steps_of_the_run(tmp_path, loaded, given, steps):
+    """As many as Trainer makes of 10 examples in batches of 4."""
+    model, tokenizer, examples = loaded
+    config = bt.BTSFTConfig(
+        tmp_path, per_device_train_batch_size=4, threshold=0, learning_rate=0.0,
+        save_strategy="no", disable_tqdm=True, **given,
+    )  # fmt: skip
+    lengths = np.array([len(ids) for ids in examples["input_ids"]])
+    assert _course(config, lengths, 1.0)["steps"].startswith(f"{steps},")
+    trainer = bt.BTSFTTrainer(model, config, examples, processing_class=tokenizer)
+    trainer.train()
+    assert trainer.state.global_step == steps
+
+
+@pytest.fixture(scope="module")
+def loaded():
+    model, tokenizer = bt.load_model("tiny", qlora=True)
+    return model, tokenizer, bt.prepare(bt.load_rows("tiny/teacher")[:10], tokenizer)
 
 
 SMALL = dict(
@@ -203,14 +206,12 @@ SMALL = dict(
     ids=["adapters", "full"],
 )
 def test_a_plan_leaves_no_trace(tmp_path, more):
-    """Trained with a plan before and without: the same weights and losses, bit for bit; no folder, no random state."""
+    """Trained with a plan before and without: the same weights and losses, bit for bit; no folder."""
     settings = bt.read_settings(output_dir=tmp_path / "alone", **SMALL, **more)
-    bt.finetune(settings)
+    model = bt.finetune(settings).model
     settings = bt.read_settings(output_dir=tmp_path / "planned", **SMALL, **more)
-    before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
-    bt.plan(settings)
-    after = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
-    assert after == before and not (tmp_path / "planned").exists()
+    plan = bt.plan(settings)["this run"]
+    assert not (tmp_path / "planned").exists()
     bt.finetune(settings)
     file = "model.safetensors" if "method" in more else "adapter_model.safetensors"
     alone, planned = ((tmp_path / name / file).read_bytes() for name in ("alone", "planned"))
@@ -219,53 +220,30 @@ def test_a_plan_leaves_no_trace(tmp_path, more):
         bt.Run(tmp_path / name).history["loss"].dropna().tolist() for name in ("alone", "planned")
     ]
     assert losses[0] == losses[1]
+    has_what_the_run_trains_and_takes(plan, model)
 
 
-def test_a_plan_has_what_the_run_trains_and_takes(tmp_path):
-    settings = bt.read_settings(output_dir=tmp_path, **SMALL)
-    plan = bt.plan(settings)["this run"]
-    model, _ = bt.load_model("tiny", qlora=True)
-    trainable, parameters = model.get_nb_trainable_parameters()
-    assert plan["parameters"] == f"{parameters:,}"
+def has_what_the_run_trains_and_takes(plan, model):
+    trainable = model.num_parameters(only_trainable=True)
+    assert plan["parameters"] == f"{model.num_parameters():,}"
     assert plan["trainable"].startswith(f"{trainable:,} (")
-    assert plan["steps"] == "3, 0.75 epochs" and plan["examples a step"] == "2"
+    assert plan["steps"].startswith("3, ") and plan["examples"].startswith("8, ")
     memory = float(plan["peak memory"].removesuffix(" MiB").replace(",", ""))
-    assert 100 < memory < psutil.virtual_memory().total / 2**20
+    assert 100 < memory < 1e5
     speed = float(plan["tokens a second"].replace(",", ""))
     assert 10 < speed < 1e6 and plan["time"].startswith("0:0")
 
 
 def test_what_does_not_fit_says_what_to_change_in_order(tmp_path, monkeypatch):
-    """One list of remedies, without those that are in use."""
-
     def fail(*args, **kwargs):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(bt.BTSFTTrainer, "training_step", fail)
-    settings = bt.read_settings(
-        output_dir=tmp_path, **SMALL | {"per_device_train_batch_size": 8}, method="lora",
-        gradient_accumulation_steps=2,
-    )  # fmt: skip
-    remedies = bt.plan(settings)["this run"].filter(like="remedy").tolist()
-    assert remedies == [
-        "per_device_train_batch_size=1 gradient_accumulation_steps=16",
-        "gradient_checkpointing=true",
-        f"max_length below {settings_longest(settings)}, the longest example",
-        "method=qlora bits=4",
-        "a smaller model",
-    ]
-    settings = bt.read_settings(
-        output_dir=tmp_path,
-        **SMALL | {"per_device_train_batch_size": 1},
-        gradient_checkpointing=True,
-    )
-    remedies = bt.plan(settings)["this run"].filter(like="remedy").tolist()
-    assert [text.split()[0] for text in remedies] == ["max_length", "a"]
-
-
-def settings_longest(settings) -> int:
-    examples, _ = prepare_data(settings, bt.load_tokenizer("tiny"))
-    return max(map(len, examples["input_ids"]))
+    plan = bt.plan(bt.read_settings(output_dir=tmp_path, **SMALL))["this run"]
+    remedies = plan.filter(like="remedy").tolist()
+    assert remedies[0].startswith("per_device_train_batch_size=1, ")
+    assert remedies[1] == "gradient_checkpointing=true" and remedies[-1] == "a smaller model"
+    assert plan["peak memory"].startswith("more than there is") and "time" not in plan
 
 
 def test_a_run_folder_is_trained_on(tmp_path):

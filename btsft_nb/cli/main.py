@@ -11,13 +11,10 @@ FILE is YAML or JSON, one setting a line; a run folder stands for its settings.y
 overrules it. `python -m btsft_nb` is the same, and what torchrun and accelerate launch start (-m btsft_nb).
 """
 
-import argparse
 import logging
 import sys
-from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -28,7 +25,7 @@ from .settings_help import describe
 # What a command needs is imported when it runs, so that help and a misspelt setting answer without torch.
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: list[str] | None = None) -> int:
     """Runs a command, by default with the arguments of the process.
 
     Returns:
@@ -38,15 +35,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not words or {"-h", "--help"} & set(words):
         print(f"{__doc__}\nSettings:\n{describe()}")
         return 0
-    if words[0] not in _COMMANDS:
-        words.insert(0, "train")
+    name = words.pop(0) if words[0] in _COMMANDS else "train"
+    command, most_runs = _COMMANDS[name]
     logging.basicConfig(format="%(message)s")
     logging.getLogger("btsft_nb").setLevel(logging.INFO)
     try:
         load_secrets()
-        options, rest = _parser().parse_known_args(words)
-        options.changes, options.runs = _split(rest)
-        _COMMANDS[options.command](options)
+        given, runs = _parsed(words)
+        if len(runs) > most_runs:
+            raise ValueError(f"{runs[most_runs]}: neither key=value nor a command")
+        command(given, runs)
     except KeyboardInterrupt as error:
         print(f"btsft: interrupted {error}", file=sys.stderr)
         return 130
@@ -60,123 +58,94 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    """The commands and their own options; settings and runs are what the parser leaves over."""
-    parser = argparse.ArgumentParser("btsft", add_help=False)
-    commands = parser.add_subparsers(dest="command")
-    for name in _COMMANDS:
-        command = commands.add_parser(name, add_help=False, allow_abbrev=False)
-        command.error = _refuse
-        command.add_argument("--config")
-        if name == "train":
-            command.add_argument("--resume")
-            command.add_argument("--dry-run", action="store_true")
-            command.add_argument("--overwrite", action="store_true")
-    return parser
-
-
-def _refuse(message: str) -> None:
-    raise ValueError(message)
-
-
-def _split(words: list[str]) -> tuple[dict[str, Any], list[str]]:
-    """Settings, as `key=value`, `--key=value` or `--key value`; and the words that are none."""
-    settings = {}
-    others = []
+def _parsed(words):
+    """Options and settings by name, given as `key=value`, `--key=value` or `--key value`; and the runs."""
+    given = {}
+    runs = []
     remaining = iter(words)
     for word in remaining:
         key, equals, text = word.removeprefix("--").partition("=")
-        if word.startswith("--") and not equals:
-            text = next(remaining, "true")
-        elif not equals or not key.isidentifier():
-            others.append(word)
+        is_option = word.startswith("--")
+        if not is_option and not (equals and key.isidentifier()):
+            runs.append(word)
             continue
         try:
-            settings[key] = yaml.safe_load(text)
-        except yaml.YAMLError:
-            raise ValueError(f"{word}: not YAML after the equals sign") from None
-    return settings, others
+            if not equals:
+                text = "true" if key in ("dry-run", "overwrite") else next(remaining)
+            # a path stays as it is, whatever it says to YAML
+            given[key] = text if key in ("config", "resume") else yaml.safe_load(text)
+        except (StopIteration, yaml.YAMLError):
+            raise ValueError(f"{word}: its value is missing, or no YAML") from None
+    return given, runs
 
 
-def _settings(options: argparse.Namespace) -> Settings:
+def _settings(given, runs) -> Settings:
     """Those of --config, else of the run if one is named."""
-    file = options.config
-    if not file and len(options.runs) == 1 and Path(options.runs[0], SETTINGS_FILE).is_file():
-        file = options.runs[0]
-    return read_settings(file, **options.changes)
+    file = given.pop("config", None)
+    if not file and len(runs) == 1 and Path(runs[0], SETTINGS_FILE).is_file():
+        file = runs[0]
+    return read_settings(file, **given)
 
 
-def _check_runs(options: argparse.Namespace, most: int) -> None:
-    if len(options.runs) > most:
-        raise ValueError(
-            f"{options.runs[most]}: neither key=value nor one of the commands {', '.join(_COMMANDS)}"
-        )
-
-
-def _train(options: argparse.Namespace) -> None:
-    _check_runs(options, 0)
-    if options.resume:
-        resumed = Path(options.resume)
-        is_checkpoint = (resumed / "trainer_state.json").is_file()
-        options.changes["output_dir"] = resumed.parent if is_checkpoint else resumed
-        options.changes["resume_from_checkpoint"] = resumed
-        options.config = options.config or options.changes["output_dir"]
-    settings = _settings(options)
+def _train(given, runs):
+    is_dry_run = given.pop("dry-run", False)
+    may_overwrite = given.pop("overwrite", False)
+    resumed = given.pop("resume", None)
+    if resumed:
+        folder = Path(resumed)
+        if (folder / "trainer_state.json").is_file():  # a checkpoint
+            folder = folder.parent
+        given = {"config": folder} | given
+        given |= {"output_dir": folder, "resume_from_checkpoint": resumed}
+    settings = _settings(given, runs)
 
     from ..training.checkpoints import CONFIG_FILE
     from . import planning, stages
 
-    if options.dry_run:
+    if is_dry_run:
         print(planning.plan(settings).to_string(header=False))
         return
     training = settings.training
     folder = Path(training.output_dir)
     # of several processes the first one writes, and ends all
     is_first = training.process_index == 0
-    is_run = any((folder / file).is_file() for file in (SETTINGS_FILE, CONFIG_FILE))
-    if is_first and is_run and not (options.overwrite or training.resume_from_checkpoint):
+    is_kept = not (may_overwrite or training.resume_from_checkpoint)
+    if is_first and is_kept and (folder / CONFIG_FILE).is_file():
         raise ValueError(
-            f"{folder} holds a run: go on with it (btsft train --resume {folder}), name another "
-            "output_dir, or lose it with --overwrite"
+            f"{folder} holds a run: train --resume {folder}, set another output_dir, or --overwrite"
         )
     stages.finetune(settings)
     if is_first:
         print(f"saved in {folder}")
 
 
-def _prepare(options: argparse.Namespace) -> None:
-    _check_runs(options, 0)
-    settings = _settings(options)
+def _prepare(given, runs):
+    settings = _settings(given, runs)
 
     from . import stages
 
     stages.prepare_data(settings, stages.tokenizer_of(settings))
 
 
-def _evaluate(options: argparse.Namespace) -> None:
-    settings = _settings(options)
+def _evaluate(given, runs):
+    settings = _settings(given, runs)
     evaluation = settings.evaluation
-    runs = options.runs or [settings.values["output_dir"]]
+    runs = runs or [settings.values["output_dir"]]
     if evaluation.test is None or (evaluation.report is None and len(runs) > 1):
-        raise ValueError(
-            "evaluate needs test=ROWS, with the field answer, and report=FOLDER for several runs"
-        )
+        raise ValueError("evaluate needs test=ROWS, and report=FOLDER for several runs")
 
     from .. import tiny
-    from ..data.rows import load_rows
     from ..evaluation import comparison, summary
     from ..training.card import model_card
     from ..training.run import Run
 
-    rows = load_rows(evaluation.test, evaluation.test_split, evaluation.test_config)
     compared = comparison.compare(
         runs,
-        rows,
+        evaluation.prompts(),
         evaluation.report or Path(runs[0], "evaluation"),
-        prompts=evaluation.test_prompts,
         answer=evaluation.answer,
         text_scores=evaluation.text_scores,
-        way_of=tiny.ways_in(rows.source),
+        way_of=tiny.way_of if evaluation.test == "tiny/test" else None,
         base=evaluation.evaluate_base,
         **evaluation.sampling(),
     )
@@ -189,56 +158,51 @@ def _evaluate(options: argparse.Namespace) -> None:
     print(f"\n{compared.folder / 'evaluation.json'}\n{compared.folder / 'index.html'}")
 
 
-def _merge(options: argparse.Namespace) -> None:
-    _check_runs(options, 2)
-    if not options.runs or options.config or set(options.changes) - {"dtype"}:
+def _merge(given, runs):
+    if not runs or set(given) - {"dtype"}:
         raise ValueError("merge needs a run folder, and takes another folder and dtype=")
 
     from ..training.export import merge
 
-    folder = options.runs[1] if len(options.runs) == 2 else Path(options.runs[0], "merged")
-    print(merge(options.runs[0], folder, **options.changes))
+    folder = runs[1] if len(runs) == 2 else Path(runs[0], "merged")
+    print(merge(runs[0], folder, **given))
 
 
-def _inspect(options: argparse.Namespace) -> None:
-    _check_runs(options, 1)
-    settings = _settings(options)
+def _inspect(given, runs):
+    settings = _settings(given, runs)
 
     from ..evaluation.scoring import score
     from ..models.load import load_model
     from ..views.inspector import TokenInspector
     from . import stages
 
-    training = settings.training
-    model = None
-    if options.runs:
-        model, tokenizer = load_model(options.runs[0])
+    if runs:
+        model, tokenizer = load_model(runs[0])
     else:
         tokenizer = stages.tokenizer_of(settings)
     examples = list(islice(stages.prepare_data(settings, tokenizer)[0], 20))
+    training = settings.training
     inspector = TokenInspector(
         examples,
         tokenizer,
-        score=score(model, tokenizer, examples) if model else None,
+        score=score(model, tokenizer, examples) if runs else None,
         threshold=training.threshold,
         beta=training.beta,
         unit=training.unit,
         keep_first=training.keep_first,
         seed=training.seed,
     )
-    path = Path(options.runs[0] if options.runs else training.output_dir, "inspector.html")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    inspector.to_html(path)
-    print(path)
+    folder = Path(runs[0] if runs else training.output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    inspector.to_html(folder / "inspector.html")
+    print(folder / "inspector.html")
 
 
+# Each command, and how many runs it takes at most.
 _COMMANDS = {
-    "train": _train,
-    "prepare": _prepare,
-    "evaluate": _evaluate,
-    "merge": _merge,
-    "inspect": _inspect,
+    "train": (_train, 0),
+    "prepare": (_prepare, 0),
+    "evaluate": (_evaluate, 100),
+    "merge": (_merge, 2),
+    "inspect": (_inspect, 1),
 }
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -3,26 +3,21 @@
 import datetime
 import gc
 import math
-import random
 import sys
 import tempfile
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import numpy as np
 import pandas as pd
-import psutil
 import torch
 from datasets import Dataset
-from transformers import PrinterCallback, TrainerCallback
+from transformers import PrinterCallback
 
 from ..models.keys import load_secrets
 from ..training.trainer import BTSFTTrainer
 from .settings import Settings
 from .stages import check_together, load, prepare_data
 
-# What the measurement leaves out of a run: all that writes, reports or evaluates. The first step makes the optimiser's
+# What the measurement leaves out of a run: all that saves, reports or evaluates. The first step makes the optimiser's
 # states, beside which the second one is measured.
 _BARE = {
     "max_steps": 2,
@@ -30,18 +25,28 @@ _BARE = {
     "eval_strategy": "no",
     "eval_on_start": False,
     "load_best_model_at_end": False,
-    "logging_strategy": "no",
+    "logging_strategy": "steps",
+    "logging_steps": 1,
     "report_to": "none",
     "resume_from_checkpoint": None,
     "disable_tqdm": True,
 }
+# What to change when a run does not fit into memory, in this order.
+_REMEDIES = (
+    "per_device_train_batch_size=1, more gradient_accumulation_steps",
+    "gradient_checkpointing=true",
+    "a smaller max_length, below the longest example",
+    "method=qlora bits=4",
+    "a smaller model",
+)
 
 
 def plan(settings: Settings, examples: Dataset | None = None) -> pd.DataFrame:
     """What a run would train and what it would take, measured in two steps on the longest examples.
 
-    The model is loaded for it and dropped again: nothing of it shows in what is trained afterwards. If it does not fit
-    into a GPU's memory, the table says what to change, in order.
+    The model is loaded for it and dropped again: nothing of it shows in what is trained afterwards. It seeds the global
+    random generators, as every training does. If it does not fit into a GPU's memory, the table says what to change,
+    in order.
 
     Args:
         examples: what is trained on, if it is prepared already.
@@ -57,7 +62,7 @@ def plan(settings: Settings, examples: Dataset | None = None) -> pd.DataFrame:
     load_secrets()
     check_together(settings)
     training = settings.training
-    with _random_states_kept(), tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder:
         bare = Settings(settings.values | _BARE | {"output_dir": folder}, settings.source)
         # from its second batch on, a step has gradients beside activations
         bare.training.gradient_accumulation_steps = min(training.gradient_accumulation_steps, 2)
@@ -65,54 +70,25 @@ def plan(settings: Settings, examples: Dataset | None = None) -> pd.DataFrame:
         if examples is None:
             examples, _ = prepare_data(settings, tokenizer)
         lengths = np.array([len(ids) for ids in examples.with_format("numpy")["input_ids"]])
+        longest = np.argsort(-lengths)[: training.per_device_train_batch_size]
         parameters = model.num_parameters()
         trainable = model.num_parameters(only_trainable=True)
-        longest = np.argsort(-lengths, kind="stable")[: training.per_device_train_batch_size]
-        speed = _speed(bare.training, model, tokenizer, examples.select(longest))
-        peak, total = _memory()
+        rows = {
+            "parameters": f"{parameters:,}",
+            "trainable": f"{trainable:,} ({trainable / parameters:.2%})",
+            "examples": f"{len(lengths):,}, {lengths.sum():,} tokens, the longest {lengths.max():,}",
+        }
+        try:
+            speed = _speed(bare.training, model, tokenizer, examples.select(longest))
+            rows |= {"peak memory": _peak_memory()} | _course(training, lengths, speed)
+        except torch.OutOfMemoryError:
+            rows["peak memory"] = "more than there is; what to change, in this order:"
+            for number, remedy in enumerate(_REMEDIES, 1):
+                rows[f"remedy {number}"] = remedy
         del model
         gc.collect()
         torch.cuda.empty_cache()
-    rows = {
-        "model": f"{settings.model.model}, {settings.model.method}",
-        "parameters": f"{parameters:,}",
-        "trainable": f"{trainable:,} ({trainable / parameters:.2%})",
-        "examples": f"{len(lengths):,}, {lengths.sum():,} tokens, the longest {lengths.max():,}",
-        "peak memory": f"{peak / 2**20:,.0f} MiB",
-        "memory there is": f"{total / 2**20:,.0f} MiB",
-    }
-    if speed is None:
-        rows["peak memory"] = "more than there is; what to change, in this order:"
-        for number, remedy in enumerate(_remedies(settings, lengths.max()), 1):
-            rows[f"remedy {number}"] = remedy
-    else:
-        rows |= _course(training, lengths, speed)
     return pd.DataFrame({"this run": rows})
-
-
-@contextmanager
-def _random_states_kept() -> Iterator[None]:
-    python = random.getstate()
-    numpy = np.random.get_state()
-    with torch.random.fork_rng():
-        yield
-    random.setstate(python)
-    np.random.set_state(numpy)
-
-
-class _Clock(TrainerCallback):
-    """Times each step; `seconds` is that of the last one."""
-
-    def on_step_begin(self, args, state, control, **kwargs):
-        self.start = self._now()
-
-    def on_step_end(self, args, state, control, **kwargs):
-        self.seconds = self._now() - self.start
-
-    def _now(self) -> float:
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        return time.perf_counter()
 
 
 class _Unsaved(BTSFTTrainer):
@@ -122,36 +98,33 @@ class _Unsaved(BTSFTTrainer):
         pass
 
 
-def _speed(training, model, tokenizer, batch: Dataset) -> float | None:
-    """Tokens a second of all processes, padding included; None if training does not fit into memory."""
+def _speed(training, model, tokenizer, batch):
+    """Tokens a second of all processes in the last step."""
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
-    clock = _Clock()
-    repeats = training.gradient_accumulation_steps * training.world_size
-    batches = batch.select(list(range(len(batch))) * repeats * training.max_steps)
-    try:
-        trainer = _Unsaved(model, training, batches, processing_class=tokenizer, callbacks=[clock])
-        trainer.remove_callback(PrinterCallback)
-        trainer.train()
-    except torch.OutOfMemoryError:
-        return None
-    return max(map(len, batch["input_ids"])) * len(batch) * repeats / clock.seconds
+    repeats = training.gradient_accumulation_steps * training.world_size * training.max_steps
+    batches = batch.select(list(range(len(batch))) * repeats)
+    trainer = _Unsaved(model, training, batches, processing_class=tokenizer)
+    trainer.remove_callback(PrinterCallback)
+    trainer.train()
+    speeds = [log["tokens_per_second"] for log in trainer.state.log_history if "loss" in log]
+    return speeds[-1]
 
 
-def _memory() -> tuple[int, int]:
-    """Bytes at the peak and in all, of tensors on a GPU, else of this process since it began."""
+def _peak_memory():
+    """Of tensors on a GPU, and what there is; else of this process since it began."""
     if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated(), torch.cuda.mem_get_info()[1]
-    total = psutil.virtual_memory().total
-    if sys.platform == "win32":
-        return psutil.Process().memory_info().peak_wset, total
-    import resource  # which Windows lacks
+        total = torch.cuda.mem_get_info()[1]
+        return f"{torch.cuda.max_memory_allocated() / 2**20:,.0f} of {total / 2**20:,.0f} MiB"
+    try:
+        import resource
+    except ImportError:
+        return "not known on Windows"
+    unit = 2**20 if sys.platform == "darwin" else 2**10
+    return f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit:,.0f} MiB"
 
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit, total
 
-
-def _course(training, lengths: np.ndarray, speed: float) -> dict[str, str]:
+def _course(training, lengths, speed):
     """Steps and time of the run."""
     batch = training.per_device_train_batch_size
     per_step = batch * training.gradient_accumulation_steps * training.world_size
@@ -165,27 +138,7 @@ def _course(training, lengths: np.ndarray, speed: float) -> dict[str, str]:
     width = np.resize(shuffled, shape).max(axis=1).mean()
     seconds = math.ceil(steps * per_step * width / speed)
     return {
-        "examples a step": str(per_step),
         "steps": f"{steps:,}, {steps / steps_per_epoch:.3g} epochs",
         "tokens a second": f"{speed:,.0f}",
         "time": str(datetime.timedelta(seconds=seconds)),
     }
-
-
-def _remedies(settings: Settings, longest: int) -> list[str]:
-    """What to change when a run does not fit into memory, in this order."""
-    training = settings.training
-    batch = training.per_device_train_batch_size
-    accumulation = training.gradient_accumulation_steps * batch
-    remedies = [
-        f"per_device_train_batch_size=1 gradient_accumulation_steps={accumulation}",
-        "gradient_checkpointing=true",
-        f"max_length below {longest}, the longest example",
-        "method=qlora bits=4",
-        "a smaller model",
-    ]
-    if settings.model.method == "qlora" and settings.model.bits == 4:
-        remedies.remove("method=qlora bits=4")
-    if training.gradient_checkpointing:
-        remedies.remove("gradient_checkpointing=true")
-    return remedies[1:] if batch == 1 else remedies

@@ -1,14 +1,12 @@
 """The stages of a run: what the command line does, each in one call that a notebook can make as well."""
 
-import contextlib
 import logging
 from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
 
 import torch
-from datasets import Dataset
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+from transformers import TrainerCallback
 
 from ..data.chat_templates import use_template
 from ..data.preparation import prepare
@@ -22,24 +20,17 @@ from ..training.trainer import BTSFTTrainer
 from .settings import SETTINGS_FILE, Settings, read_settings
 
 # Settings of model and data that a resumed run may change.
-_FREE = (
-    "attention",
-    "device_map",
-    "max_memory",
-    "num_proc",
-    "eval_data",
-    "eval_split",
-    "eval_config",
-)
-_log = logging.getLogger(__name__)
+_FREE = {"attention", "device_map", "max_memory", "num_proc"}
+_FREE |= {"eval_data", "eval_split", "eval_config"}
 
 
-def prepare_data(
-    settings: Settings, tokenizer: PreTrainedTokenizerBase
-) -> tuple[Dataset, Dataset | None]:
+def prepare_data(settings, tokenizer, report=True):
     """The examples to train on, and those of `eval_data` if it is set. Sets the tokenizer's template.
 
     Of several processes on a machine one prepares, and the others read what it made.
+
+    Args:
+        report: whether to print what became of the rows.
     """
     data = settings.data
     training = settings.training
@@ -47,46 +38,32 @@ def prepare_data(
         use_template(tokenizer, data.template)
     elif tokenizer.chat_template is None:
         use_template(tokenizer, "chatml")
-        _log.warning("%s has no chat template: using chatml", tokenizer.name_or_path)
-    quiet = contextlib.redirect_stdout(None) if training.process_index else contextlib.nullcontext()
-    held_out = None
-    with training.main_process_first(desc="preparing the data"), quiet:
-        rows = _rows(data.data, data.split, data.data_config, data.strict)
-        if data.examples is not None:
-            source = f"{rows.source}, the first {data.examples}"
-            rows = Rows(islice(rows, data.examples), source, rows.name)
-        examples = _prepared(settings, tokenizer, rows)
-        if data.eval_data is not None:
-            rows = _rows(data.eval_data, data.eval_split, data.eval_config, data.strict)
-            held_out = _prepared(settings, tokenizer, rows)
+        name = tokenizer.name_or_path
+        logging.getLogger(__name__).warning("%s has no chat template: using chatml", name)
+    names = ("format", "response_marker", "too_long", "duplicates", "strict", "num_proc")
+    options = {name: getattr(data, name) for name in names}
+    options["print_report"] = report and training.process_index == 0
+    sets = [(data.data, data.split, data.data_config, data.examples)]
+    if data.eval_data is not None:
+        sets.append((data.eval_data, data.eval_split, data.eval_config, None))
+    prepared = []
+    with training.main_process_first(desc="preparing the data"):
+        for name, split, config, count in sets:
+            rows = load_rows(name, split, config, stream=Path(name).exists(), strict=data.strict)
+            if count is not None:
+                source = f"{rows.source}, the first {count}"
+                rows = Rows(islice(rows, count), source, rows.name)
+            prepared.append(prepare(rows, tokenizer, data.max_length, **options))
+    examples, held_out = [*prepared, None][:2]
     return examples, held_out
 
 
-def _rows(name: str, split: str, config: str | None, strict: bool) -> Rows:
-    return load_rows(name, split, config, stream=Path(name).exists(), strict=strict)
-
-
-def _prepared(settings: Settings, tokenizer: PreTrainedTokenizerBase, rows: Rows) -> Dataset:
-    data = settings.data
-    return prepare(
-        rows,
-        tokenizer,
-        data.max_length,
-        format=data.format,
-        response_marker=data.response_marker,
-        too_long=data.too_long,
-        duplicates=data.duplicates,
-        strict=data.strict,
-        num_proc=data.num_proc,
-    )
-
-
-def tokenizer_of(settings: Settings) -> PreTrainedTokenizerBase:
+def tokenizer_of(settings):
     """The tokenizer alone, of the settings' model."""
     return load_tokenizer(settings.model.tokenizer or settings.model.model)
 
 
-def load(settings: Settings) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def load(settings):
     """The model as the settings have it, ready to be trained, and its tokenizer."""
     model = settings.model
     if settings.training.use_cpu and torch.cuda.is_available():
@@ -94,10 +71,15 @@ def load(settings: Settings) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     return load_model(model, seed=settings.training.seed)
 
 
-def finetune(settings: Settings, callbacks: list[TrainerCallback] | None = None) -> BTSFTTrainer:
+def finetune(
+    settings: Settings, callbacks: list[TrainerCallback] | None = None, *, report: bool = True
+) -> BTSFTTrainer:
     """The main job: load the model, prepare the rows, train, and save to `output_dir`.
 
     With `resume_from_checkpoint`, a checkpoint or a run folder, the run goes on from there.
+
+    Args:
+        report: whether to print what became of the rows.
 
     Returns:
         The trainer, with its model and history.
@@ -108,16 +90,14 @@ def finetune(settings: Settings, callbacks: list[TrainerCallback] | None = None)
     """
     load_secrets()
     check_together(settings)
-    _check_resumed(settings)
     training = settings.training
     evaluation = settings.evaluation
     model, tokenizer = load(settings)
-    examples, held_out = prepare_data(settings, tokenizer)
+    examples, held_out = prepare_data(settings, tokenizer, report)
     callbacks = [*(callbacks or []), _WriteSettings(settings)]
     if evaluation.track_every:
-        prompts = load_rows(evaluation.test, evaluation.test_split, evaluation.test_config)
         tracker = TrackSamples(
-            prompts[: evaluation.test_prompts],
+            evaluation.prompts(),
             tokenizer,
             every=evaluation.track_every,
             answer=evaluation.answer,
@@ -135,7 +115,7 @@ def finetune(settings: Settings, callbacks: list[TrainerCallback] | None = None)
 class _WriteSettings(TrainerCallback):
     """Writes settings.yaml when the run begins or goes on: one that is refused leaves the old file."""
 
-    def __init__(self, settings: Settings):
+    def __init__(self, settings):
         self.text = settings.to_yaml()
 
     def on_train_begin(self, args, state, control, **kwargs):
@@ -143,26 +123,21 @@ class _WriteSettings(TrainerCallback):
             Path(args.output_dir, SETTINGS_FILE).write_text(self.text, encoding="utf-8")
 
 
-def check_together(settings: Settings) -> None:
-    """Raises ValueError for settings of different groups that contradict each other, before anything is loaded."""
+def check_together(settings):
+    """Raises ValueError, before anything is loaded, for settings of different groups that contradict each other.
+
+    Or for a run that would go on with another model or data. The trainer checks its own settings.
+    """
     training = settings.training
     is_blurred = training.threshold or training.threshold_end
     if settings.model.method == "full" and training.anchor and is_blurred:
         raise ValueError("method=full leaves the anchor no reference: set anchor=0, or use lora")
     is_evaluated = training.eval_strategy != "no" or training.eval_on_start
     if settings.data.eval_data and not is_evaluated:
-        raise ValueError(
-            "eval_data is never used: set eval_strategy=epoch, or steps and eval_steps"
-        )
-
-
-def _check_resumed(settings: Settings) -> None:
-    """Raises ValueError if a run would go on with another model or data. The trainer checks its own settings."""
-    resumed = settings.training.resume_from_checkpoint
-    if not resumed:
-        return
-    for folder in (Path(resumed), Path(resumed).parent):
-        if (folder / SETTINGS_FILE).is_file():
+        raise ValueError("eval_data is never used: set eval_strategy=epoch")
+    resumed = Path(training.resume_from_checkpoint or "none")
+    for folder in (resumed, resumed.parent):
+        if training.resume_from_checkpoint and (folder / SETTINGS_FILE).is_file():
             before = read_settings(folder)
             then = asdict(before.model) | asdict(before.data)
             now = asdict(settings.model) | asdict(settings.data)

@@ -4,7 +4,6 @@
 """
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 from .problems import SIZES, WAYS, rows, way_of
@@ -35,15 +34,6 @@ DEMO = TRAINING | {
 }
 
 
-def ways_in(source: str) -> Callable[[str], str | None] | None:
-    """`way_of` for rows of the generated sets, by their source, which is `tiny/...`; None for all others.
-
-    >>> bt.tiny.ways_in("tiny/test")("Count: 3, 4.")
-    'count'
-    """
-    return way_of if source in [f"tiny/{name}" for name in SIZES] else None
-
-
 def evidence() -> dict:
     """What benchmarks/evidence.py measured of the dials, on this model and on a harder family of problems.
 
@@ -58,4 +48,4 @@ def evidence() -> dict:
     return json.loads(Path(__file__).with_name("evidence.json").read_text(encoding="utf-8"))
 
 
-__all__ = ["DEMO", "SIZES", "TRAINING", "WAYS", "evidence", "rows", "way_of", "ways_in"]
+__all__ = ["DEMO", "SIZES", "TRAINING", "WAYS", "evidence", "rows", "way_of"]
