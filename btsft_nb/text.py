@@ -10,8 +10,8 @@ _ARROWS = {"\n": "\u21b5", "\t": "\u21e5"}
 def visible(value: object, limit: int | None = None, keep: str = "") -> str:
     r"""A value as one line of text in which every character can be seen and none moves another.
 
-    Line ends and tabs become arrows, other control characters their pictures, and what has no ink or turns the
-    direction of text its code point.
+    Line ends and tabs become arrows; other control characters, and what has no ink or turns the direction of text,
+    their code point.
 
     Args:
         limit: characters of the text to keep; a cut is shown by an ellipsis.
@@ -31,8 +31,6 @@ def visible(value: object, limit: int | None = None, keep: str = "") -> str:
 def _mark(char: str) -> str:
     if char in _ARROWS:
         return _ARROWS[char]
-    if ord(char) < 32 or ord(char) == 127:
-        return "\u2421" if ord(char) == 127 else chr(0x2400 + ord(char))
     is_space = unicodedata.category(char) == "Zs"
     if char in _WITHOUT_INK or not (char.isprintable() or is_space):
         return f"\u27e8U+{ord(char):04X}\u27e9"

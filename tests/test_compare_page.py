@@ -288,7 +288,7 @@ def test_what_cannot_be_seen_or_written_is_shown():
     content = made(
         {"a": [record(0, 0, "\x00\x1b[31m\x7f\u202e\nb")]}, test="\udfff", answer="exact"
     )
-    shown = "\u2400\u241b[31m\u2421\u27e8U+202E\u27e9\nb"
+    shown = "⟨U+0000⟩⟨U+001B⟩[31m⟨U+007F⟩⟨U+202E⟩\nb"
     assert shown in content.encode().decode() and "\u27e8U+DFFF\u27e9" in content
     assert json.loads(json.dumps(content)) == content
 

@@ -432,7 +432,7 @@ def test_what_cannot_be_seen_has_a_mark(tiny_tokenizer):
     assert visible_texts(tokenizer, ids)[0] == [
         "a\u27e8U+202E\u27e9b",
         "c\u27e8U+200B\u27e9d",
-        "e\u2400f",
+        "e\u27e8U+0000\u27e9f",
     ]
 
 
