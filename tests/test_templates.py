@@ -173,17 +173,6 @@ spaces = st.text(" \n\t", max_size=3)
 thoughts = st.tuples(spaces, texts.filter(lambda text: CLOSE not in text), spaces).map("".join)
 
 
-@few
-@given(user=texts)
-def test_the_prompt_is_the_templates_generation_prompt(templated, user):
-    """Whatever the user writes."""
-    wanted = native(templated, [("user", user)], add_generation_prompt=True)
-    assert same(
-        as_read(templated, templated.tokenizer.decode(templated.prompt_ids(to_prompt(user)))),
-        as_read(templated, wanted),
-    )
-
-
 @pytest.mark.parametrize("user", ["What is 2+2?", "  a\n\nb ", "東京 🎉"])
 def test_harmless_prompts_have_the_templates_own_ids(templated, user):
     """No second BOS, no other merges."""
@@ -197,14 +186,18 @@ def test_harmless_prompts_have_the_templates_own_ids(templated, user):
 @few
 @given(user=texts, thought=thoughts, answer=texts)
 def test_completions(templated, user, thought, answer):
-    """After the prompt stand the thought, the close tag, the answer and the end of turn, and nothing else; the kinds
-    tile them; each tag is one token; no text becomes a control token. A prompt with a whole thought takes no other."""
+    """The prompt is the template's generation prompt. After it stand the thought, the close tag, the answer and the end
+    of turn, and nothing else; the kinds tile them; each tag is one token; no text becomes a control token. A prompt
+    with a whole thought takes no other."""
+    prompt = templated.prompt_ids(to_prompt(user))
+    wanted = native(templated, [("user", user)], add_generation_prompt=True)
+    text = as_read(templated, templated.tokenizer.decode(prompt))
+    assert same(text, as_read(templated, wanted))
     if closes(templated):
         with pytest.raises(UnsuitableRow, match="whole, empty thought"):
             rendered(templated, user, f"{OPEN}{thought}{CLOSE}{answer}")
         return
     example = rendered(templated, user, f"{OPEN}{thought}{CLOSE}{answer}")
-    prompt = templated.prompt_ids(to_prompt(user))
     opens = bool(supplied(templated))
     assert example.input_ids[: len(prompt)] == prompt and not any(example.weights[: len(prompt)])
     assert all(weight == 1 for _, _, weight in completion(example))

@@ -11,8 +11,6 @@ from .errors import RowError
 from .think import THINK_TAGS
 
 NAMES = ("chatml", "qa", "alpaca")
-_QUESTION = "probe of a question"
-_ANSWER = "probe of an answer"
 
 
 class Template:
@@ -20,7 +18,7 @@ class Template:
 
     Attributes:
         end_of_turn: the control tokens that end an answer; the tokenizer's end of text where the template has none.
-        answer_lead: the white space that it writes between the generation prompt and an answer.
+        answer_lead: what it writes between the generation prompt and an answer; only white space can be trained.
         thought_lead: the same for a turn that begins with its thought.
         takes_thoughts_apart: whether it writes an empty thought before earlier turns, unless theirs comes as
             `reasoning_content`.
@@ -37,18 +35,18 @@ class Template:
 
     def __init__(self, tokenizer, control, tags):
         self._tokenizer = tokenizer
+        self._name = tokenizer.name_or_path
         self.end_of_turn = tokenizer.eos_token
         # Text that is formatted already needs no template.
         if tokenizer.chat_template:
             self._learn(control, tags)
         if not self.end_of_turn:
-            raise ValueError(f"{tokenizer.name_or_path}: nothing ends a turn; set its eos_token")
+            raise ValueError(f"{self._name}: nothing ends a turn; set its eos_token")
 
     def __call__(self, turns, **options) -> str:
         """The text of a conversation. Raises RowError where the template refuses it."""
         if not self._tokenizer.chat_template:
-            name = self._tokenizer.name_or_path
-            raise ValueError(f"{name} has no chat template; btsft_nb.use_template sets one")
+            raise ValueError(f"{self._name} has no chat template; btsft_nb.use_template sets one")
         # Templates refuse by raising, or fail on what they do not foresee.
         try:
             return self._tokenizer.apply_chat_template(turns, tokenize=False, **options)
@@ -57,37 +55,33 @@ class Template:
             raise RowError(f"the chat template refuses the roles {roles}: {error}") from error
 
     def _learn(self, control, tags):
-        thought = f"{tags[0]}\nprobe of a thought\n{tags[1]}\n\n"
-        question = {"role": "user", "content": _QUESTION}
-        answer = {"role": "assistant", "content": _ANSWER}
-        thinking = {"role": "assistant", "content": thought + _ANSWER}
+        question = {"role": "user", "content": "probe of a question"}
+        answer = {"role": "assistant", "content": "probe of an answer"}
+        thinking = answer | {"content": f"{tags[0]}\nprobe of a thought\n{tags[1]}\n\nanswer"}
 
         # What it writes around the texts of one exchange
         prompt = self([question], add_generation_prompt=True)
         self.probe = self([question, answer])
-        before, text, after = self.probe.rpartition(_ANSWER)
+        before, text, after = self.probe.rpartition(answer["content"])
         # Where history is written unlike a generation prompt, nothing can be said of what follows that.
         lead = before.partition(prompt)[2]
         problem = ""
-        if not text or _QUESTION not in before:
+        if not text or question["content"] not in before:
             problem = "leaves out the text of turns"
         elif lead.strip() and not any(tag in lead for tag in (*tags, *THINK_TAGS)):
             problem = f"writes {lead!r} before an answer"
         if problem:
-            name = self._tokenizer.name_or_path
-            raise ValueError(f"{name}: the chat template {problem}; set another one")
+            raise ValueError(f"{self._name}: the chat template {problem}; set another one")
+        self.answer_lead = lead
         # The same before a thought, which some templates treat in their own way
-        tagged_lead = self([question, thinking]).partition(prompt)[2].partition(tags[0])[0]
-        self.answer_lead = lead if lead.isspace() else ""
-        self.thought_lead = tagged_lead if tagged_lead.isspace() else ""
+        self.thought_lead = self([question, thinking]).partition(prompt)[2].partition(tags[0])[0]
         # A turn of the history has one thought. Two open tags: the template added one.
         self.takes_thoughts_apart = self([question, thinking, question]).count(tags[0]) > 1
 
         # Several control tokens in a row end a turn together.
-        end = control.search(after)
-        while end:
+        end = re.search(f"({control.pattern})+", after)
+        if end:
             self.end_of_turn = after[: end.end()]
-            end = control.match(after, end.end())
 
 
 def use_template(tokenizer: PreTrainedTokenizerBase, template: str | Path) -> None:
@@ -121,12 +115,13 @@ def use_template(tokenizer: PreTrainedTokenizerBase, template: str | Path) -> No
     elif source.endswith(".jinja"):
         source = Path(template).read_text(encoding="utf-8")
     elif not re.search("{[%{]", source):
-        known = ", ".join(NAMES)
-        raise ValueError(f"unknown template {source!r}; known: {known}, or a .jinja file")
+        raise ValueError(
+            f"unknown template {source!r}; known: {', '.join(NAMES)}, or a .jinja file"
+        )
     # Rendering nothing parses it: an error of today is better than one at the first row.
     try:
         render_jinja_template([], chat_template=source)
     except TemplateSyntaxError as error:
-        place = f"{template!s:.60}, line {error.lineno}"
-        raise ValueError(f"{place}: no Jinja: {error.message}") from error
+        problem = f"line {error.lineno}: no Jinja: {error.message}"
+        raise ValueError(f"{template!s:.60}, {problem}") from error
     tokenizer.chat_template = source

@@ -1,6 +1,6 @@
 """What a row becomes: messages made of blocks. And how one turn of a conversation is read."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import islice
 from numbers import Real
 
@@ -40,7 +40,7 @@ class Message:
     """
 
     role: str
-    blocks: list[Block] = field(default_factory=list)
+    blocks: list[Block]
     changed: str | None = None
 
     @property
@@ -107,7 +107,7 @@ def read_turn(turn, field) -> Message:
         raise unexpected(turn, "a turn with role and content", field)
     key = _first_key(turn, "role", "from")
     role = turn.get(key)
-    if not isinstance(role, str) or role not in ROLES:
+    if role not in list(ROLES):
         raise unexpected(role, f"one of the roles {', '.join(ROLES)}", f"{field}.{key}")
     role = ROLES[role]
     refuse_tools(turn.get("tool_calls"), f"{field}.tool_calls")
@@ -141,9 +141,9 @@ def _parts(turn, field) -> dict[str, object]:
         if turn.get(name) is not None and thought not in parts.values():
             parts[f"{field}.{name}"] = thought
     key = _first_key(turn, "content", "value")
-    content = "" if turn.get(key) is None else turn[key]
+    content = turn.get(key)
     if not isinstance(content, list):
-        return parts | {f"{field}.{key}": {"text": content}}
+        return parts | {f"{field}.{key}": {"text": "" if content is None else content}}
     return parts | {f"{field}.{key}[{i}]": part for i, part in enumerate(content)}
 
 

@@ -126,8 +126,15 @@ class Renderer:
 
     def drafts(self, messages: list[Message], example_id: str) -> list[Draft]:
         """As `examples`, before they are tokenized: many at once are faster."""
-        is_formatted = messages[0].role == "text"
-        turns = list(self._formatted(messages[0]) if is_formatted else self._templated(messages))
+        if messages[0].role == "text":
+            turns = list(self._formatted(messages[0]))
+        else:
+            # each assistant turn of a conversation, with all before it as its prompt
+            turns = [
+                self._turn(message, self._prompt(messages[:i]), self.end_of_turn)
+                for i, message in enumerate(messages)
+                if message.role == "assistant"
+            ]
         # one text for all turns, if each prompt repeats what was before it
         whole = joined(turns, example_id)
         if whole:
@@ -166,12 +173,6 @@ class Renderer:
         tags = named_blocks(spans, edges)
         return Example(draft.id, ids, weights, kinds, sorted(draft.flags), tags)
 
-    def _templated(self, messages):
-        """Each assistant turn of a conversation, with all before it as its prompt."""
-        for i, message in enumerate(messages):
-            if message.role == "assistant":
-                yield self._turn(message, self._prompt(messages[:i]), self.end_of_turn)
-
     def _formatted(self, message):
         """Each completion in a text that is formatted already; without a marker all of it is one."""
         end_of_text = self.tokenizer.eos_token or self.end_of_turn
@@ -191,15 +192,12 @@ class Renderer:
             raise RowError(f"no text and end of turn after each response marker {marker!r}")
         for part in parts:
             # a completion of formatted text is a turn like any other
-            before = text[: part.start(1)]
-            blocks = with_pieces(message.blocks, [""] * len(before) + list(part[1]))
-            yield self._turn(
-                Message("assistant", blocks), bos + before, part[2] or self.end_of_turn
-            )
+            start = part.start(1)
+            turn = Message("assistant", with_pieces(message.blocks, [""] * start + list(part[1])))
+            yield self._turn(turn, bos + text[:start], part[2] or self.end_of_turn)
 
     def _prompt(self, messages) -> str:
-        turns = [self._history(message) for message in messages]
-        return self.template(turns, add_generation_prompt=True)
+        return self.template([*map(self._history, messages)], add_generation_prompt=True)
 
     def _history(self, message) -> dict[str, str]:
         """A turn as the template takes it."""
@@ -207,12 +205,13 @@ class Renderer:
             return {"role": message.role, "content": self._encoder.protect(message.text)[0]}
         spans = turn_spans(message, self._encoder, self.tags)
         # some templates take the thought by itself, and write an empty one if they get none
+        turn = {"role": "assistant", "content": _text(spans)}
         is_odd = oddities(message.text) & {"untagged", "unopened", "unclosed"}
-        if is_odd or not self.template.takes_thoughts_apart:
-            return {"role": "assistant", "content": _text(spans)}
-        thought = _text(span for span in spans if span.kind == Kind.THINK).strip()
-        answer = _text(span for span in spans if span.kind == Kind.ANSWER).strip()
-        return {"role": "assistant", "content": answer, "reasoning_content": thought}
+        if self.template.takes_thoughts_apart and not is_odd:
+            thought = _text(span for span in spans if span.kind == Kind.THINK)
+            answer = _text(span for span in spans if span.kind == Kind.ANSWER)
+            turn |= {"content": answer.strip(), "reasoning_content": thought.strip()}
+        return turn
 
     def _turn(self, message, prompt, end_of_turn) -> Draft:
         """A prompt, and what the model would have to generate after it, end of turn included."""
@@ -228,7 +227,8 @@ class Renderer:
             # what the template itself writes between its prompt and a turn
             is_thought = spans[0].kind == Kind.TAG
             lead = self.template.thought_lead if is_thought else self.template.answer_lead
-            spans.insert(0, Span(lead, Kind.ANSWER, spans[0].weight))
+            if lead.isspace():
+                spans.insert(0, Span(lead, Kind.ANSWER, spans[0].weight))
         # a turn without any weight is context, and so is its end
         is_trained = any(span.weight for span in spans)
         end = Span(end_of_turn, Kind.ANSWER, 1.0 if is_trained else 0.0)
@@ -240,9 +240,9 @@ class Renderer:
         if flags & {"untagged", "text before the thought"}:
             raise UnsuitableRow("the chat template opens a thought, and the turn begins with none")
         # the turn's own tag stands in the prompt already, and so does the white space after it
-        first_tag = next(i for i, span in enumerate(spans) if span.kind == Kind.TAG)
-        if spans[first_tag].text == opening:
-            spans = spans[first_tag + 1 :]
+        texts = [span.text for span in spans]
+        if opening in texts:
+            spans = spans[texts.index(opening) + 1 :]
         # else only the end of the turn would be trained, in the middle of a thought
         if not _text(spans).strip():
             raise UnsuitableRow(f"nothing follows {opening}, which the chat template writes itself")

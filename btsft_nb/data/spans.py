@@ -6,7 +6,7 @@ from itertools import accumulate, groupby, pairwise
 
 from .kinds import Kind
 from .messages import Block
-from .think import CLOSE, OPEN, split
+from .think import OPEN, split
 
 
 @dataclass(slots=True)
@@ -35,61 +35,47 @@ def oddities(text, opened=False) -> set[str]:
     (['extra tags'], ['untagged'])
     """
     parts = split(text)
-    has_open = parts.open_at is not None
-    has_close = parts.close_at is not None
     # either tag shows that a thought was meant
-    is_tagged = has_open or has_close
+    is_tagged = parts.open_tag or parts.close_tag
     checks = {
-        "unclosed": has_open and not has_close,
+        "unclosed": parts.open_tag and not parts.close_tag,
         "untagged": not is_tagged,
-        "unopened": has_close and not has_open and not opened,
+        "unopened": parts.close_tag and not parts.open_tag and not opened,
         "empty thought": is_tagged and not parts.thought.strip(),
-        "extra tags": parts.extra_opens > 0 or parts.extra_closes > 0,
-        "text before the thought": parts.before.strip() != "",
+        "extra tags": parts.extra_opens or parts.extra_closes,
+        "text before the thought": parts.before.strip(),
     }
     return {name for name, holds in checks.items() if holds}
 
 
-def kind_at(text) -> dict[int, Kind]:
-    """Where each stretch of a kind begins. Tags beyond the first pair are plain text.
-
-    >>> {start: kind.name for start, kind in kind_at("<think>a</think>b").items()}
-    {0: 'TAG', 7: 'THINK', 8: 'TAG', 16: 'ANSWER'}
-    """
-    parts = split(text)
-    # A lone close tag ends a thought that began with the turn. (Later entries replace earlier ones: nothing is empty.)
-    is_thought_first = parts.open_at is None and parts.close_at is not None
-    kinds = {0: Kind.THINK if is_thought_first else Kind.ANSWER}
-    if parts.open_at is not None:
-        kinds[parts.open_at] = Kind.TAG
-        kinds[parts.open_at + len(OPEN)] = Kind.THINK
-    if parts.close_at is not None:
-        kinds[parts.close_at] = Kind.TAG
-        kinds[parts.close_at + len(CLOSE)] = Kind.ANSWER
-    # nothing follows a tag at the end of the text
-    kinds.pop(len(text), None)
-    return kinds
-
-
 def turn_spans(message, encoder, tags) -> list[Span]:
-    """A turn cut where a kind or a block begins, with `tags` as its think tags."""
-    text = message.text
-    kinds = kind_at(text)
+    """A turn cut where a kind or a block begins, with `tags` as its think tags. Tags beyond the first pair are text."""
     # where each block begins, of empty ones the last
     ends = accumulate((len(block.text) for block in message.blocks), initial=0)
     block_at = dict(zip(ends, message.blocks, strict=False))
     starts = list(block_at)
+    parts = split(message.text)
+    stretches = [
+        (Kind.ANSWER, parts.before),
+        (Kind.TAG, parts.open_tag),
+        (Kind.THINK, parts.thought),
+        (Kind.TAG, parts.close_tag),
+        (Kind.ANSWER, parts.answer),
+    ]
     spans = []
-    for start, stop in pairwise([*kinds, len(text)]):
-        kind = kinds[start]
-        if kind == Kind.TAG:
-            # A tag is one token, of the block in which it begins; no block cuts it.
-            cuts = []
-            pieces = [tags[0] if text.startswith(OPEN, start) else tags[1]]
-        else:
+    stop = 0
+    for kind, text in stretches:
+        if not text:
+            continue
+        start = stop
+        stop += len(text)
+        # A tag is one token, of the block in which it begins; no block cuts it.
+        cuts = []
+        pieces = [tags[0] if text == OPEN else tags[1]]
+        if kind != Kind.TAG:
             # control tokens are looked for in each stretch by itself: a tag ends them
             cuts = [at for at in starts if start < at < stop]
-            pieces = encoder.protect(text[start:stop], [at - start for at in cuts])
+            pieces = encoder.protect(text, [at - start for at in cuts])
         for first, piece in zip([start, *cuts], pieces, strict=True):
             block = block_at[starts[bisect_right(starts, first) - 1]]
             # assistant turns weigh 1 unless their row says otherwise

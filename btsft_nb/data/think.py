@@ -27,29 +27,26 @@ class ThinkParts:
     """A text cut at its first open tag, and at the first close tag after it. Any other tag is plain text.
 
     Attributes:
-        open_at: where the open tag begins; None where there is none.
-        close_at: where the close tag begins.
         before: what stands before the open tag.
+        open_tag: `<think>`, or nothing where there is none.
         thought: what the tags hold. A lone close tag ends a thought that began with the text.
+        close_tag: `</think>`, or nothing.
         answer: what follows the close tag; all of a text without tags, and nothing of a thought that does not end.
         extra_opens: how many open tags there are beyond the one that counts.
         extra_closes: how many close tags there are beyond the one that counts.
     """
 
-    open_at: int | None
-    close_at: int | None
     before: str
+    open_tag: str
     thought: str
+    close_tag: str
     answer: str
     extra_opens: int
     extra_closes: int
 
 
-def split(text: str, *, opened: bool = False) -> ThinkParts:
+def split(text: str) -> ThinkParts:
     """Cuts a text into what stands before its thought, the thought, and the answer.
-
-    Args:
-        opened: a prompt before the text holds the open tag, so that the thought begins with the text.
 
     >>> parts = split("<think>3 + 4</think>7")
     >>> parts.before, parts.thought, parts.answer
@@ -61,22 +58,13 @@ def split(text: str, *, opened: bool = False) -> ThinkParts:
         before = ""
         rest = text
     thought, close_tag, answer = rest.partition(CLOSE)
-    close_at = len(text) - len(rest) + len(thought) if close_tag else None
     # Text without any tag is an answer.
-    if not (opened or open_tag or close_tag):
+    if not open_tag and not close_tag:
         thought = ""
         answer = text
-    # The prompt's own open tag is the one that counts.
-    own_opens = 0 if opened else 1
-    return ThinkParts(
-        open_at=len(before) if open_tag else None,
-        close_at=close_at,
-        before=before,
-        thought=thought,
-        answer=answer,
-        extra_opens=max(text.count(OPEN) - own_opens, 0),
-        extra_closes=text.count(CLOSE) - (1 if close_tag else 0),
-    )
+    extra_opens = max(text.count(OPEN) - 1, 0)
+    extra_closes = text.count(CLOSE) - (1 if close_tag else 0)
+    return ThinkParts(before, open_tag, thought, close_tag, answer, extra_opens, extra_closes)
 
 
 def tagged(thought) -> str:
@@ -99,14 +87,18 @@ def retagged(text) -> tuple[list[str], str] | None:
     match = _OPENING.match(text)
     if match is None or has_tags(text):
         return None
-    new_tags = [(match.span(1), OPEN)]
-    # A thought that does not end keeps its open tag, as one in think tags does.
-    stop = text.find(MARKERS[match[1]], match.end())
-    if stop >= 0:
-        end = stop + len(MARKERS[match[1]])
-        new_tags.append(((stop, end), CLOSE))
-        new_tags += [(solution.span(), "") for solution in _SOLUTION.finditer(text, end)]
     pieces = list(text)
-    for (start, stop), tag in new_tags:
+
+    def put(tag, start, stop):
         pieces[start:stop] = [tag] + [""] * (stop - start - 1)
+
+    put(OPEN, *match.span(1))
+    # A thought that does not end keeps its open tag, as one in think tags does.
+    closing = MARKERS[match[1]]
+    start = text.find(closing, match.end())
+    if start >= 0:
+        stop = start + len(closing)
+        put(CLOSE, start, stop)
+        for solution in _SOLUTION.finditer(text, stop):
+            put("", *solution.span())
     return pieces, f"{match[1]} -> {OPEN}"

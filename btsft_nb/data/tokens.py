@@ -45,7 +45,7 @@ def add_tags(tokenizer: PreTrainedTokenizerBase, tags: tuple[str, str] | None = 
     opening, closing = tags or think_tags(tokenizer)
     if not opening.strip() or not closing.strip() or opening == closing:
         raise ValueError(f"tags must be two different texts, as {THINK_TAGS}, got {tags!r}")
-    missing = [tag for tag in (opening, closing) if tag not in _added_ids(tokenizer)]
+    missing = [tag for tag in (opening, closing) if tag not in tokenizer.added_tokens_encoder]
     # A tag that is normalized would not be found behind another one (Phi-3).
     tokenizer.add_tokens([AddedToken(tag, normalized=False) for tag in missing])
     # What stands in init_kwargs is saved with the tokenizer.
@@ -62,17 +62,13 @@ def tag_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[int, int]:
     """
     tags = think_tags(tokenizer)
     # Not convert_tokens_to_ids, which gives the id of the unknown token for what it does not know.
-    ids = [_added_ids(tokenizer).get(tag) for tag in tags]
+    ids = [tokenizer.added_tokens_encoder.get(tag) for tag in tags]
     if tokenizer.encode("".join(tags), add_special_tokens=False) != ids:
         raise ValueError(
             f"{tokenizer.name_or_path} splits the think tags; call btsft_nb.add_tags(tokenizer), "
             "and resize and train the model's embeddings"
         )
     return ids[0], ids[1]
-
-
-def _added_ids(tokenizer) -> dict[str, int]:
-    return {token.content: i for i, token in tokenizer.added_tokens_decoder.items()}
 
 
 def unmarked(text) -> str:
@@ -118,7 +114,10 @@ class Encoder:
 
     def encode(self, texts):
         """Protected texts -> the ids of their tokens, and from where to where each goes in the text without marks."""
-        backend = _reset(self.tokenizer.backend_tokenizer)
+        backend = self.tokenizer.backend_tokenizer
+        # A tokenizer's file can carry both.
+        backend.no_truncation()
+        backend.no_padding()
         # The template's own control tokens have to be found.
         backend.encode_special_tokens = False
         # Most texts spell no control token, and go through the tokenizer together, which is faster.
@@ -156,16 +155,9 @@ class Encoder:
         # `encode_special_tokens` makes text of special tokens alone, and think tags are none.
         for token in state["added_tokens"]:
             token["special"] = _is_control(token["content"])
-        plain = _reset(Tokenizer.from_str(json.dumps(state)))
+        plain = Tokenizer.from_str(json.dumps(state))
         plain.encode_special_tokens = True
         return plain
-
-
-def _reset(backend):
-    """Without the truncation and padding that a tokenizer's file can carry."""
-    backend.no_truncation()
-    backend.no_padding()
-    return backend
 
 
 def _is_control(content) -> bool:

@@ -1,9 +1,8 @@
 """Completions -> thought and answer, and whether the answer is right."""
 
-import math
 import re
 from collections import Counter
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import NamedTuple
@@ -12,7 +11,6 @@ from ..data import think
 from .formulas import Formula, are_equal, read_formula
 
 ANSWERS = ("exact", "word", "number", "choice", "math", "boxed")
-Value = str | Fraction | Formula
 
 _DECIMAL = (
     r"(?:(?:\d{1,3}(?:[,\u00a0\u2009\u202f]\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)"  # grouped thousands
@@ -73,10 +71,10 @@ def parse(text: str, *, prefilled: bool = False, finished: bool = True) -> Parse
     thought = parts.thought.strip()
     answer = parts.answer.strip()
     problems = {
-        "no open tag": parts.open_at is None,
+        "no open tag": not parts.open_tag,
         "text before the thought": parts.before.strip(),
         "cut off": not finished,
-        "no close tag": parts.close_at is None,
+        "no close tag": not parts.close_tag,
         "more than one open tag": parts.extra_opens,
         "more than one close tag": parts.extra_closes,
         "empty thought": not thought,
@@ -112,7 +110,7 @@ def boxed(text: str) -> str | None:
     return content
 
 
-def extract(text: str, how: str) -> Value | None:
+def extract(text: str, how: str) -> str | Fraction | Formula | None:
     """What a text answers, in the form in which answers are compared; None where nothing of the kind is found.
 
     Args:
@@ -143,7 +141,7 @@ def extract(text: str, how: str) -> Value | None:
     return _mathematics(formulas[-1] if formulas else part)
 
 
-def _final_part(text) -> str:
+def _final_part(text):
     """What a text gives as its answer: its box, else what follows "answer is" or "####", else all of it."""
     inside = boxed(text)
     if inside is not None:
@@ -152,12 +150,12 @@ def _final_part(text) -> str:
     return statements[-1] if statements else text
 
 
-def _words(text) -> str | None:
+def _words(text):
     """A text without what sets it off: case, markup, white space, punctuation around it. None for nothing."""
     return " ".join(_MARKUP.sub(r"\1", text).casefold().split()).strip(" .,;:!\"'") or None
 
 
-def _mathematics(text) -> Value | None:
+def _mathematics(text):
     """The number or formula that all of a text is, else its words."""
     text = _plain_signs(text)
     number = _NUMBER.fullmatch(text.strip("$* \n").removesuffix("."))
@@ -165,11 +163,11 @@ def _mathematics(text) -> Value | None:
     return _words(text) if value is None else value
 
 
-def _plain_signs(text) -> str:
+def _plain_signs(text):
     return text.replace("{,}", ",").replace("\u2212", "-")
 
 
-def _last_number(text) -> Value | None:
+def _last_number(text):
     """The number or formula that a text ends with; None where its last number is part of something else."""
     tokens = _TOKEN.findall(_plain_signs(text))
     if not tokens:
@@ -189,7 +187,7 @@ def _fraction(sign, whole, over, under) -> Fraction | None:
     return -value if sign == "-" else value
 
 
-def _letter(text) -> str | None:
+def _letter(text):
     """The only letter of a text (b, **B**), in brackets, or at the start of a line (B. Paris), as a capital."""
     text = _MARKUP.sub(r"\1", text)
     letter = _LETTER.fullmatch(text)
@@ -206,10 +204,10 @@ class RightAnswer(NamedTuple):
     """How answers are compared with a reference, one of ANSWERS, and the reference in that form."""
 
     how: str
-    value: Value
+    value: str | Fraction | Formula
 
 
-def right_answer(reference: str, how: str = "auto") -> RightAnswer:
+def right_answer(reference, how="auto") -> RightAnswer:
     r"""Reads a reference.
 
     "auto" takes it (or what follows "####", or its box) for a "choice" where it is a lone letter, for a "number" where
@@ -230,15 +228,15 @@ def right_answer(reference: str, how: str = "auto") -> RightAnswer:
     return RightAnswer(how, value)
 
 
-def compare(given: Value | None, wanted: Value) -> bool | None:
+def compare(given, wanted) -> bool | None:
     """Whether two extracted answers are the same; None where they cannot be compared.
 
     Whole numbers are compared exactly, others to nine significant digits, formulas by math-verify.
     """
-    if isinstance(wanted, str):
-        return None if given is None else given == wanted
-    if given is None or isinstance(given, str):
+    if given is None or (isinstance(given, str) and not isinstance(wanted, str)):
         return None
+    if isinstance(wanted, str):
+        return given == wanted
     if isinstance(given, Formula) or isinstance(wanted, Formula):
         return are_equal(given, wanted)
     if given.denominator == wanted.denominator == 1:
@@ -262,7 +260,7 @@ def is_correct(answer: str, reference: str, how: str = "auto") -> bool:
     return bool(compare(extract(answer, right.how), right.value))
 
 
-def majority(answers: Sequence[Hashable | None]) -> Hashable | None:
+def majority(answers: Sequence) -> object:
     """The most frequent of the answers that are not None, of equally frequent ones the first; None without any.
 
     Self-consistency: Wang et al. 2022, https://arxiv.org/abs/2203.11171.
@@ -272,16 +270,3 @@ def majority(answers: Sequence[Hashable | None]) -> Hashable | None:
     """
     votes = Counter(answer for answer in answers if answer is not None)
     return max(votes, key=votes.get, default=None)
-
-
-def pass_at_k(n: int, correct: int, k: int) -> float:
-    """The unbiased estimate of the chance that one of k samples is right, from n samples of which `correct` are.
-
-    1 - C(n - c, k) / C(n, k); Chen et al. 2021, https://arxiv.org/abs/2107.03374, equation 1.
-
-    >>> pass_at_k(n=4, correct=1, k=2)
-    0.5
-    """
-    if not 0 < k <= n:
-        raise ValueError(f"k must be between 1 and n={n}, got {k}")
-    return 1.0 - math.comb(n - correct, k) / math.comb(n, k)
