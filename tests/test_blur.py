@@ -24,7 +24,7 @@ def distance_from_uniform(values: np.ndarray) -> float:
     return max(np.abs(values - steps[1:]).max(), np.abs(values - steps[:-1]).max())
 
 
-@pytest.mark.parametrize("seed", [0, 42, 2**32 - 1])
+@pytest.mark.parametrize("seed", [0, 2**32 - 1])
 def test_draws_are_uniform(seed):
     """Along one long thought, and over the first token of many examples (1.95 / sqrt n is the .1 % bound)."""
     along = draws(np.full(20_000, THINK), example_key("a"), seed, 0)

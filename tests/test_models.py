@@ -40,8 +40,8 @@ def test_the_embedded_model_is_small_and_solves_its_problems():
 def test_the_embedded_model_thinks_in_four_ways():
     """Each way is at least a tenth of the samples."""
     model, tokenizer = bt.load_model("tiny")
-    problems = bt.load_rows("tiny/test")[:100]
-    samples = bt.sample(model, tokenizer, problems, n=4, max_new_tokens=96, batch_size=400)
+    problems = bt.load_rows("tiny/test")[:50]
+    samples = bt.sample(model, tokenizer, problems, n=4, max_new_tokens=96, batch_size=200)
     ways = bt.evaluate(samples, [row["answer"] for row in problems], bt.tiny.way_of)["ways"]
     assert all(ways[way] >= len(samples) / 10 for way in bt.tiny.WAYS), ways
 
@@ -296,7 +296,7 @@ def test_weights_in_a_pickle_are_refused_and_do_not_run(tmp_path):
         file.write_bytes(pickle.dumps(Planted(tmp_path / "ran")))
         with pytest.raises(
             FileNotFoundError,
-            match=r"no (adapter_)?model.safetensors; pickles .* can run code and are not read",
+            match=r"no (adapter_)?model.safetensors; pickles can run code and are not read",
         ):
             bt.load_model(file.parent)
     trainer = adapter_run(tmp_path / "run")

@@ -21,7 +21,7 @@ from .hardware import choose_dtype, detect
 from .tokenizer import load_tokenizer, resolve
 
 BASE_FILE = "btsft_base.json"  # beside an adapter: its base model, and how the weights were loaded
-_NO_PICKLES = "pickles (.bin, .pt) can run code and are not read; save the model as safetensors"
+_NO_PICKLES = "pickles can run code and are not read; save it as safetensors"
 
 
 def load_model(
@@ -94,8 +94,7 @@ def load_run(
         places: `device_map` and `max_memory`, as in ModelConfig.
     """
     base = read_base(folder)
-    if not Path(folder, "adapter_model.safetensors").is_file():
-        raise FileNotFoundError(f"{folder}: no adapter_model.safetensors; {_NO_PICKLES}")
+    _check_file(folder, "adapter_model.safetensors", _NO_PICKLES)
     if base["dtype"] == "bfloat16" and not detect().bf16:
         base["dtype"] = "auto"
     if base["attention"] == "flash_attention_2":
@@ -136,18 +135,21 @@ def read_base(folder: str | Path) -> dict:
     Raises:
         FileNotFoundError: the folder holds no adapter, or one of another tool.
     """
-    file = Path(folder, BASE_FILE)
-    if not file.is_file():
-        raise FileNotFoundError(f"{folder}: no {BASE_FILE}; load adapters of other tools with peft")
-    return json.loads(file.read_text())
+    _check_file(folder, BASE_FILE, "load adapters of other tools with peft")
+    return json.loads(Path(folder, BASE_FILE).read_text())
+
+
+def _check_file(folder, file, advice):
+    if not Path(folder, file).is_file():
+        raise FileNotFoundError(f"{folder}: no {file}; {advice}")
 
 
 def _load_base(config: ModelConfig, to_train: bool) -> PreTrainedModel:
     """The weights of a model, without adapters."""
     name = config.model
     path = resolve(name)
-    if Path(path).is_dir() and not Path(path, "config.json").is_file():
-        raise FileNotFoundError(f"{name}: no config.json in this folder, so no model")
+    if Path(path).is_dir():
+        _check_file(path, "config.json", "name a model's folder")
     published = AutoConfig.from_pretrained(path, trust_remote_code=False).dtype
     dtype = choose_dtype(config.dtype, detect(), config.method if to_train else None, published)
     try:

@@ -33,7 +33,7 @@ def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
     probe = " Two words,\n\t1234 caf\u00e9 <think>"
     ids = tokenizer.encode(probe, add_special_tokens=False)
     if file and Tokenizer.from_file(file).encode(probe, add_special_tokens=False).ids != ids:
-        tokenizer = PreTrainedTokenizerFast.from_pretrained(path, trust_remote_code=False)
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(path)
     if tokenizer.pad_token is None:
         if tokenizer.eos_token is None:
             raise ValueError(f"{name}: no end token; set tokenizer.eos_token, save, and load that")

@@ -83,7 +83,7 @@ def module_head(head, tag_ids, form, hidden, labels, ref_hidden, chunk, ref_head
     if _is_matrix(head):  # FSDP2's hooks are for one call in a pass
         head = partial(F.linear, weight=head.weight, bias=head.bias)
     with torch.no_grad():  # no rows: a dropout in the head draws nothing
-        vocabulary = head(hidden[:0]).shape[-1]
+        vocabulary = head(hidden.detach()[:0]).shape[-1]
 
     def output_of(h: Tensor, labels: Tensor, ref_h: Tensor) -> HeadOutput:
         logits = form.logits(head(h))

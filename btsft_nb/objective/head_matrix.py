@@ -104,10 +104,11 @@ def _combine(picked, named, rest, ref_named, ref_rest, kl, argmax) -> HeadOutput
 
 
 class _Tile(torch.autograd.Function):
-    """One pass over the vocabulary: of r rows (r, D) with named ids (r, 3), and of references (k, D) of the first k,
+    """One pass over the vocabulary.
 
-    the logits (r, 3) of label, open and close tag, and the logsumexp (r,) of the rest; the same of the references;
-    KL(q || p) (k,) within the rest, and the argmax (r,).
+    Takes rows (r, D) with named ids (r, 3), and references (k, D) of the first k. Gives the logits (r, 3) of label,
+    open and close tag and the logsumexp (r,) of the rest, the same of the references, KL(q || p) (k,) within the rest,
+    and the argmax (r,). Its gradient is
 
         d hidden = d_rest p W + sum_named d_named W_named + d_kl (p - q) W
     """
