@@ -136,7 +136,7 @@ class TokenInspector(anywidget.AnyWidget):
         )
         self._follow()
 
-    def _checked(self, name, scores) -> Sequence[dict | None]:
+    def _checked(self, name, scores):
         """What was scored of each example, if anything."""
         if scores is None:
             return [None] * len(self._examples)
@@ -160,7 +160,7 @@ class TokenInspector(anywidget.AnyWidget):
         return index
 
     @observe("index", "edits", "epoch", "unit", "seed", "keep_first")
-    def _follow(self, change=None) -> None:
+    def _follow(self, change=None):
         self._shown = self._at(self.index)
         with self.hold_sync():  # the browser gets all of an example at once
             self.data = self._shown.browser_data()
@@ -169,7 +169,7 @@ class TokenInspector(anywidget.AnyWidget):
             if change and change["name"] == "index":
                 self.selection = []
 
-    def _at(self, index: int) -> ShownExample:
+    def _at(self, index):
         edits = [edit[1:] for edit in self.edits if edit[0] == index]
         scores = (self._scores[index], self._others[index])
         return ShownExample(self._examples[index], self._tokenizer, *scores, edits)
@@ -221,7 +221,7 @@ class TokenInspector(anywidget.AnyWidget):
             Path(path).write_text(page(html, self.data["id"]), encoding="utf-8")
         return html
 
-    def _repr_mimebundle_(self, **kwargs) -> tuple[dict, dict]:
+    def _repr_mimebundle_(self, **kwargs):
         """The widget, and the same view for where none can run, with as many examples as fit."""
         data, metadata = super()._repr_mimebundle_(**kwargs)
         html = static_view(self, _TOKENS_IN_A_CELL)
@@ -233,7 +233,7 @@ class TokenInspector(anywidget.AnyWidget):
                 break
         return {**data, "text/html": html}, metadata
 
-    def _state(self, indices) -> dict:
+    def _state(self, indices):
         """What a page needs to do without Python."""
         epochs = sorted({0, 1, 2, 3, 4, self.epoch})
         examples = []
@@ -246,11 +246,11 @@ class TokenInspector(anywidget.AnyWidget):
         return {**self.get_state(names), **own}
 
     @property
-    def share(self) -> str:
+    def share(self):
         """How many tokens are blurred, in words."""
         return f"{self.blurred.sum()} of {np.isfinite(self.draws).sum()} thought tokens blurred"
 
-    def __repr__(self) -> str:
+    def __repr__(self):
         blurred = f"{self.share} at threshold {self.threshold:.2f}"
         return f"TokenInspector({self.data['id']!r}: {len(self.tokens)} tokens, {blurred})"
 

@@ -55,12 +55,12 @@ class ShownExample:
         for start, stop, weight in edits:
             self.weights[start:stop][is_free[start:stop]] = weight
 
-    def draws(self, seed, epoch, keep_first, unit) -> np.ndarray:
+    def draws(self, seed, epoch, keep_first, unit):
         """(T,) the draw of each token, as the trainer makes it; infinity for what is never blurred."""
         units = unit_ids(self.kinds, self.texts, unit)
         return draws(self.kinds, example_key(self.id), seed, epoch, keep_first, units)
 
-    def page_draws(self, seed, epochs, keep_first, threshold) -> dict[str, dict[int, list]]:
+    def page_draws(self, seed, epochs, keep_first, threshold):
         """Unit -> epoch -> draws rounded down to three digits, and infinity to 1.
 
         Each is below the threshold, and below any that the slider of a page reaches, where the draw itself is.
@@ -73,7 +73,7 @@ class ShownExample:
                 rounded[unit][epoch] = steps[np.searchsorted(steps, u, "right") - 1].tolist()
         return rounded
 
-    def values(self) -> dict[str, np.ndarray]:
+    def values(self):
         """View -> (T,) its values where nothing is blurred, NaN where it has none.
 
         The view gradient has a second part, `format`, that is to be multiplied by beta.
@@ -97,11 +97,11 @@ class ShownExample:
         values["format"] = score["format_pull"]
         return values
 
-    def json_values(self) -> dict[str, list]:
+    def json_values(self):
         """`values` for the browser."""
         return {name: json_numbers(values) for name, values in self.values().items()}
 
-    def browser_data(self) -> dict:
+    def browser_data(self):
         """JSON for the browser: what no dial changes. Its lists have the example's length."""
         texts, joined = visible_texts(self._tokenizer, self.ids)
         data = {
@@ -128,7 +128,7 @@ class ShownExample:
         }
 
 
-def visible_texts(tokenizer, ids) -> tuple[list[str], list[int]]:
+def visible_texts(tokenizer, ids):
     """The text of each token with all that is in it made visible, and the tokens that go with the one before.
 
     Those are the pieces of a character after its first; the first has the character, and they "\u2025".
@@ -148,13 +148,13 @@ def visible_texts(tokenizer, ids) -> tuple[list[str], list[int]]:
     return [visible(text) for text in texts], joined
 
 
-def json_numbers(values) -> list:
+def json_numbers(values):
     """Rounded to six digits; JSON has no NaN and no infinity."""
     rounded = np.round(np.clip(np.asarray(values, dtype=float), -999, 999), 6)
     return np.where(np.isnan(rounded), None, rounded).tolist()
 
 
-def check_match(name, values, examples) -> None:
+def check_match(name, values, examples):
     """Raises ValueError unless there is one list of values for each example, as long as it."""
     if [len(row) for row in values] != [len(example["input_ids"]) for example in examples]:
         wanted = f"one for each of the {len(examples)} examples, with a value for each token"

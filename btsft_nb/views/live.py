@@ -45,7 +45,7 @@ class LiveCurves(TrainerCallback):
         if self._handle:
             self._handle.update(self._picture(state))
 
-    def _picture(self, state) -> Image:
+    def _picture(self, state):
         self._drawn = time.monotonic()
         spent = f"{self._drawn - self._start:.0f} s"
         title = f"{self.name}: step {state.global_step} of {state.max_steps}, {spent}"
@@ -55,7 +55,7 @@ class LiveCurves(TrainerCallback):
         return Image(print_figure(figure), metadata={"alt": title})
 
 
-def dials_chart(points: list[dict]) -> bytes:
+def dials_chart(points):
     """A PNG of diversity against accuracy and compliance: the `summary` of each point under its `label`."""
     figure = Figure((11, 3.6), layout="constrained")
     axes = figure.subplots(1, 2)
@@ -67,7 +67,7 @@ def dials_chart(points: list[dict]) -> bytes:
     return print_figure(figure)
 
 
-def still_chart(points: list[dict]) -> str:
+def still_chart(points):
     """The chart as HTML, for pages on which no widget runs."""
     if not points:
         return "Sliders for threshold, anchor and beta: run this cell to use them."

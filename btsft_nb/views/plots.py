@@ -119,14 +119,14 @@ def frontier(series: dict[str, dict[str, dict]], x: str, y: str, ax: Axes | None
     return ax
 
 
-def _axes(axes, n, width, height) -> list[Axes]:
+def _axes(axes, n, width, height):
     """The Axes that are given, or n of a new figure (inches)."""
     if axes is None:
         axes = plt.subplots(1, n, figsize=(width, height), layout="constrained")[1]
     return list(np.ravel(axes))
 
 
-def _white_card(ax) -> None:
+def _white_card(ax):
     """The look of what is drawn, also in the user's own dark style."""
     ax.figure.set_facecolor("white")
     ax.set(facecolor="white", axisbelow=True)
@@ -137,22 +137,22 @@ def _white_card(ax) -> None:
         text.set(color=_INK, parse_math=False)
 
 
-def _legend_beside(ax, handles) -> None:
+def _legend_beside(ax, handles):
     place = {"loc": "upper left", "bbox_to_anchor": (1, 1)}
     ax.legend(handles=handles, handlelength=3, frameon=False, fontsize=8, **place)
 
 
-def _line(i: int) -> dict:
+def _line(i):
     """The look of line i: the first 30 differ."""
     return {"color": COLORS[i % 5], "marker": _MARKERS[i % 6]}
 
 
-def _measured(summaries, metric) -> tuple[np.ndarray, np.ndarray]:
+def _measured(summaries, metric):
     """(n,) values of a metric, and (2, n) how far their intervals reach below and above them."""
     metrics = [summary["metrics"][metric] for summary in summaries.values()]
     value, low, high = (np.array([m[key] for m in metrics]) for key in ("value", "low", "high"))
     return value, np.abs([low - value, high - value])
 
 
-def _unit(metric) -> str:
+def _unit(metric):
     return _UNITS.get(metric.split("@")[0], "share of samples")

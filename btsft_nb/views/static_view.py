@@ -18,7 +18,7 @@ _FOLDER = Path(__file__).parent
 _TEMPLATES = Environment(loader=FileSystemLoader(_FOLDER), autoescape=True)
 
 
-def static_view(inspector, limit: int | None = None) -> str:
+def static_view(inspector, limit=None):
     """The first tokens as HTML, each in the tint of its kind with its number below it, and a legend."""
     names = list(KINDS)
     kinds = [names[kind] for kind in inspector.data["kinds"]]
@@ -37,7 +37,7 @@ def static_view(inspector, limit: int | None = None) -> str:
     return template.render(inspector=inspector, tokens=tokens, kinds=kinds, colors=KINDS)
 
 
-def with_script(static: str, state: dict) -> str:
+def with_script(static, state):
     """The static view, and a script that puts the inspector in its place; `state` is what the script needs."""
     source = (_FOLDER / "inspector.js").read_text(encoding="utf-8")
     text = json.dumps(state, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
@@ -46,12 +46,12 @@ def with_script(static: str, state: dict) -> str:
     return f'<div data-btsft="{key}">{static}</div>{script}'
 
 
-def page(html: str, title: str) -> str:
+def page(html, title):
     """A whole page of it, in the reader's own light or dark."""
     return _TEMPLATES.get_template("page.html").render(view=html, title=title)
 
 
-def _number(value) -> str:
+def _number(value):
     """What stands under a token."""
     if value.ndim:
         return "+".join(f"{1000 * part:.1f}" for part in value)
