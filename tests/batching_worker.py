@@ -1,8 +1,9 @@
 """One optimiser step over 16 examples, as test_batching.py asks for it: alone, or one of the processes of torchrun.
 
-    python tests/batching_worker.py FOLDER '{"data": "messy", "settings": {...}}'
+    python tests/batching_worker.py FOLDER '{"a name": {"per_device_train_batch_size": 2}, ...}'
 
-Leaves FOLDER/rank0.pt and so on: gradients, logs, and what was blurred in each example.
+Takes the step with each of the settings, one after the other, on the `silent` data. Leaves FOLDER/rank0.pt and so on:
+by name gradients, logs, and what was blurred in each example.
 """
 
 import json
@@ -19,6 +20,19 @@ from transformers import TrainerCallback
 import btsft_nb as bt
 
 LORA = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM")
+# a short run with all that is drawn by chance
+DROPOUT_LORA = LoraConfig(
+    r=4, lora_alpha=8, lora_dropout=0.1, target_modules="all-linear", task_type="CAUSAL_LM"
+)
+SHORT_RUN = dict(
+    threshold=0.5,
+    anchor=1.0,
+    beta=0.5,
+    learning_rate=1e-3,
+    max_steps=6,
+    logging_steps=1,
+    disable_tqdm=True,
+)
 
 
 def adapted_model(noise: float = 0.1):
@@ -116,5 +130,6 @@ def step(folder: str, data: str, settings: dict, noise: float = 0.1) -> dict:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    found = step(sys.argv[1], **json.loads(sys.argv[2]))
+    jobs = json.loads(sys.argv[2])
+    found = {name: step(sys.argv[1], "silent", settings) for name, settings in jobs.items()}
     torch.save(found, Path(sys.argv[1], f"rank{os.environ.get('RANK', 0)}.pt"))

@@ -13,15 +13,11 @@ from pathlib import Path
 
 import torch
 from accelerate import PartialState
-from peft import LoraConfig
+from batching_worker import DROPOUT_LORA, SHORT_RUN
 from transformers import TrainerCallback
 
 import btsft_nb as bt
 from btsft_nb.data import preparation as data
-
-LORA = LoraConfig(
-    r=4, lora_alpha=8, lora_dropout=0.1, target_modules="all-linear", task_type="CAUSAL_LM"
-)
 
 
 class Die(TrainerCallback):
@@ -48,23 +44,17 @@ def train(folder: str, work: str = "train") -> None:
     """4 steps of 4 rows, checkpoints after 2 and 4."""
     torch.set_num_threads(1)
     state, rendered = PartialState(cpu=True), count_rendered()
-    model, tokenizer = bt.load_model("tiny", qlora=True, lora=LORA)
+    model, tokenizer = bt.load_model("tiny", qlora=True, lora=DROPOUT_LORA)
     with state.main_process_first():
         examples = bt.prepare(bt.load_rows("tiny/teacher")[:16], tokenizer)
     report = {"rendered": sum(rendered), "examples": len(examples)}
     Path(folder, f"rank{state.process_index}").write_text(json.dumps(report))
     config = bt.BTSFTConfig(
         folder,
-        threshold=0.5,
-        anchor=1.0,
-        beta=0.5,
-        learning_rate=1e-3,
-        max_steps=4,
-        logging_steps=1,
+        **(SHORT_RUN | {"max_steps": 4}),
         save_steps=2,
         per_device_train_batch_size=1,
         gradient_accumulation_steps=2,
-        disable_tqdm=True,
         use_cpu=True,
     )
     callbacks = [Die()] if work == "die" and state.process_index == 1 else []

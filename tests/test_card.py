@@ -1,8 +1,10 @@
 """The model card of a run folder: what the Hub reads in it, what a person does, and hostile names in neither."""
 
+import functools
 import json
 import re
 
+import jinja2
 import pytest
 import yaml
 from huggingface_hub import ModelCard
@@ -63,7 +65,7 @@ def folder_of(
 def test_the_front_matter_is_what_the_hub_reads(tmp_path):
     """Read back by the Hub's own library; base model and data set by their ids, and the evaluation."""
     evaluation = {
-        "settings": {"test": "tiny/test"},
+        "settings": {"test": "tiny/test", "date": "2026-08-20T10:00:00+00:00"},
         "summaries": {"demo": {"metrics": {"accuracy": {"value": 0.75}}}},
     }
     folder = folder_of(tmp_path / "demo", evaluation=evaluation)
@@ -101,7 +103,10 @@ def test_the_text_says_what_it_is_and_how_far(tmp_path):
 def test_the_evaluation_of_the_run_among_others(tmp_path):
     metrics = {"accuracy": {"value": 0.5, "low": 0.4, "high": 0.6, "n": 9}}
     summaries = {"before": {"metrics": {"accuracy": {"value": 0.1}}}, "demo": {"metrics": metrics}}
-    evaluation = {"settings": {"test": "tiny/test"}, "summaries": summaries}
+    evaluation = {
+        "settings": {"test": "tiny/test", "date": "2026-08-20T10:00:00+00:00"},
+        "summaries": summaries,
+    }
     card = model_card(bt.Run(folder_of(tmp_path / "demo", evaluation=evaluation)))
     (result,) = card.data.eval_results
     assert (result.metric_type, result.metric_value, result.dataset_name) == (
@@ -112,8 +117,19 @@ def test_the_evaluation_of_the_run_among_others(tmp_path):
     assert "| accuracy | 0\\.5 |" in card.text
 
 
-def test_hostile_names_are_text(tmp_path):
+def test_the_evaluation_of_an_earlier_run_in_the_folder_is_left_out(tmp_path):
+    summaries = {"demo": {"metrics": {"accuracy": {"value": 0.5}}}}
+    evaluation = {"settings": {"test": "x", "date": "2026-08-19"}, "summaries": summaries}
+    run = bt.Run(folder_of(tmp_path / "demo", evaluation=evaluation))
+    run.environment["started"] = "2026-08-20T10:00:00+00:00"
+    card = model_card(run)
+    assert card.data.eval_results is None and "accuracy" not in card.text
+
+
+def test_hostile_names_are_text(tmp_path, monkeypatch):
     """In Markdown as the Hub renders it: no tag, link, heading, table cell or list of their own; in YAML the same."""
+    # the template is compiled once
+    monkeypatch.setattr(jinja2, "Template", functools.cache(jinja2.Template))
     markdown = (
         pytest.importorskip("markdown_it")
         .MarkdownIt("gfm-like", {"linkify": False})
@@ -131,8 +147,8 @@ def test_hostile_names_are_text(tmp_path):
     shapes = set()
     for i, payload in enumerate(["plain", *payloads]):
         evaluation = {
-            "settings": {"test": payload},
-            "summaries": {"x": {"metrics": {payload: {"value": 0.5}}}},
+            "settings": {"test": payload, "date": "2026-08-20"},
+            "summaries": {str(i): {"metrics": {payload: {"value": 0.5}}}},
         }
         card = model_card(
             bt.Run(folder_of(tmp_path / str(i), base=payload, data=payload, evaluation=evaluation))

@@ -14,37 +14,23 @@ from pathlib import Path
 
 import pytest
 import torch
+from batching_worker import DROPOUT_LORA, SHORT_RUN
 from jupyter_client.manager import start_new_kernel
-from peft import LoraConfig
 from safetensors import SafetensorError
 from transformers import TrainerCallback
 
 import btsft_nb as bt
 from btsft_nb.training.checkpoints import is_whole, last_checkpoint, writing
 
-LORA = LoraConfig(
-    r=4, lora_alpha=8, lora_dropout=0.1, target_modules="all-linear", task_type="CAUSAL_LM"
-)
 ADAPTER, STATE = "adapter_model.safetensors", "trainer_state.json"
 
 
 def make_trainer(folder, callbacks=(), **settings):
     """A run of 6 steps, 4 to the epoch, with all that is drawn by chance; checkpoints after steps 2, 4 and 6."""
-    model, tokenizer = bt.load_model("tiny", qlora=True, lora=LORA)
+    model, tokenizer = bt.load_model("tiny", qlora=True, lora=DROPOUT_LORA)
     examples = bt.prepare(bt.load_rows("tiny/teacher")[:16], tokenizer)
-    defaults = dict(
-        threshold=0.5,
-        anchor=1.0,
-        beta=0.5,
-        learning_rate=1e-3,
-        max_steps=6,
-        logging_steps=1,
-        save_steps=2,
-    )
-    defaults |= dict(
-        per_device_train_batch_size=2, gradient_accumulation_steps=2, disable_tqdm=True
-    )
-    config = bt.BTSFTConfig(str(folder), **(defaults | settings))
+    batches = dict(save_steps=2, per_device_train_batch_size=2, gradient_accumulation_steps=2)
+    config = bt.BTSFTConfig(str(folder), **(SHORT_RUN | batches | settings))
     return bt.BTSFTTrainer(
         model,
         config,
@@ -89,12 +75,17 @@ def result(folder) -> tuple[bytes, list[dict]]:
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory):
-    """The result of a run that nothing disturbs."""
+def undisturbed(tmp_path_factory):
+    """The folder of a run that nothing disturbs, to copy."""
     folder = tmp_path_factory.mktemp("alone")
     make_trainer(folder).train()
     assert checkpoints(folder) == [2, 4, 6]
-    return result(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def alone(undisturbed):
+    return result(undisturbed)
 
 
 def train_and_die(folder, threads: int, fatal: int) -> None:
@@ -157,9 +148,9 @@ def test_a_scheduler_stops_a_run_by_sigterm(tmp_path, alone):
     assert result(tmp_path) == alone
 
 
-def test_a_kill_after_the_last_checkpoint(tmp_path, alone):
+def test_a_kill_after_the_last_checkpoint(tmp_path, undisturbed, alone):
     """Only the final adapter was missing: resuming makes no further step, although the epoch is not over."""
-    make_trainer(tmp_path).train()
+    shutil.copytree(undisturbed, tmp_path, dirs_exist_ok=True)
     (tmp_path / ADAPTER).unlink()
     trainer = make_trainer(tmp_path)
     trainer.train(resume_from_checkpoint=True)
@@ -220,7 +211,7 @@ def test_a_checkpoint_that_fails_is_removed_unless_it_is_whole(tmp_path):
         assert not is_whole(old)
         raise OSError("full")
     assert not old.exists()
-    assert "checkpoint-2 was not finished and is removed; its disk had" in caught.value.__notes__[0]
+    assert "checkpoint-2 is removed, unfinished; its disk had" in caught.value.__notes__[0]
     with pytest.raises(OSError), writing(tmp_path / "checkpoint-4", main=True):
         checkpoint(tmp_path, 4)
         raise OSError
@@ -246,7 +237,7 @@ def test_no_room_while_saving(tmp_path, alone, room, unfinished, error):
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert (tmp_path / "checkpoint-2" / unfinished).stat().st_size > room
     assert any(
-        "checkpoint-4 was not finished and is removed; its disk had" in note
+        "checkpoint-4 is removed, unfinished; its disk had" in note
         for note in caught.value.__notes__
     )
     assert checkpoints(tmp_path) == [2] and is_whole(tmp_path / "checkpoint-2")
@@ -257,13 +248,18 @@ def test_no_room_while_saving(tmp_path, alone, room, unfinished, error):
 
 def test_an_interrupted_rerun_goes_on_from_its_own_checkpoint(tmp_path, alone):
     """Not from the higher one that an earlier run left in the folder."""
-    make_trainer(tmp_path, seed=1).train()
-    assert result(tmp_path) != alone
+    make_trainer(tmp_path, seed=1, max_steps=4).train()
+    assert checkpoints(tmp_path) == [2, 4]
     trainer = make_trainer(tmp_path, [At(3, interrupt)])
+    handler = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt, match="after step 3"):
         trainer.train()
+    assert signal.getsignal(signal.SIGINT) is handler
     trainer.train(resume_from_checkpoint=True)
     assert result(tmp_path) == alone
+    for log in alone[1]:
+        parts = sum(log[part] for part in ("loss_nll", "loss_anchor", "loss_format"))
+        assert parts == pytest.approx(log["loss"], rel=1e-4)
 
 
 @pytest.mark.parametrize("strategy", ["steps", "epoch"])
@@ -336,11 +332,9 @@ def test_an_interrupt_after_the_last_step(tmp_path, alone):
     assert result(tmp_path) == alone and checkpoints(tmp_path) == []
 
 
-def test_a_resume_with_other_settings_says_what_differs(tmp_path, alone):
+def test_a_resume_with_other_settings_says_what_differs(tmp_path, undisturbed, alone):
     """By name, then and now, before anything is written; what leaves the steps as they are may differ."""
-    trainer = make_trainer(tmp_path, [At(3, interrupt)])
-    with pytest.raises(KeyboardInterrupt):
-        trainer.train()
+    shutil.copytree(undisturbed / "checkpoint-4", tmp_path / "checkpoint-4")
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     changed = dict(
         threshold=0.4,
@@ -349,14 +343,14 @@ def test_a_resume_with_other_settings_says_what_differs(tmp_path, alone):
         max_steps=8,
         optim="adamw_torch",
     )
-    with pytest.raises(ValueError, match="checkpoint-3 was begun with other settings") as caught:
+    with pytest.raises(ValueError, match="checkpoint-4 was begun with other settings") as caught:
         make_trainer(tmp_path, **changed).train(resume_from_checkpoint=True)
     told = str(caught.value)
     differences = (
         "examples_per_step was 4 and is 8; max_steps was 6 and is 8; threshold was 0.5 and is 0.4; "
         "learning_rate was 0.001 and is 0.002; optim was 'adamw_torch_fused' and is 'adamw_torch'. "
     )
-    assert f"other settings: {differences}Set them back" in told and "another output_dir" in told
+    assert f"other settings: {differences}Set them back" in told
     other = make_trainer(tmp_path)
     other.train_dataset = other.train_dataset.select(range(12))
     with pytest.raises(ValueError, match="examples was 16 and is 12"):
@@ -392,16 +386,16 @@ def test_a_constant_schedule_goes_on_for_longer(tmp_path):
         moving.train(resume_from_checkpoint=True)
 
 
-def test_a_checkpoint_of_another_trainer_is_refused(tmp_path):
+def test_a_checkpoint_of_another_trainer_is_refused(tmp_path, undisturbed):
     """It does not say how it was made."""
-    make_trainer(tmp_path, max_steps=2).train()
+    shutil.copytree(undisturbed / "checkpoint-2", tmp_path / "checkpoint-2")
     (tmp_path / "checkpoint-2" / "environment.json").unlink()
     with pytest.raises(FileNotFoundError, match=r"checkpoint-2/environment\.json"):
-        make_trainer(tmp_path, max_steps=2).train(resume_from_checkpoint=True)
+        make_trainer(tmp_path).train(resume_from_checkpoint=True)
 
 
 def test_out_of_memory_says_what_to_change(tmp_path):
-    """After the words of torch; of the same type, and the folder can go on."""
+    """A note to the error of torch, and the folder can go on."""
 
     def exhausted():
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
@@ -411,7 +405,7 @@ def test_out_of_memory_says_what_to_change(tmp_path):
         torch.OutOfMemoryError, match=r"^CUDA out of memory\. Tried to allocate 2\.00 GiB\."
     ) as caught:
         trainer.train()
-    assert "halve per_device_train_batch_size" in str(caught.value)
+    assert "halve per_device_train_batch_size" in caught.value.__notes__[0]
     halved = dict(per_device_train_batch_size=1, gradient_accumulation_steps=4)
     make_trainer(tmp_path, **halved).train(resume_from_checkpoint=True)
     assert bt.Run(tmp_path).finished
@@ -430,10 +424,10 @@ def received(trainer) -> list:
     return seen
 
 
-def test_a_resumed_run_gets_the_same_batches_with_and_without_workers(tmp_path, alone):
+def test_a_resumed_run_gets_the_same_batches_with_and_without_workers(tmp_path, undisturbed, alone):
     """The four steps after step 2, over the end of an epoch, in this process and from two workers."""
-    make_trainer(tmp_path / "0").train()
-    shutil.copytree(tmp_path / "0", tmp_path / "2")
+    shutil.copytree(undisturbed, tmp_path / "0")
+    shutil.copytree(undisturbed, tmp_path / "2")
     whole = make_trainer(tmp_path / "whole", dataloader_num_workers=2)
     wanted = received(whole)
     whole.train()

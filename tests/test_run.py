@@ -45,11 +45,6 @@ def test_a_finished_run_reads_back_as_it_was(watched):
         for log in run.history.to_dict("records")
     ]
     assert logs == trainer.state.log_history  # a log that lacks a value has NaN for it
-    assert run.records("samples") and {record["step"] for record in run.records("samples")} == {
-        0,
-        3,
-        6,
-    }
     assert [path.name for path in run.checkpoints] == [
         "checkpoint-2",
         "checkpoint-4",
@@ -67,8 +62,6 @@ def test_a_finished_run_reads_back_as_it_was(watched):
         "tiny/teacher",
         0.5,
     )
-    with pytest.raises(FileNotFoundError, match=r"no choices.jsonl; there are history, samples"):
-        run.records("choices")
 
 
 def test_the_model_loads_from_its_run(watched):
@@ -107,16 +100,13 @@ def test_the_environment_says_what_it_ran_on_and_not_who(watched):
 
 
 def test_a_kill_leaves_at_most_a_cut_last_line(watched, tmp_path):
-    """All whole lines are read, of the history and of a tracker's file."""
+    """All whole lines of the history are read."""
     shutil.copytree(watched[0], tmp_path / "run")
     whole = bt.Run(tmp_path / "run")
-    records = whole.records("samples")
-    for name in ("history", "samples"):
-        file = tmp_path / "run" / f"{name}.jsonl"
-        file.write_text(file.read_text()[:-5])
+    file = tmp_path / "run" / "history.jsonl"
+    file.write_text(file.read_text()[:-5])
     cut = bt.Run(tmp_path / "run")
     assert cut.history.equals(whole.history.iloc[:-1][list(cut.history)])
-    assert cut.records("samples") == records[:-1]
 
 
 def test_an_interrupted_run_says_at_which_step_and_has_no_log_twice(tmp_path):

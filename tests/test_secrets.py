@@ -98,7 +98,7 @@ names = bt.load_secrets()
 assert len(names) == 3, names
 model, tokenizer = bt.load_model("tiny", qlora=True)
 data = bt.prepare(bt.load_rows("tiny/teacher")[:4], tokenizer)
-trackers = dict(report_to=["tensorboard", "wandb-offline"])
+trackers = dict(report_to=["tensorboard", "wandb"])
 config = bt.BTSFTConfig("run", max_steps=2, save_steps=1, logging_steps=1, per_device_train_batch_size=2, **trackers)
 track = bt.TrackSamples(["How many?"], tokenizer, every=1, n=1, max_new_tokens=2)
 trainer = bt.BTSFTTrainer(model, config, data, processing_class=tokenizer, callbacks=[track])
@@ -125,7 +125,7 @@ def test_a_whole_training_writes_no_secret(tmp_path):
         "WANDB_JOB_TYPE": "job-7",
         "PYTHONPATH": os.pathsep.join(sys.path),
     }
-    environment.pop("WANDB_MODE", None)
+    environment["WANDB_MODE"] = "offline"
     command = [
         sys.executable,
         "-c",
@@ -154,7 +154,7 @@ def test_a_whole_training_writes_no_secret(tmp_path):
     ]
     assert not any(secret in text for text in ours for secret in (b"hf_onthe", b"verysecret"))
     environment = written[next(path for path in written if str(path) == "run/environment.json")]
-    assert b"x.yaml" in environment and str(tmp_path).encode() not in environment
+    assert str(tmp_path).encode() not in environment
     assert b"HF_TOKEN" in done.stdout
     (log,) = [text for path, text in written.items() if path.suffix == ".wandb"]
     # a log in blocks, as LevelDB's: a record that goes beyond its block is cut by the next one's header of seven bytes

@@ -45,6 +45,12 @@ def trained(folder, data, tokenizer, *, model=None, ref_model=None, eval_dataset
     return trainer
 
 
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory, messy, tiny_tokenizer):
+    """A trainer after one step of `trained` as it is."""
+    return trained(tmp_path_factory.mktemp("plain"), messy, tiny_tokenizer)
+
+
 def losses(trainer) -> list[float]:
     return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
 
@@ -58,13 +64,14 @@ def assert_close(one: dict[str, Tensor], other: dict[str, Tensor], tolerance: fl
 # ------------------------------------------------------------------------------------------------ the reference
 
 
-def test_an_explicit_reference_is_what_switched_off_adapters_are(tmp_path, messy, tiny_tokenizer):
+def test_an_explicit_reference_is_what_switched_off_adapters_are(
+    tmp_path, plain, messy, tiny_tokenizer
+):
     base, _ = bt.load_model("tiny")
-    off = trained(tmp_path / "a", messy, tiny_tokenizer)
-    given = trained(tmp_path / "b", messy, tiny_tokenizer, ref_model=base)
-    assert losses(off) == pytest.approx(losses(given), rel=1e-6)
-    assert off.state.log_history[0]["loss_anchor"] > 1e-5
-    assert_close(given.recorder.gradients, off.recorder.gradients, 1e-5)
+    given = trained(tmp_path, messy, tiny_tokenizer, ref_model=base)
+    assert losses(plain) == pytest.approx(losses(given), rel=1e-6)
+    assert plain.state.log_history[0]["loss_anchor"] > 1e-5
+    assert_close(given.recorder.gradients, plain.recorder.gradients, 1e-5)
     assert all(p.grad is None for p in base.parameters())
 
 
@@ -82,27 +89,13 @@ def test_full_fine_tuning_anchors_to_an_explicit_reference(tmp_path, messy, tiny
     assert entry["loss_anchor"] > 1e-3
 
 
-@pytest.mark.parametrize(
-    ("settings", "width", "message"),
-    [
-        (dict(anchor=0.0), 128, "ref_model without an anchor does nothing"),
-        (
-            dict(anchor=1.0),
-            64,
-            "ref_model has hidden_size=64, the model 128",
-        ),
-    ],
-)
-def test_a_reference_that_does_not_fit_is_refused(
-    tmp_path, messy, tiny_tokenizer, settings, width, message
-):
+def test_a_reference_may_be_of_another_width(tmp_path, messy, tiny_tokenizer):
     model, _ = adapted_model()
     config = copy.deepcopy(model.config)
-    config.hidden_size = width
-    assert model.config.hidden_size == 128
+    config.hidden_size = 64
     other = type(model.get_base_model())(config)
-    with pytest.raises(ValueError, match=message):
-        trained(tmp_path, messy, tiny_tokenizer, model=model, ref_model=other, **settings)
+    trainer = trained(tmp_path, messy, tiny_tokenizer, model=model, ref_model=other)
+    assert trainer.state.log_history[0]["loss_anchor"] > 1e-3
 
 
 # ------------------------------------------------------------------------------------------------ the blur
@@ -173,7 +166,7 @@ def test_negative_weights_make_text_less_likely(tmp_path, messy, tiny_tokenizer,
         threshold=0,
         anchor=0,
         beta=0,
-        max_steps=8,
+        max_steps=5,
         learning_rate=1e-2,
         negative=negative,
         negative_floor=4.0,
@@ -187,9 +180,8 @@ def test_negative_weights_make_text_less_likely(tmp_path, messy, tiny_tokenizer,
 # ------------------------------------------------------------------------------------------------ ways to train
 
 
-def test_bfloat16_autocast_is_near_float32(tmp_path, messy, tiny_tokenizer):
-    plain = trained(tmp_path / "a", messy, tiny_tokenizer)
-    half = trained(tmp_path / "b", messy, tiny_tokenizer, bf16=True)
+def test_bfloat16_autocast_is_near_float32(tmp_path, plain, messy, tiny_tokenizer):
+    half = trained(tmp_path, messy, tiny_tokenizer, bf16=True)
     assert losses(half) == pytest.approx(losses(plain), rel=0.05) and losses(half) != losses(plain)
     assert_close(half.recorder.gradients, plain.recorder.gradients, 0.2)
 
@@ -206,19 +198,16 @@ def test_full_fine_tuning_under_autocast(tmp_path, messy, tiny_tokenizer):
 
 @pytest.mark.parametrize("adapted", [True, False])
 def test_a_compiled_model_computes_the_same(tmp_path, messy, tiny_tokenizer, adapted):
-    anchor = 1.0 if adapted else 0.0
-    settings = dict(anchor=anchor)
-    build = (lambda: adapted_model()[0]) if adapted else (lambda: bt.load_model("tiny")[0])
-    plain = trained(tmp_path / "a", messy, tiny_tokenizer, model=build(), **settings)
-    compiled = trained(
-        tmp_path / "b",
-        messy,
-        tiny_tokenizer,
-        model=build(),
-        torch_compile=True,
-        torch_compile_backend="eager",
-        **settings,
-    )
+    """One layer is enough, and quick to trace."""
+    runs = []
+    for settings in ({}, dict(torch_compile=True, torch_compile_backend="eager")):
+        model = adapted_model()[0] if adapted else bt.load_model("tiny")[0]
+        layers = model.get_base_model().model.layers if adapted else model.model.layers
+        del layers[1:]
+        model.config.num_hidden_layers = 1
+        settings["anchor"] = 1.0 if adapted else 0.0
+        runs.append(trained(tmp_path, messy, tiny_tokenizer, model=model, **settings))
+    plain, compiled = runs
     assert losses(compiled) == pytest.approx(losses(plain), rel=1e-5)
     assert_close(compiled.recorder.gradients, plain.recorder.gradients, 1e-4)
 
@@ -238,13 +227,11 @@ def test_noise_on_embeddings_reaches_the_loss_and_not_the_reference(
     assert noisy["loss_nll"] != plain["loss_nll"]
 
 
-@pytest.mark.parametrize(
-    "optim", ["adamw_torch", "sgd", "adafactor", "adamw_8bit", "paged_adamw_8bit", "lion_8bit"]
-)
+@pytest.mark.parametrize("optim", ["sgd", "adafactor", "adamw_8bit", "lion_8bit"])
 def test_optimisers_of_transformers_learn(tmp_path, messy, tiny_tokenizer, optim):
     model, _ = bt.load_model("tiny", lora=LORA)
     rate = 1.0 if optim == "sgd" else 1e-2
-    settings = dict(optim=optim, max_steps=12, learning_rate=rate, threshold=0, beta=0, anchor=0)
+    settings = dict(optim=optim, max_steps=8, learning_rate=rate, threshold=0, beta=0, anchor=0)
     found = losses(trained(tmp_path, messy, tiny_tokenizer, model=model, **settings))
     assert sum(found[-3:]) < sum(found[:3])
 
@@ -253,7 +240,6 @@ def test_optimisers_of_transformers_learn(tmp_path, messy, tiny_tokenizer, optim
     ("scheduler", "rates"),
     [
         ("linear", [0.0, 1.0, 2 / 3, 1 / 3]),
-        ("constant_with_warmup", [0.0, 1.0, 1.0, 1.0]),
         ("cosine", None),
     ],
 )
@@ -307,11 +293,10 @@ def test_logs_are_what_the_scores_of_the_model_say(tmp_path, messy, tiny_tokeniz
 
 def test_evaluation_is_over_the_whole_set(tmp_path, messy, tiny_tokenizer):
     """The same for every batch size, also where batches have unequal counts: not a mean of means."""
+    trainer = trained(tmp_path, messy, tiny_tokenizer, eval_dataset=messy)
     results = []
     for size in (16, 3, 1):
-        trainer = trained(
-            tmp_path, messy, tiny_tokenizer, eval_dataset=messy, per_device_eval_batch_size=size
-        )
+        trainer.args.per_device_eval_batch_size = size
         results.append(trainer.evaluate())
     timing = {name for name in results[0] if "second" in name or "time" in name}
     for other in results[1:]:

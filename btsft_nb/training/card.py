@@ -11,9 +11,8 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from ..text import visible
 from .run import Run
 
-_TEMPLATE = str(Path(__file__).with_name("card.md"))
-_FILE = re.compile(r"\.(jsonl?|parquet)$")
-_HUB_ID = re.compile(r"(?!tiny/)\w[\w.-]*/\w[\w.-]*", re.ASCII)
+# that of a file or of a generated set is none
+_HUB_ID = re.compile(r"(?!tiny/|.*\.(jsonl?|parquet)$)\w[\w.-]*/\w[\w.-]*", re.ASCII)
 _MARKUP = re.compile(r"([\\`*_{}\[\]()#+.!|~$@:/=^-])")
 
 
@@ -25,7 +24,7 @@ def model_card(run: Run, merged: Path | None = None) -> ModelCard:
     """
     facts = {"base_model": "unknown", "data": "unknown"} | run.summary
     folder = merged or run.path
-    is_adapter = not merged and run.environment.get("adapter", bool(run.base))
+    is_adapter = not merged and bool(run.base or run.environment.get("adapter"))
     test, metrics = _evaluation(run)
     results = []
     for name, value in metrics.items():
@@ -36,37 +35,41 @@ def model_card(run: Run, merged: Path | None = None) -> ModelCard:
         library_name="peft" if is_adapter else "transformers",
         pipeline_tag="text-generation",
         tags=["btsft_nb", "blurred-thoughts-sft"] + (["lora"] if is_adapter else []),
-        model_name=folder.resolve().name if results else None,
+        model_name=folder.resolve().name,
         eval_results=results or None,
     )
-    context = {"run": run, "folder": folder, "facts": facts, "is_adapter": is_adapter}
     return ModelCard.from_template(
-        front, _TEMPLATE, **context, test=test, metrics=metrics, text=_text
+        front,
+        str(Path(__file__).with_name("card.md")),
+        run=run,
+        folder=folder,
+        facts=facts,
+        is_adapter=is_adapter,
+        test=test,
+        metrics=metrics,
+        text=_text,
     )
 
 
-def _evaluation(run: Run) -> tuple[str, dict[str, float]]:
-    """What this run was evaluated on, and the metrics by name; none before it is."""
+def _evaluation(run):
+    """What the run was evaluated on, and the metrics by name; none of an earlier run in the folder."""
     file = run.path / "evaluation" / "evaluation.json"
-    evaluation = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
-    # an older one is of an earlier run in the folder
-    if evaluation is None or evaluation["settings"].get("date", "") < run.environment.get(
-        "started", ""
-    ):
-        return "", {}
-    summaries = evaluation["summaries"]
-    summary = summaries.get(run.path.resolve().name) or list(summaries.values())[-1]
-    metrics = {visible(name): metric["value"] for name, metric in summary["metrics"].items()}
-    return visible(evaluation["settings"]["test"]), metrics
+    metrics = {}
+    if not file.is_file():
+        return "", metrics
+    evaluation = json.loads(file.read_text(encoding="utf-8"))
+    settings = evaluation["settings"]
+    summary = evaluation["summaries"].get(run.path.resolve().name)
+    if summary and settings.get("date", "") >= run.environment.get("started", ""):
+        metrics = {visible(name): metric["value"] for name, metric in summary["metrics"].items()}
+    return visible(settings["test"]), metrics
 
 
-def _hub_id(name: str) -> str | None:
-    """The name if it can be one on the Hub, and is not that of a file or of a generated set."""
-    is_id = _HUB_ID.fullmatch(name) and not _FILE.search(name) and not os.path.exists(name)
-    return name if is_id else None
+def _hub_id(name):
+    return name if _HUB_ID.fullmatch(name) and not os.path.exists(name) else None
 
 
-def _text(value: object) -> str:
+def _text(value):
     """As Markdown that shows just this text: no markup, no link, no line break."""
     shown = f"{value:.4g}" if isinstance(value, float) else visible(value)
     return html.escape(_MARKUP.sub(r"\\\1", shown))

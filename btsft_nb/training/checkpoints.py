@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -53,7 +53,6 @@ _BOUND = (
     "fsdp",
     "deepspeed",
 )
-_LENGTH = ("max_steps", "num_train_epochs")
 
 
 def is_whole(checkpoint: Path) -> bool:
@@ -66,12 +65,9 @@ def is_whole(checkpoint: Path) -> bool:
 
 def checkpoints(run: str | Path) -> list[Path]:
     """The checkpoints of a run folder by step, whole or not."""
-    folders = Path(run).glob("checkpoint-*")
-    return sorted((path for path in folders if path.name[11:].isdecimal()), key=_step)
-
-
-def _step(checkpoint: Path) -> int:
-    return int(checkpoint.name.removeprefix("checkpoint-"))
+    start = len("checkpoint-")
+    folders = [path for path in Path(run).glob("checkpoint-*") if path.name[start:].isdecimal()]
+    return sorted(folders, key=lambda path: int(path.name[start:]))
 
 
 def last_checkpoint(folder: str | Path) -> Path:
@@ -85,16 +81,14 @@ def last_checkpoint(folder: str | Path) -> Path:
     """
     if is_whole(Path(folder)):
         return Path(folder)
-    whole = []
     for path in checkpoints(folder):
-        if is_whole(path):
-            whole.append(path)
-        else:
+        if not is_whole(path):
             shutil.rmtree(path)
+    whole = checkpoints(folder)
     if not whole:
         raise ValueError(f"{folder} has no whole checkpoint to resume; train() starts anew")
     # where the file system keeps no times, the highest
-    return max(whole, key=lambda path: ((path / _STATE_FILE).stat().st_mtime_ns, _step(path)))
+    return sorted(whole, key=lambda path: (path / _STATE_FILE).stat().st_mtime_ns)[-1]
 
 
 def check_same(then: dict, now: dict, bound: Sequence[str], folder: str | Path) -> None:
@@ -104,18 +98,16 @@ def check_same(then: dict, now: dict, bound: Sequence[str], folder: str | Path) 
 
     >>> check_same({"seed": 1, "lr": 1}, {"seed": 2, "lr": 3}, ["seed"], "runs/mine")
     Traceback (most recent call last):
-    ValueError: runs/mine was begun with other settings: seed was 1 and is 2. Set them back, or train anew ...
+    ValueError: runs/mine was begun with other settings: seed was 1 and is 2. Set them back, or train anew
     """
-    shared = [name for name in bound if name in then and name in now]
-    changed = [
-        f"{name} was {then[name]!r} and is {now[name]!r}"
-        for name in shared
-        if then[name] != now[name]
-    ]
+    changed = []
+    for name in bound:
+        if name in then and name in now and then[name] != now[name]:
+            changed.append(f"{name} was {then[name]!r} and is {now[name]!r}")
     if changed:
+        differences = "; ".join(changed)
         raise ValueError(
-            f"{folder} was begun with other settings: {'; '.join(changed)}. "
-            "Set them back, or train anew in another output_dir"
+            f"{folder} was begun with other settings: {differences}. Set them back, or train anew"
         )
 
 
@@ -136,12 +128,12 @@ def check_resume(checkpoint: str | Path, files: dict[str, dict]) -> None:
         then |= json.loads(Path(checkpoint, name).read_text("utf-8"))
         now |= files[name]
     constant = then["lr_scheduler_type"] == "constant" and then["threshold_end"] is None
-    bound = [name for name in _BOUND if not (constant and name in _LENGTH)]
-    check_same(then, now, bound, checkpoint)
+    free = ("max_steps", "num_train_epochs") if constant else ()
+    check_same(then, now, [name for name in _BOUND if name not in free], checkpoint)
 
 
 @contextmanager
-def writing(checkpoint: Path, *, main: bool) -> Iterator[None]:
+def writing(checkpoint: Path, *, main: bool):
     """Context manager for writing a checkpoint: one that fails is deleted, and the error says so.
 
     Args:
@@ -157,7 +149,5 @@ def writing(checkpoint: Path, *, main: bool) -> Iterator[None]:
             # torch.save does not say that a disk is full
             free = shutil.disk_usage(checkpoint).free / 1e6
             shutil.rmtree(checkpoint, ignore_errors=True)
-            error.add_note(
-                f"{checkpoint} was not finished and is removed; its disk had {free:.1f} MB left"
-            )
+            error.add_note(f"{checkpoint} is removed, unfinished; its disk had {free:.1f} MB left")
         raise

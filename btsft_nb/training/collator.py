@@ -40,25 +40,24 @@ class Collator:
         weights = [torch.as_tensor(example["weights"], dtype=torch.float32) for example in examples]
         # nothing predicts the first token of an example
         weights = [F.pad(row[1:], (1, 0)) for row in weights]
-        sequence = [torch.full_like(row, i) for i, row in enumerate(ids)]
         batch = {
             "input_ids": self._join(ids, self.pad_token_id),
-            "weights": self._join(weights, 0),
+            "weights": self._join(weights),
             "kinds": self._join(kinds, Kind.PROMPT),
         }
         if self.padding_free:
-            batch["sequence"] = self._join(sequence, 0)
-            batch["position_ids"] = self._join([torch.arange(len(row)) for row in ids], 0)
+            batch["sequence"] = self._join([torch.full_like(row, i) for i, row in enumerate(ids)])
+            batch["position_ids"] = self._join([torch.arange(len(row)) for row in ids])
         else:
             # padding belongs to the example of its row
-            rows = torch.arange(len(examples))[:, None]
-            batch["sequence"] = rows.expand_as(batch["input_ids"]).contiguous()
-            batch["attention_mask"] = self._join([torch.ones_like(row) for row in ids], 0)
+            width = batch["kinds"].shape[1]
+            batch["sequence"] = torch.arange(len(ids))[:, None].repeat(1, width)
+            batch["attention_mask"] = self._join([torch.ones_like(row) for row in ids])
         batch["labels"] = batch["input_ids"].masked_fill(batch["weights"] == 0, -100)
         batch["keys"] = torch.tensor([example_key(example["id"]) for example in examples])
         return batch
 
-    def _join(self, rows: list[Tensor], padding: int) -> Tensor:
+    def _join(self, rows, padding=0):
         if self.padding_free:
             return torch.cat(rows)[None]
-        return pad_sequence(rows, batch_first=True, padding_value=float(padding))
+        return pad_sequence(rows, batch_first=True, padding_value=padding)

@@ -1,17 +1,21 @@
 """The configuration of a training run: transformers' TrainingArguments and the dials of the objective."""
 
 import math
+import os
+from contextlib import suppress
 from dataclasses import dataclass, field, fields
+from netrc import NetrcParseError, netrc
 from numbers import Integral
+from urllib.parse import urlsplit
 
 import torch
+from peft import PeftModel
 from transformers import TrainingArguments
 
 from ..checks import check_choice, check_keys, check_number
 from ..models.hardware import check_bf16, detect
 from ..objective import BETA, THRESHOLD
 from ..objective.blur import UNITS
-from .trackers import check_trackers
 
 
 @dataclass
@@ -35,7 +39,7 @@ class BTSFTConfig(TrainingArguments):
             0; floor, nll up to negative_floor.
         negative_floor: With negative=floor, the nats of nll beyond which a token is left alone.
         padding_free: Lay the examples of a batch end to end in one row, without padding.
-        report_to: Trackers: none, tensorboard, wandb, wandb-offline, trackio, or a list.
+        report_to: Trackers: none, tensorboard, wandb (without an account by WANDB_MODE=offline), trackio, or a list.
         remove_unused_columns: Must stay false: no model has the columns weights and kinds.
         dataloader_pin_memory: Pin batches in memory; default on a GPU.
         use_cpu: Train on the CPU; default on Apple GPUs, which have neither 4-bit weights nor float64.
@@ -75,12 +79,11 @@ class BTSFTConfig(TrainingArguments):
 
     def __post_init__(self):
         check_number("threshold", self.threshold, 0, 1)
-        check_number("beta", self.beta, 0, math.inf)
-        check_number("anchor", self.anchor, 0, math.inf)
-        check_number("keep_first", self.keep_first, 0, math.inf, Integral)
-        check_number("negative_floor", self.negative_floor, 0, math.inf)
         if self.threshold_end is not None:
             check_number("threshold_end", self.threshold_end, 0, 1)
+        for name in ("beta", "anchor", "negative_floor"):
+            check_number(name, getattr(self, name), 0, math.inf)
+        check_number("keep_first", self.keep_first, 0, math.inf, Integral)
         check_choice("resample", self.resample, ("epoch", "never"))
         check_choice("unit", self.unit, UNITS)
         check_choice("negative", self.negative, ("nll", "unlikelihood", "floor"))
@@ -90,20 +93,40 @@ class BTSFTConfig(TrainingArguments):
             raise ValueError("remove_unused_columns must be False: it would drop weights and kinds")
         if self.hub_token or self.push_to_hub:
             # a run folder keeps its arguments, so it would keep the token
-            raise ValueError(
-                "hub_token and push_to_hub must be left out: push the folder when the run is "
-                "finished, with the token in HF_TOKEN"
-            )
+            raise ValueError("no hub_token, no push_to_hub: push the folder, with HF_TOKEN set")
         if self.bf16:
             check_bf16(detect())
-        if self.label_names is None:
-            self.label_names = ["labels"]
+        self.label_names = self.label_names or ["labels"]
         super().__post_init__()
-        check_trackers(self.report_to)
+        if "wandb" in self.report_to:
+            _check_wandb_key()
         # torch's DataParallel would call the model past the head: of several GPUs a process uses one
         self._n_gpu = min(self.n_gpu, 1)
 
-    @property
-    def is_anchored(self) -> bool:
-        """Whether some step needs the reference model."""
-        return bool(self.anchor and (self.threshold or self.threshold_end))
+    def check_fits(self, model, ref_model, tag_ids, data_sets) -> None:
+        """Raises ValueError if a model cannot be trained on data sets with this configuration."""
+        for data in filter(None, data_sets):
+            lacks = {"id", "input_ids", "weights", "kinds"}.difference(data.column_names)
+            if lacks:
+                raise ValueError(
+                    f"the data set lacks the columns {sorted(lacks)}; prepare makes it"
+                )
+        if not any(parameter.requires_grad for parameter in model.parameters()):
+            raise ValueError("nothing to train: load the model with qlora=True or lora=...")
+        rows = len(model.get_input_embeddings().weight)
+        if max(tag_ids) >= rows:
+            raise ValueError(f"the model has {rows} token rows, too few for the tags {tag_ids}")
+        is_anchored = self.anchor and (self.threshold or self.threshold_end)
+        if is_anchored and ref_model is None and not isinstance(model, PeftModel):
+            raise ValueError(f"anchor={self.anchor} needs a reference: qlora=True, or ref_model")
+
+
+def _check_wandb_key() -> None:
+    """Raises ValueError where wandb would stop and ask for a key."""
+    variables = os.environ
+    host = urlsplit(variables.get("WANDB_BASE_URL", "https://api.wandb.ai")).netloc
+    has_key = bool(variables.get("WANDB_API_KEY"))
+    with suppress(OSError, NetrcParseError):
+        has_key = has_key or netrc(variables.get("NETRC")).authenticators(host)
+    if not has_key and variables.get("WANDB_MODE", "online") == "online":
+        raise ValueError("report_to='wandb' needs WANDB_API_KEY, or WANDB_MODE=offline")

@@ -1,6 +1,5 @@
 """A run's model as any library reads it: adapter and base in one, and both kinds on the Hub."""
 
-import os
 from pathlib import Path
 
 import torch
@@ -8,7 +7,7 @@ from huggingface_hub import HfApi
 from transformers import AutoConfig
 
 from ..checks import check_choice
-from ..data.render import Renderer, stop_ids
+from ..data.render import Renderer
 from ..models.keys import load_secrets
 from ..models.load import BASE_FILE, load_run, read_base
 from ..models.tokenizer import resolve
@@ -63,7 +62,7 @@ def merge(run: str | Path, folder: str | Path, *, dtype: str = "auto") -> Path:
     model = model.merge_and_unload(safe_merge=True)
     model = model.to(published if dtype == "auto" else getattr(torch, dtype))
     # generation stops at the end of a turn, too
-    model.generation_config.eos_token_id = stop_ids(model, Renderer(tokenizer))
+    model.generation_config.eos_token_id = Renderer(tokenizer).stop_ids(model)
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -85,19 +84,14 @@ def push(folder: str | Path, repo: str, *, private: bool = True) -> str:
 
     Raises:
         FileNotFoundError: a folder without weights.
-        ValueError: no token, or a repository that is public although `private` is set.
+        ValueError: a repository that is public although `private` is set. The Hub's own errors, without a token too.
 
     >>> bt.push("runs/mine", "my-reasoner")  # doctest: +SKIP
     """
     load_secrets()
     if not any(Path(folder).glob("*.safetensors")):
         raise FileNotFoundError(f"{folder}: no *.safetensors, so no model to push")
-    token = os.environ.get("HF_TOKEN")
-    if not token:
-        raise ValueError(
-            "HF_TOKEN is not set; make a token that may write at https://huggingface.co/settings/tokens"
-        )
-    api = HfApi(token=token)
+    api = HfApi(token=True)
     repo = api.create_repo(repo, private=private, exist_ok=True).repo_id
     if private and not api.repo_info(repo).private:
         raise ValueError(f"{repo} exists and is public; choose another name, or private=False")

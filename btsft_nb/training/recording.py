@@ -1,35 +1,57 @@
 """What a run writes into its folder while it trains."""
 
 import json
+import os
+import platform
+import subprocess
 from dataclasses import asdict
+from datetime import UTC, datetime
 from pathlib import Path
 
-from datasets import Dataset
-from transformers import PreTrainedModel, TrainerCallback, TrainingArguments
+import torch
+from transformers import TrainerCallback
 
 from ..data.report import report_of
-from ..files import write
+from ..files import versions, write
 from .card import model_card
 from .checkpoints import CONFIG_FILE, ENVIRONMENT_FILE, REPORT_FILE
-from .run import HISTORY_FILE, Run, environment, now
-from .trackers import begin_wandb_run
+from .run import HISTORY_FILE, Run
+
+_LIBRARIES = ("btsft_nb", "torch", "transformers", "peft", "accelerate", "bitsandbytes", "datasets")
 
 
 class Record(TrainerCallback):
     """Lets the run folder explain itself at any time: how the run began, each log as it comes, a model card.
 
-    A kill leaves at most a cut last line in history.jsonl; a resumed run has the logs of its checkpoint.
+    The main process alone has it among its callbacks. A kill leaves at most a cut last line in history.jsonl; a
+    resumed run has the logs of its checkpoint.
 
     Attributes:
         files: what goes into the folder and each checkpoint as JSON, by file name.
     """
 
-    files: dict[str, dict]
-    folder = None  # set in the main process once training begins
+    folder = None  # set once training begins
 
-    def describe(self, model: PreTrainedModel, args: TrainingArguments, examples: Dataset) -> None:
-        """Keeps how a run begins, for `files`."""
-        machine = environment(model, args, len(examples))
+    def __init__(self):
+        self.files = {}
+
+    def describe(self, model, args, examples) -> None:
+        """Keeps how a run begins, for `files`; no secret, no variable, no name of a host or a user's folder."""
+        # of the working directory, with -dirty if files differ
+        status, commit = subprocess.getstatusoutput("git describe --always --dirty")
+        gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+        batch = args.train_batch_size * args.gradient_accumulation_steps
+        machine = {
+            "started": _now(),
+            "git_commit": None if status else commit,
+            "versions": {"python": platform.python_version(), **versions(_LIBRARIES)},
+            "devices": gpus or [f"{platform.machine()} CPU"],
+            "processes": args.world_size,
+            "examples": len(examples),
+            "examples_per_step": batch * args.world_size,
+            "adapter": hasattr(model, "peft_config"),
+            "base_model": model.config._name_or_path,
+        }
         self.files = {CONFIG_FILE: args.to_dict(), ENVIRONMENT_FILE: machine}
         report = report_of(examples)
         if report:
@@ -37,14 +59,12 @@ class Record(TrainerCallback):
             self.files[REPORT_FILE] = asdict(report)
 
     def on_train_begin(self, args, state, control, **kwargs):
+        if "wandb" in args.report_to:
+            _begin_wandb_run(args)
         self.files[ENVIRONMENT_FILE]["max_steps"] = state.max_steps
-        if not state.is_world_process_zero:
-            return
-        if {"wandb", "wandb-offline"} & set(args.report_to):
-            begin_wandb_run(args)
         self.folder = Path(args.output_dir)
         self.folder.mkdir(parents=True, exist_ok=True)
-        lines = [json.dumps(entry) + "\n" for entry in state.log_history]
+        lines = [json.dumps(log) + "\n" for log in state.log_history]
         write(self.folder / HISTORY_FILE, "".join(lines))
         self.update()
 
@@ -58,13 +78,28 @@ class Record(TrainerCallback):
 
     def save(self, folder: Path) -> None:
         """Writes the files into the folder of the run or of a checkpoint."""
-        folder.mkdir(exist_ok=True)
         for name, content in self.files.items():
             write(folder / name, json.dumps(content, indent=2) + "\n")
 
-    def update(self, *, finished: bool = False) -> None:
-        """Writes files and card as they are now; once finished, with the time."""
-        self.files[ENVIRONMENT_FILE]["finished"] = now() if finished else None
-        if self.folder:
-            self.save(self.folder)
-            model_card(Run(self.folder)).save(self.folder / "README.md")
+    def update(self, *, finished: bool = False) -> Run:
+        """Writes files and card as they are now, once finished with the time, and reads the run."""
+        self.files[ENVIRONMENT_FILE]["finished"] = _now() if finished else None
+        self.save(self.folder)
+        run = Run(self.folder)
+        model_card(run).save(self.folder / "README.md")
+        return run
+
+
+def _now():
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _begin_wandb_run(args) -> None:
+    """Begins the wandb run to which transformers' callback then logs; that would go on in one of another folder."""
+    import wandb
+
+    if wandb.run and wandb.run.config.get("output_dir", args.output_dir) != args.output_dir:
+        wandb.run.finish()
+    if not wandb.run:
+        project = os.environ.get("WANDB_PROJECT", args.project)
+        wandb.init(project=project, name=args.run_name)

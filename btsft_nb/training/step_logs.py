@@ -2,12 +2,6 @@
 
 import time
 from collections import Counter
-from dataclasses import dataclass, field
-from pathlib import Path
-
-import torch
-from accelerate import Accelerator
-from transformers import TrainerState
 
 # Each mean of a log, and the count that its sum is divided by.
 _COUNT_OF = {
@@ -24,16 +18,14 @@ _COUNT_OF = {
 class StepSums(Counter):
     """Sums of `objective` over micro-batches, float64 tensors that stay on their device until a log needs them."""
 
-    def take(self, accelerator: Accelerator) -> Counter[str]:
+    def take(self, accelerator) -> dict[str, float]:
         """The sums over all processes as numbers; these here start anew."""
-        names = sorted(self)
-        values = torch.stack([self[name].to(accelerator.device) for name in names])
+        totals = accelerator.reduce(dict(self), "sum")
         self.clear()
-        totals = accelerator.reduce(values, "sum").tolist()
-        return Counter(dict(zip(names, totals, strict=True)))
+        return {name: total.item() for name, total in totals.items()}
 
 
-def means(sums: Counter[str]) -> dict[str, float]:
+def means(sums: dict[str, float]) -> dict[str, float]:
     """The means of a log; one without anything to average is left out.
 
     `nll_tag`, `nll_think` and `nll_answer` are over supervised tokens, blurred or not; `blurred_share` over supervised
@@ -45,44 +37,28 @@ def means(sums: Counter[str]) -> dict[str, float]:
     return logs
 
 
-def evaluation_means(sums: Counter[str]) -> dict[str, float]:
+def evaluation_means(sums: dict[str, float]) -> dict[str, float]:
     """The means of a log, and the loss and its parts, over a whole set."""
     loss_nll = sums["loss_nll"] / max(sums["supervised"], 1)
-    loss_format = sums["loss_format"] / max(sums["sequences"], 1)
+    loss_format = sums["loss_format"] / sums["sequences"]
     losses = {"loss": loss_nll + loss_format, "loss_nll": loss_nll, "loss_format": loss_format}
     return losses | means(sums)
 
 
-def merged_logs(state: TrainerState, step: int | None = None) -> dict[str, float]:
-    """All that was logged, at one step or so far, the last value of each name."""
-    merged = {}
-    for log in state.log_history:
-        if step in (None, log["step"]):
-            merged |= log
-    return merged
-
-
-def end_line(folder: str, state: TrainerState, mean_loss: float) -> str:
-    """How a training ended, in one line; the loss is that of the last log."""
-    last = {"loss": mean_loss} | merged_logs(state)
-    spent = f"{last['step']} steps, {last['train_runtime']:.0f} s"
-    return f"{Path(folder).name}: {spent}, loss {last['loss']:.3g} -> {Path(folder)}"
-
-
-@dataclass
 class Throughput:
-    """A clock that runs while the model trains: its start, and the step and the tokens seen by then."""
+    """A clock of the training, which starts at the step and the tokens that a TrainerState has seen."""
 
-    step: int
-    tokens: int
-    since: float = field(default_factory=time.perf_counter)
+    def __init__(self, state):
+        self.step = state.global_step
+        self.tokens = state.num_input_tokens_seen
+        self.since = time.perf_counter()
 
     def pause(self, seconds: float) -> None:
         """Leaves out time that was spent on something other than training."""
         self.since += seconds
 
-    def tokens_per_second(self, tokens: int) -> float:
-        """The speed since the start, when so many tokens have been seen by now."""
+    def tokens_per_second(self, state) -> float:
+        """The speed since the start."""
         seconds = time.perf_counter() - self.since
         # a coarse clock may not have moved
-        return (tokens - self.tokens) / max(seconds, 1e-6)
+        return (state.num_input_tokens_seen - self.tokens) / max(seconds, 1e-6)

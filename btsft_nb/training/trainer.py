@@ -20,8 +20,7 @@ from .collator import Collator
 from .config import BTSFTConfig
 from .interrupt import StopOnInterrupt
 from .recording import Record
-from .step_logs import StepSums, Throughput, end_line, evaluation_means, means, merged_logs
-from .validation import check_trainable
+from .step_logs import StepSums, Throughput, evaluation_means, means
 
 
 class BTSFTTrainer(Trainer):
@@ -51,38 +50,41 @@ class BTSFTTrainer(Trainer):
 
     def __init__(
         self,
-        model: PreTrainedModel | PeftModel,
+        model: PreTrainedModel,
         config: BTSFTConfig,
         train_dataset: Dataset,
         eval_dataset: Dataset | None = None,
         *,
         processing_class: PreTrainedTokenizerBase,
-        ref_model: PreTrainedModel | PeftModel | None = None,
+        ref_model: PreTrainedModel | None = None,
         callbacks: list[TrainerCallback] | None = None,
     ):
         self.tag_ids = tag_ids(processing_class)
-        check_trainable(model, config, ref_model, [train_dataset, eval_dataset], self.tag_ids)
+        data = (train_dataset, eval_dataset)
+        config.check_fits(model, ref_model, self.tag_ids, data)
         self._train_sums = StepSums()
         self._eval_sums = StepSums()
         self._record = Record()
         self._interrupt = StopOnInterrupt()
+        collator = Collator(processing_class.pad_token_id, config.padding_free)
         callbacks = callbacks or []
         super().__init__(
             model,
             config,
-            data_collator=Collator(processing_class.pad_token_id, config.padding_free),
-            train_dataset=train_dataset,
-            eval_dataset=eval_dataset,
-            processing_class=processing_class,
+            collator,
+            *data,
+            processing_class,
             callbacks=[*callbacks, self._interrupt],
         )
-        self.callback_handler.callbacks.insert(0, self._record)  # before all that logs at the start
+        if self.is_world_process_zero():
+            # before all that logs at the start
+            self.callback_handler.callbacks.insert(0, self._record)
         for callback in callbacks:
             if hasattr(callback, "attach"):  # a tracker
                 callback.attach(self)
-        if any(getattr(callback, "shows_progress", False) for callback in callbacks):
-            self.remove_callback(PrinterCallback)
-            self.remove_callback(DEFAULT_PROGRESS_CALLBACK)
+            if getattr(callback, "shows_progress", False):
+                self.remove_callback(PrinterCallback)
+                self.remove_callback(DEFAULT_PROGRESS_CALLBACK)
         self.model_accepts_loss_kwargs = True
         self.head_forward = HeadForward(model, self.tag_ids, config.padding_free)
         self.ref_model = ref_model
@@ -107,44 +109,46 @@ class BTSFTTrainer(Trainer):
         self._train_sums.clear()
         self.throughput = None
         self._record.describe(self.model, self.args, self.train_dataset)
-        if resume_from_checkpoint is True:
-            resume_from_checkpoint = self.args.output_dir
-        if resume_from_checkpoint:
+        folder = self.args.output_dir if resume_from_checkpoint is True else resume_from_checkpoint
+        if folder:
             with self.accelerator.main_process_first():
-                resume_from_checkpoint = str(last_checkpoint(resume_from_checkpoint))
-            check_resume(resume_from_checkpoint, self._record.files)
+                folder = str(last_checkpoint(folder))
+            check_resume(folder, self._record.files)
         try:
             with self._interrupt.listening(self.accelerator):
-                output = super().train(resume_from_checkpoint, **kwargs)
+                output = super().train(folder, **kwargs)
         except torch.OutOfMemoryError as error:
             remedy = "halve per_device_train_batch_size and double gradient_accumulation_steps"
-            text = f"{error}\nTo save memory, {remedy}; btsft_nb.plan lists what else helps."
-            raise torch.OutOfMemoryError(text) from error
+            error.add_note(f"{remedy}; bt.plan lists what else helps")
+            raise
         if self._interrupt.stopped:
-            self._record.update()
             raise KeyboardInterrupt(f"stopped after step {output.global_step}, with a checkpoint")
         self.save_model()
-        self._record.update(finished=True)
-        if self.is_world_process_zero() and not self.args.disable_tqdm:
-            print(end_line(self.args.output_dir, self.state, output.training_loss))
+        if self.is_world_process_zero():
+            run = self._record.update(finished=True)
+            if not self.args.disable_tqdm:
+                facts = {"loss": output.training_loss} | run.summary
+                spent = f"{run.step} steps, {facts['train_runtime']:.0f} s"
+                print(f"{run.path.name}: {spent}, loss {facts['loss']:.3g} -> {run.path}")
         if self._interrupt.requested:
             raise KeyboardInterrupt("it came after the last step; the run is complete and saved")
         return output
 
-    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+    def _save(self, output_dir=None, state_dict=None):
         super()._save(output_dir, state_dict)
-        if isinstance(self.model, PeftModel) and self.args.should_save:
-            record_base(output_dir or self.args.output_dir, self.model)
+        folder = Path(output_dir or self.args.output_dir)
+        if self.args.should_save:
+            self._record.save(folder)
+            if isinstance(self.model, PeftModel):
+                record_base(folder, self.model)
 
-    def _save_checkpoint(self, model, trial) -> None:
+    def _save_checkpoint(self, model, trial):
         folder = Path(self._get_output_dir(trial), f"checkpoint-{self.state.global_step}")
         # Trainer leaves a part of a checkpoint behind, on a full disk for example
         with writing(folder, main=self.args.should_save):
-            if self.args.should_save:
-                self._record.save(folder)
             super()._save_checkpoint(model, trial)
 
-    def _save_rng_state(self, output_dir: str) -> None:
+    def _save_rng_state(self, output_dir):
         super()._save_rng_state(output_dir)
         # next comes trainer_state.json, which says that all is there
         self.accelerator.wait_for_everyone()
@@ -164,47 +168,45 @@ class BTSFTTrainer(Trainer):
         args = self.args
         epoch = int(self.state.epoch or 0) if args.resample == "epoch" else 0
         threshold = self.threshold(self.state.global_step)
-        on_cpu = {name: value.cpu() for name, value in batch.items()}
-        blurred = torch.zeros_like(on_cpu["kinds"], dtype=torch.bool)
+        sequence = batch["sequence"].cpu()
+        blurred = torch.zeros_like(sequence, dtype=torch.bool)
         for i, key in enumerate(batch["keys"].tolist()):
-            place = on_cpu["sequence"] == i
-            kinds = on_cpu["kinds"][place].numpy()
+            place = sequence == i
+            kinds = batch["kinds"].cpu()[place].numpy()
             units = None
             if args.unit != "token":
-                ids = on_cpu["input_ids"][place].tolist()
+                ids = batch["input_ids"].cpu()[place].tolist()
                 units = unit_ids(kinds, token_texts(self.processing_class, ids), args.unit)
             u = draws(kinds, key, args.seed, epoch, args.keep_first, units)
             blurred[place] = torch.from_numpy(u < threshold)
-        blurred &= on_cpu["weights"] != 0
-        return blurred.to(batch["kinds"].device)
+        return blurred.to(batch["weights"].device) & (batch["weights"] != 0)
 
-    def _prepare_inputs(self, inputs: dict) -> dict:
+    def _prepare_inputs(self, inputs):
         batch = super()._prepare_inputs(inputs)
-        nothing = torch.zeros_like(batch["kinds"], dtype=torch.bool)
-        batch["blurred"] = self.blur(batch) if self.model.training else nothing
+        # in evaluation nothing is
+        batch["blurred"] = self.blur(batch) & self.model.training
         return batch
 
     # ------------------------------------------------------------------ the objective
 
-    def get_batch_samples(self, epoch_iterator, num_batches: int, device: torch.device):
+    def get_batch_samples(self, epoch_iterator, num_batches, device):
         """As Trainer's: the micro-batches of an optimiser step and their counts."""
         if self.state.global_step >= self.state.max_steps:
             # resumed after its last step; Trainer would make one more
             num_batches = 0
             self.control.should_training_stop = True
         samples, counts = super().get_batch_samples(epoch_iterator, num_batches, device)
-        if self.throughput is None:
-            self._start_clock()
+        self.throughput = self.throughput or Throughput(self.state)
         self.state.num_input_tokens_seen += int(counts[2])
         return samples, counts
 
-    def _get_num_items_in_batch(self, batch_samples: list[dict], device: torch.device) -> Tensor:
+    def _get_num_items_in_batch(self, batch_samples, device):
         """(3,): N and B of the objective, and tokens without padding, of a step's micro-batches on all processes."""
         totals = torch.zeros(3)
         for batch in batch_samples:
             supervised = (batch["weights"] != 0).sum()
-            mask = batch.get("attention_mask", torch.ones_like(batch["input_ids"]))
-            totals += torch.tensor([supervised, len(batch["keys"]), mask.sum()])
+            tokens = batch.get("attention_mask", torch.ones_like(batch["kinds"])).sum()
+            totals += torch.tensor([supervised, len(batch["keys"]), tokens])
         return self.accelerator.reduce(totals.to(device), "sum")
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
@@ -212,20 +214,17 @@ class BTSFTTrainer(Trainer):
 
         The outputs are `log_probs` (B, T), 0 where the objective needs none.
         """
-        if not model.training:
-            # evaluation_loop divides when it has seen all
-            n_tokens = n_sequences = 1
-        else:
-            if num_items_in_batch is None:
-                num_items_in_batch = self._get_num_items_in_batch([inputs], self.args.device)
+        # evaluation_loop divides when it has seen all
+        n_tokens = n_sequences = 1
+        anchor = 0.0
+        if model.training:
             n_tokens, n_sequences, _ = num_items_in_batch.clamp(min=1)
+            anchor = self.args.anchor if self.threshold(self.state.global_step) else 0.0
         # the head is asked only for what the objective needs
         completions = find_completions(inputs, self.tag_ids)
         positions = inputs["weights"] != 0
         for completion in completions:
             positions[completion.row, completion.start : completion.end] = True
-        is_anchored = model.training and self.threshold(self.state.global_step)
-        anchor = self.args.anchor if is_anchored else 0.0
         with self.accelerator.autocast():
             reference = self._reference(model, inputs) if anchor else {}
             values = self.head_forward.token_values(model, inputs, positions, **reference)
@@ -247,7 +246,7 @@ class BTSFTTrainer(Trainer):
         loss = loss * self.accelerator.num_processes
         return (loss, {"log_probs": values.log_probs}) if return_outputs else loss
 
-    def _reference(self, model, inputs: dict[str, Tensor]) -> dict:
+    def _reference(self, model, inputs):
         """The reference's hidden states before blurred tokens, without dropout, and the head that they go to.
 
         It runs in every micro-batch, blurred tokens or not: FSDP's processes have to take the same turns.
@@ -264,22 +263,18 @@ class BTSFTTrainer(Trainer):
 
     # ------------------------------------------------------------------ logging
 
-    def _start_clock(self) -> None:
-        self.throughput = Throughput(self.state.global_step, self.state.num_input_tokens_seen)
-
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds the means over the steps since the last log, see `step_logs.means`, and the tokens seen."""
         if "loss" in logs and self._train_sums:
             sums = self._train_sums.take(self.accelerator)
             step = self.state.global_step
-            tokens = self.state.num_input_tokens_seen
             for part in PARTS:
                 logs[part] = sums[part] / (step - self.throughput.step)
             logs |= means(sums)
             logs["threshold"] = self.threshold(step - 1)
-            logs["tokens_seen"] = tokens
-            logs["tokens_per_second"] = self.throughput.tokens_per_second(tokens)
-            self._start_clock()
+            logs["tokens_seen"] = self.state.num_input_tokens_seen
+            logs["tokens_per_second"] = self.throughput.tokens_per_second(self.state)
+            self.throughput = Throughput(self.state)
         super().log(logs, start_time)
 
     def evaluation_loop(self, *args, metric_key_prefix: str = "eval", **kwargs):
@@ -292,7 +287,12 @@ class BTSFTTrainer(Trainer):
             output.metrics[f"{metric_key_prefix}_{name}"] = mean
         return output
 
-    def _determine_best_metric(self, metrics: dict[str, float], trial) -> bool:
+    def _determine_best_metric(self, metrics, trial):
         """As Trainer's, of all that was logged at this step: what trackers measured, too."""
-        logged = merged_logs(self.state, self.state.global_step)
-        return super()._determine_best_metric(logged | metrics, trial)
+        logged = {}
+        for log in self.state.log_history:
+            if log["step"] == self.state.global_step:
+                logged |= log
+        is_best = super()._determine_best_metric(logged | metrics, trial)
+        # where only the best are saved, an interrupt saves, too
+        return is_best or self._interrupt.stopped
