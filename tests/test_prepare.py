@@ -1,25 +1,28 @@
-"""What `prepare` does beyond one row: lengths, duplicates, processes, streams, the cache, sets mixed and compared."""
+"""What `prepare` does beyond one row: lengths, duplicates, processes, streams, the cache, as any data set."""
 
+import datetime
 import gc
 import hashlib
 import json
-import os
 import pickle
 import re
 import sqlite3
+import subprocess
+import sys
 from collections import Counter
+from dataclasses import asdict
 
+import dill
 import numpy as np
 import pytest
-from datasets import Dataset, load_from_disk
+from datasets import Dataset, concatenate_datasets, interleave_datasets, load_from_disk
 from hypothesis import given
 from hypothesis import strategies as st
-from torch.utils.data import DataLoader
 
 import btsft_nb as bt
 from btsft_nb import Kind, RowError, Rows, load_rows, prepare
 from btsft_nb.data.fit import fit
-from btsft_nb.data.preparation import CACHE_VERSION
+from btsft_nb.data.preparation import CACHE_VERSION, _Maker
 
 COLUMNS = ("id", "input_ids", "weights", "kinds", "tags", "flags")
 
@@ -74,24 +77,6 @@ def test_a_shortened_thought_loses_its_tail_only(thought, answer, max_length):
     assert short.kinds[close] == Kind.TAG and short.weights[close] == (0 if cut else 1)
     assert all(weight == 1 for weight in short.weights[4:close] + short.weights[close + 1 :])
     assert short.tags == [{"tag": "thought", "start": 5, "stop": 5 + thought - cut}]
-
-
-@pytest.mark.parametrize("side", ["first", "last"])
-@given(max_length=st.integers(1, 16))
-def test_the_first_or_last_tokens_are_kept(side, max_length):
-    """Whatever they are; nothing predicts the first of them."""
-    whole = example(thought=6)
-    short, what = fit(whole, max_length, f"keep_{side}")
-    part = slice(max_length) if side == "first" else slice(-max_length, None)
-    assert short.input_ids == whole.input_ids[part] and short.kinds == whole.kinds[part]
-    assert (
-        short.weights == [0.0, *whole.weights[part][1:]]
-        if len(short.weights) < 15
-        else short == whole
-    )
-    assert (what == "") == (max_length >= 15)
-    for tag in short.tags:
-        assert {short.kinds[i] for i in range(tag["start"], tag["stop"])} == {Kind.THINK}
 
 
 def test_the_longest_thought_is_cut_first():
@@ -164,78 +149,56 @@ def test_the_tiny_sets_do_not_overlap(tiny_tokenizer):
     )
 
 
-# ---------------------------------------------------------------------------------------------- mixing
-
-
-@pytest.mark.parametrize(
-    ("proportions", "sizes"), [([1, 1], (30, 30)), ([3, 1], (90, 30)), ([0.1, 0.9], (3, 30))]
-)
-def test_sets_are_mixed_by_proportion(tiny_tokenizer, proportions, sizes):
-    """As large as can be with no example twice, shuffled, ids and examples as they were."""
-    many = prepare(Rows([talk(f"a{i}") for i in range(100)], "many"), tiny_tokenizer)
-    few = prepare(Rows([talk(f"b{i}") for i in range(30)], "few"), tiny_tokenizer)
-    mixed = bt.mix([many, few], proportions)
-    assert Counter(name.split("#")[0] for name in mixed["id"]) == dict(
-        zip(("many", "few"), sizes, strict=True)
-    )
-    assert len(set(mixed["id"])) == len(mixed)
-    known = {row["id"]: row for row in [*many, *few]}
-    assert all(known[row["id"]] == row for row in mixed)
-    assert columns(mixed) == columns(bt.mix([many, few], proportions))
-    assert (
-        list(mixed["id"])
-        != list(bt.mix([many, few], proportions, seed=1)["id"])
-        != sorted(mixed["id"])
-    )
-
-
-def test_wrong_mixtures_are_refused(tiny_tokenizer):
-    """By name."""
-    data = prepare([talk("a")], tiny_tokenizer)
-    for sets, shares, words in [
-        ([data], [1, 2], "proportions"), ([data, data], [1, 0], "proportions"), ([data, data], [1, 1], "'rows#0'"),
-    ]:  # fmt: skip
-        with pytest.raises(ValueError, match=words):
-            bt.mix(sets, shares)
-
-
 # ---------------------------------------------------------------------------------------------- processes, streams
 
 
-@pytest.fixture
-def messy_file(tmp_path):
-    """1,300 rows in a file, some of which are dropped: several chunks, the last one short."""
-    rows = [row for name in ("messy", "teacher") for row in load_rows(f"tiny/{name}")[:650]]
-    path = tmp_path / "rows.jsonl"
+@pytest.fixture(scope="module")
+def messy_file(tmp_path_factory):
+    """600 rows in a file, some of which are dropped: several chunks, the last one short."""
+    rows = [row for name in ("messy", "teacher") for row in load_rows(f"tiny/{name}")[:300]]
+    path = tmp_path_factory.mktemp("messy") / "rows.jsonl"
     path.write_text("\n".join(json.dumps(row) for row in rows), encoding="utf-8")
     return path
 
 
-@pytest.mark.parametrize(
-    "how", [{"num_proc": 2}, {"cache": False}, {"num_proc": 3, "cache": False}]
-)
-def test_processes_and_cache_change_nothing(messy_file, tiny_tokenizer, how):
+@pytest.fixture(scope="module")
+def plain(messy_file, tiny_tokenizer):
+    """Its examples, made by one process without the cache."""
+    rows = load_rows(messy_file)
+    return prepare(rows, tiny_tokenizer, 60, duplicates="drop", cache=False)
+
+
+@pytest.mark.parametrize("how", [{}, {"num_proc": 3, "cache": False}])
+def test_processes_and_cache_change_nothing(messy_file, tiny_tokenizer, plain, how):
     """Neither examples, nor their order, nor the report."""
-    plain = prepare(load_rows(messy_file), tiny_tokenizer, 60, duplicates="drop", cache=False)
     other = prepare(load_rows(messy_file), tiny_tokenizer, 60, duplicates="drop", **how)
     assert columns(other) == columns(plain) and other.report == plain.report
-    assert plain.report.dropped and 0 < len(plain) < 1300
+    assert plain.report.dropped and 0 < len(plain) < 600
 
 
-@pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
-@pytest.mark.parametrize("num_proc", [1, 2])
+@pytest.mark.parametrize(("suffix", "num_proc"), [("jsonl", 1), ("parquet", 2)])
 def test_a_stream_gives_the_same_examples_and_blur(
-    messy_file, tiny_tokenizer, tmp_path, suffix, num_proc
+    messy_file, tiny_tokenizer, plain, suffix, num_proc
 ):
     """Ids, and so the draws, do not depend on how rows were read."""
+    path = messy_file.with_suffix(f".{suffix}")
     if suffix == "parquet":
-        import pandas as pd
+        Dataset.from_list(list(load_rows(messy_file))).to_parquet(path)
+    stream = load_rows(path, stream=True)
+    stream.name = load_rows(messy_file).name
+    data = prepare(stream, tiny_tokenizer, 60, duplicates="drop", num_proc=num_proc)
+    assert columns(data) == columns(plain)
+    assert asdict(data.report) == asdict(plain.report) | {"source": str(path)}
 
-        messy_file = tmp_path / "rows.parquet"
-        pd.DataFrame(list(load_rows(tmp_path / "rows.jsonl"))).to_parquet(messy_file)
-    plain = prepare(load_rows(messy_file), tiny_tokenizer)
-    stream = prepare(load_rows(messy_file, stream=True), tiny_tokenizer, num_proc=num_proc)
-    assert columns(stream) == columns(plain) and stream.report == plain.report
+
+def test_a_maker_is_cheap_to_pickle(qwen3):
+    """Dill, which the pool of datasets takes, would spend seconds on the 150,000 tokens of a vocabulary."""
+    renderer = bt.Renderer(qwen3)
+    maker = _Maker(renderer, None, "rows", "rows", 99, None, lambda row, text: [], "drop", True)
+    assert isinstance(maker.__getstate__()["renderer"], bytes)
+    copy = dill.loads(dill.dumps(maker))
+    batch = {"row": [pickle.dumps(talk("<think>a</think>b"))]}
+    assert copy(batch, [0]) == maker(batch, [0])
 
 
 class Counted(dict):
@@ -258,19 +221,19 @@ class Counted(dict):
 
 def test_a_stream_is_never_held(tiny_tokenizer):
     """A set larger than memory must not pile up, whether its rows are read or its examples written."""
-    stream = Rows(lambda: (Counted(talk(f"answer {i}")) for i in range(8_000)), "s")
-    assert len(prepare(stream, tiny_tokenizer)) == 8_000
+    stream = Rows(lambda: (Counted(talk(f"answer {i}")) for i in range(2_500)), "s")
+    assert len(prepare(stream, tiny_tokenizer)) == 2_500
     assert Counted.most <= 3
 
 
 def test_an_error_in_a_process_is_the_same_error(tiny_tokenizer):
     """With source, row and field; and the pool ends."""
-    rows = Rows([talk("fine")] * 1500 + [talk(5)] + [talk("fine")] * 20_000, "here")
-    with pytest.raises(RowError, match=r"here, row 1500: field messages\[1\]\.content") as error:
+    rows = Rows([talk("fine")] * 300 + [talk(5)] + [talk("fine")] * 900, "here")
+    with pytest.raises(RowError, match=r"here, row 300: field messages\[1\]\.content") as error:
         prepare(rows, tiny_tokenizer, num_proc=2)
     assert (error.value.source, error.value.row, error.value.field) == (
         "here",
-        1500,
+        300,
         "messages[1].content",
     )
 
@@ -346,16 +309,11 @@ def test_a_function_without_a_hash_is_not_cached(tiny_tokenizer, cache, caplog):
     assert cache() == 0 and "not cached" in caplog.text
 
 
-def test_what_was_not_used_for_long_is_deleted(tiny_tokenizer, cache, tmp_path):
-    """When a new set comes; what is read again counts as used."""
-    prepare([talk("a")], tiny_tokenizer)
-    prepare([talk("b")], tiny_tokenizer)
-    for file in (tmp_path / "cache").rglob("*.arrow"):
-        os.utime(file, (0, 0))
-    prepare([talk("a")], tiny_tokenizer)
-    assert cache() == 1
-    prepare([talk("c")], tiny_tokenizer)
-    assert cache() == 2
+def test_rows_without_a_digest_are_not_cached(tiny_tokenizer, cache, caplog):
+    """They may hold what JSON cannot write; those of a data set are not held at all."""
+    assert len(prepare([talk("a", day=datetime.date(2026, 1, 1))], tiny_tokenizer)) == 1
+    assert len(prepare(Dataset.from_list([talk("a")]), tiny_tokenizer)) == 1
+    assert cache() == 0 and caplog.text.count("not cached") == 2
 
 
 def test_other_examples_need_another_version(tiny_tokenizer):
@@ -389,7 +347,6 @@ def longest(example: dict) -> dict:
 def test_a_prepared_set_survives_what_data_sets_go_through(loose, tiny_tokenizer, tmp_path):
     """Its file stays, and the report is found."""
     gc.collect()
-    other = prepare([talk("other", id="x")], tiny_tokenizer)
     copies = {
         "pickled": pickle.loads(pickle.dumps(loose)),
         "selected": loose.select([3, 1]),
@@ -405,17 +362,40 @@ def test_a_prepared_set_survives_what_data_sets_go_through(loose, tiny_tokenizer
         known = {row["id"]: row for row in loose}
         for example in copy:
             assert example["input_ids"] == known[example["id"]]["input_ids"], name
-    mixed = bt.mix([loose, other], [40, 1])
-    report = bt.report_of(pickle.loads(pickle.dumps(mixed)))
-    assert (report.source, report.kept) == ("rows + rows", 41)
-    assert report.supervised == sum(sum(w != 0 for w in row["weights"]) for row in mixed)
     assert bt.report_of(Dataset.from_list([{"a": 1}])) is None
 
 
-def test_workers_that_are_spawned_read_it(loose):
-    """As on macOS and Windows: they get the set pickled, and open its file by name."""
-    loader = DataLoader(loose, batch_size=None, num_workers=2, multiprocessing_context="spawn")
-    assert sorted(example["id"] for example in loader) == sorted(loose["id"])
+@pytest.mark.parametrize(
+    "joined",
+    [
+        lambda first, second: interleave_datasets(
+            [first, second], probabilities=[0.7, 0.3], seed=0
+        ),
+        lambda first, second: concatenate_datasets([first, second]),
+    ],
+    ids=["interleaved", "concatenated"],
+)
+def test_a_mixture_trains(loose, tiny_tokenizer, tmp_path, joined):
+    """Mapped, shuffled, selected and pickled, too. Of two sets there is no one report; of parts of one there is."""
+    other = prepare([talk(f"other {i}", id=f"x{i}") for i in range(20)], tiny_tokenizer)
+    mixed = joined(loose, other)
+    assert len({row["id"] for row in mixed}) == len(mixed) and {"x0", "x1"} < set(mixed["id"])
+    mixed = mixed.map(longest).shuffle(seed=0).select(range(8))
+    mixed = pickle.loads(pickle.dumps(mixed))
+    assert bt.report_of(mixed) is None
+    assert bt.report_of(joined(loose.select([0, 1]), loose.select([2, 3]))) == bt.report_of(loose)
+    model, _ = bt.load_model("tiny", qlora=True)
+    config = bt.BTSFTConfig(tmp_path, anchor=0, report_to="none", max_steps=1)
+    trainer = bt.BTSFTTrainer(model, config, mixed, processing_class=tiny_tokenizer)
+    assert trainer.train().training_loss > 0
+
+
+def test_another_process_reads_it(loose, tmp_path):
+    """As a worker that is spawned on macOS and Windows: it gets the set pickled, and opens its file by name."""
+    (tmp_path / "set").write_bytes(pickle.dumps(loose))
+    code = "import pickle, sys; print(*pickle.load(open(sys.argv[1], 'rb'))['id'])"
+    command = [sys.executable, "-c", code, str(tmp_path / "set")]
+    assert subprocess.check_output(command, text=True).split() == list(loose["id"])
 
 
 # ---------------------------------------------------------------------------------------------- tolerance, tags
@@ -487,7 +467,7 @@ def test_a_model_without_rows_for_the_tags_is_refused(tmp_path, tiny_tokenizer):
     config = bt.BTSFTConfig(tmp_path, anchor=0, report_to="none")
     if max(bt.tag_ids(tokenizer)) < model.get_input_embeddings().weight.shape[0]:
         pytest.skip("the embedded model has spare rows")
-    with pytest.raises(ValueError, match="too few for the think tags"):
+    with pytest.raises(ValueError, match="too few for the tags"):
         bt.BTSFTTrainer(model, config, data, processing_class=tokenizer)
 
 
@@ -529,11 +509,14 @@ def test_formatted_text_is_cut_at_its_marker(qwen3):
 
 
 def test_weights_reach_formatted_text(qwen3):
-    """A pattern counts in completions, and there alone."""
+    """A function counts in completions, and there alone."""
     text = "<|im_start|>user\n2+2?<|im_end|>\n<|im_start|>assistant\n<think>2+2=4</think>4"
     marker = "<|im_start|>assistant\n"
     (row,) = prepare(
-        [{"text": text}], qwen3, response_marker=marker, weights={re.compile(r"\d"): 0.25}
+        [{"text": text}],
+        qwen3,
+        response_marker=marker,
+        weights=lambda row, text: [(*digit.span(), 0.25) for digit in re.finditer(r"\d", text)],
     )
     weights = [weight for weight, kind in zip(row["weights"], row["kinds"], strict=True) if kind]
     assert weights == [1, 0.25, 1, 0.25, 1, 0.25, 1, 0.25, 1]
@@ -541,11 +524,11 @@ def test_weights_reach_formatted_text(qwen3):
 
 def test_formatted_text_without_its_marker_is_refused(qwen3):
     """And so is a second marker before the first turn has ended, which would train the question."""
-    with pytest.raises(RowError, match=r"rows, row 0: .*'### Answer:' is not in the text"):
+    with pytest.raises(RowError, match=r"rows, row 0: no text .* marker '### Answer:'"):
         prepare([{"text": "Question: 2+2? 4"}], qwen3, response_marker="### Answer:")
     text = "### Question: 2+2? ### Answer: 4 ### Question: 3+3? ### Answer: 6"
     for wrong in (text, "### Question: 2+2? ### Answer: "):
-        with pytest.raises(RowError, match=r"row 0: after each response marker .* must stand text"):
+        with pytest.raises(RowError, match=r"row 0: no text and end of turn after each response"):
             prepare([{"text": wrong}], qwen3, response_marker="### Answer:")
 
 

@@ -70,7 +70,8 @@ def events(draw):
 @given(events())
 def test_the_figures_add_up(made):
     """Each against a plain count over the examples."""
-    report = make_report(outcomes(made), "s")
+    report = make_report(outcomes(made), "s", ["<think>"])
+    assert Report(**json.loads(json.dumps(asdict(report)))) == report
     kept = [(row, what) for row, what, _ in made if not isinstance(what, str)]
     reasons = [(row, what) for row, what, _ in made if isinstance(what, str)]
     assert report.rows == len({row for row, _, _ in made})
@@ -124,28 +125,18 @@ def test_dropped_duplicates_are_named(made):
     assert report.duplicates == report.dropped.get("equal to an earlier example", [])
     assert sum(report.tokens.values()) == sum(map(len, different))
     assert report.rows == all_of_it.rows and report.kept + report.n_dropped == len(made)
-    reasons = [reason for entry in report.suspicious for reason in entry["reasons"]]
-    assert not any("same tokens" in reason for reason in reasons)
-
-
-@given(events())
-def test_a_report_survives_json(made):
-    report = make_report(outcomes(made), "s", ["<think>"])
-    assert Report(**json.loads(json.dumps(asdict(report)))) == report
 
 
 @pytest.mark.parametrize(
     "odd, reason",
     [
-        (example(thought=400), "thought of 400 tokens, the median is 20"),
-        (example(thought=2), "thought of 2 tokens, the median is 20"),
-        (example(answer=50), "answer of 50 tokens, the median is 4"),
-        (example(answer=1), "empty answer: 1 token, the end of turn"),
-        (example(flags=["unclosed"], start=1), "unclosed, as 1 of 101 are"),
-        (example(thought=18), "the same tokens as row 0"),
+        (example(thought=400), "400 tokens of thought, the median is 20"),
+        (example(thought=2), "2 tokens of thought, the median is 20"),
+        (example(answer=50), "50 tokens of answer, the median is 4"),
+        (example(answer=1), "1 tokens of answer, the median is 4"),
         (
             Example("r", [7] * 31, [1.0] * 31, [0] * 5 + [1] + [2] * 20 + [1] + [3] * 4),
-            "repeats itself: 4% distinct tokens, the median is 100%",
+            "0.04 as share of distinct tokens, the median is 1",
         ),
     ],
 )
@@ -158,18 +149,26 @@ def test_one_odd_row_among_many_is_found_with_its_reason(odd, reason):
     assert entry["row"] == 100 and reason in entry["reasons"]
 
 
+def test_an_empty_answer_is_always_suspicious():
+    """Also where answers are so short that it is not far from the median."""
+    (entry,) = report_on(
+        [example(answer=2, start=row) for row in range(9)] + [example(answer=1)]
+    ).suspicious
+    assert entry == {"row": 9, "id": "row", "reasons": ["1 tokens of answer, the median is 2"]}
+
+
 def test_the_ten_worst_come_first():
-    """A flag that few have surprises more than one that most have; more reasons more than one; ties by row."""
+    """Two reasons count more than one; what is equally far comes by row. Flags and copies are told elsewhere."""
     examples = []
-    for row in range(40):
-        flags = ["untagged"] * (row % 2) + ["unclosed"] * (row == 7)
-        examples.append(example(thought=900 if row == 20 else 20, flags=flags, start=row))
+    for row in range(60):
+        thought = {20: 9000, 30: 900}.get(row, 200 if row % 5 == 4 else 20)
+        examples.append(example(5, thought, 900 if row == 30 else 4, flags=["unclosed"], start=row))
     report = report_on(examples)
     rows = [entry["row"] for entry in report.suspicious]
-    assert rows == [20, 7, *(row for row in range(1, 40, 2) if row != 7)][:10]
-    assert report.suspicious[1]["reasons"] == [
-        "unclosed, as 1 of 40 are",
-        "untagged, as 20 of 40 are",
+    assert rows == [30, 20, 4, 9, 14, 19, 24, 29, 34, 39]
+    assert report.suspicious[0]["reasons"] == [
+        "900 tokens of thought, the median is 20",
+        "900 tokens of answer, the median is 4",
     ]
     assert report == report_on(examples)
 

@@ -47,7 +47,7 @@ def test_files_give_their_rows(tmp_path, monkeypatch, suffix, as_text):
 
 @pytest.mark.parametrize("splits", [False, True])
 def test_a_data_set_saved_to_disk_gives_its_rows(tmp_path, splits):
-    """Of the split asked for, where it has several; its digest is that of its rows."""
+    """Of the split asked for, where it has several."""
     one = Dataset.from_list(ROWS)
     (DatasetDict(train=one, test=one.select([0])) if splits else one).save_to_disk(
         tmp_path / "saved"
@@ -55,25 +55,20 @@ def test_a_data_set_saved_to_disk_gives_its_rows(tmp_path, splits):
     loaded = load_rows(tmp_path / "saved")
     assert [{k: v for k, v in row.items() if v is not None} for row in loaded] == ROWS
     stream = load_rows(tmp_path / "saved", stream=True)
-    assert (
-        list(stream) == list(loaded)
-        and stream.digest() == load_rows(tmp_path / "saved", stream=True).digest()
-    )
+    assert list(stream) == list(loaded)
     if splits:
         assert len(load_rows(tmp_path / "saved", "test")) == 1
-        with pytest.raises(ValueError, match="0 splits are called 'dev'; there are train, test"):
+        with pytest.raises(ValueError, match="no split 'dev'; there are train, test"):
             load_rows(tmp_path / "saved", "dev")
 
 
 def test_a_missing_file_is_named(tmp_path):
-    """With the folder it was looked for from."""
-    with pytest.raises(FileNotFoundError, match=r"nowhere\.jsonl: no such file, seen from /"):
+    """By the system."""
+    with pytest.raises(FileNotFoundError, match=r"No such file .*nowhere\.jsonl"):
         load_rows(tmp_path / "nowhere.jsonl")
 
 
-@pytest.mark.parametrize(
-    ("suffix", "text"), [("jsonl", ""), ("jsonl", "\n \n"), ("json", ""), ("json", "[]")]
-)
+@pytest.mark.parametrize(("suffix", "text"), [("jsonl", ""), ("jsonl", "\n \n"), ("json", "[]")])
 def test_an_empty_file_is_named(tmp_path, suffix, text):
     """There is nothing to train on."""
     path = tmp_path / f"empty.{suffix}"
@@ -92,18 +87,16 @@ def test_a_wrong_suffix_says_which_would_do(tmp_path, name):
 
 def test_an_unknown_tiny_set_lists_the_known_ones():
     """Never a look-up on the Hub."""
-    with pytest.raises(
-        ValueError, match=r"'tiny/techer'.*tiny/pretrain, tiny/teacher, tiny/messy, tiny/test"
-    ):
+    with pytest.raises(ValueError, match=r"'tiny/pretrain', .*, 'tiny/test', got 'tiny/techer'"):
         load_rows("tiny/techer")
 
 
 BROKEN = {
-    "cut off": (b'{"question": "a", ', ", column 18: not valid JSON: "),
+    "cut off": (b'{"question": "a", ', ": not readable as JSON in UTF-8: .*column 18"),
     "a list": (b"[1, 2]", ": expected a JSON object"),
     "a number": (b"5", ": expected a JSON object"),
     "null": (b"null", ": expected a JSON object"),
-    "two values": (b"{} {}", ", column 4: not valid JSON: Extra data"),
+    "two values": (b"{} {}", ": not readable as JSON in UTF-8: Extra data: .*column 4"),
     "Latin-1": (
         '{"question": "café"}'.encode("latin1"),
         ": not readable as JSON in UTF-8: .* in position 17",
@@ -119,7 +112,7 @@ BROKEN = {
     ),
     "a line break in a text": (
         b'{"a": "b\rc"}',
-        ", column 9: not valid JSON: Invalid control character",
+        ": not readable as JSON in UTF-8: Invalid control character .*column 9",
     ),
 }
 
@@ -157,11 +150,13 @@ def test_a_byte_order_mark_of_utf_8_is_no_part_of_the_text(tmp_path, suffix):
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (b'[{"question": "a"},\n]', "line 2, column 1: not valid JSON: "),
-        (b'["caf\xe9"]', "line 1: not readable as JSON in UTF-8"),
-        ('[{"question": "a"}]'.encode("utf-16"), "line 1: not readable as JSON in UTF-8"),
-        (b"[" * 100_000, "line 1: not readable as JSON in UTF-8"),
-        (b"[" + b"9" * 5000 + b"]", "line 1: not readable as JSON in UTF-8"),
+        (b'[{"question": "a"},\n]', "not readable as JSON in UTF-8: .* line 2 column 1"),
+        (b'["caf\xe9"]', "not readable as JSON in UTF-8"),
+        ('[{"question": "a"}]'.encode("utf-16"), "not readable as JSON in UTF-8"),
+        (b"[" * 100_000, "not readable as JSON in UTF-8"),
+        (b"[" + b"9" * 5000 + b"]", "not readable as JSON in UTF-8"),
+        (b"", "not readable as JSON in UTF-8: .* line 1 column 1"),
+        (b'{"train": 5}', "expected a list of rows or an object of lists, got 5"),
         (b"5", "expected a list of rows or an object of lists, got 5"),
     ],
 )
@@ -185,18 +180,15 @@ def test_what_is_no_row_in_a_json_list_is_named(tmp_path):
 
 
 def test_an_object_of_lists_has_splits(tmp_path):
-    """Any case; the source says which, so that ids of two splits differ."""
+    """The source says which, so that ids of two splits differ."""
     path = tmp_path / "rows.json"
-    path.write_text(json.dumps({"Train": ROWS, "TEST": ROWS[:1], "about": "x"}))
+    path.write_text(json.dumps({"train": ROWS, "TEST": ROWS[:1]}))
     assert list(load_rows(path)) == ROWS
-    assert list(load_rows(path, "test")) == ROWS[:1]
-    assert list(load_rows(path, "Test", stream=True)) == ROWS[:1]
-    assert load_rows(path, "test").source == f"{path} [TEST]"
-    with pytest.raises(ValueError, match="0 splits are called 'dev'; there are Train, TEST"):
-        load_rows(path, "dev")
-    path.write_text(json.dumps({"train": ROWS, "Train": ROWS}))
-    with pytest.raises(ValueError, match="2 splits are called 'train'; there are train, Train"):
-        load_rows(path)
+    assert list(load_rows(path, "TEST")) == ROWS[:1]
+    assert list(load_rows(path, "TEST", stream=True)) == ROWS[:1]
+    assert load_rows(path, "TEST").source == f"{path} [TEST]"
+    with pytest.raises(ValueError, match="no split 'test'; there are train, TEST"):
+        load_rows(path, "test")
 
 
 @pytest.mark.parametrize("strict", [True, False])
@@ -239,7 +231,7 @@ def test_generated_sets_can_be_streamed():
 
 
 def test_a_missing_file_is_named_before_it_is_streamed(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no such file"):
+    with pytest.raises(FileNotFoundError, match="No such file"):
         load_rows(tmp_path / "nowhere.jsonl", stream=True)
 
 
@@ -250,7 +242,7 @@ def test_a_digest_tells_rows_and_sources_apart():
     """Equal for equal rows, whatever the order of their fields; another for any other row, order, number or source."""
     turned = [dict(reversed(row.items())) for row in ROWS]
     key = Rows(ROWS, "here").digest()
-    assert key == Rows(turned, "here").digest() and len(key) == 128
+    assert key == Rows(turned, "here").digest() and len(key) == 16
     others = [
         Rows(ROWS, "there"),
         Rows(ROWS[::-1], "here"),
@@ -265,17 +257,20 @@ def test_a_digest_tells_rows_and_sources_apart():
     assert len(keys) == 7 and None not in keys
 
 
-def test_a_digest_that_cannot_be_known_is_none():
-    """Of what JSON cannot write: objects, dates, and what is too deep or too large."""
+def test_rows_that_json_cannot_write_have_no_digest():
+    """Objects, dates, and what is too deep or too large; nor have rows that are not held, but for those of a file."""
     deep = []
     for _ in range(100_000):
         deep = [deep]
     day = datetime.date(2026, 1, 1)
     for value in (object(), {1, 2}, deep, 10**5000, {1: 2, "a": 3}, day, b"a", RowError("x")):
-        assert Rows([{"a": value}], "here").digest() is None
+        with pytest.raises((TypeError, ValueError, RecursionError)):
+            Rows([{"a": value}], "here").digest()
+    with pytest.raises(TypeError):
+        Rows(iter, "here").digest()
 
 
-@pytest.mark.parametrize("suffix", ["json", "jsonl", "parquet"])
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
 def test_the_digest_of_a_stream_is_that_of_its_file(tmp_path, suffix):
     """It changes with the content and the name, and with nothing else."""
     paths = [tmp_path / f"{name}.{suffix}" for name in "ab"]
@@ -298,8 +293,9 @@ def spellings(path, monkeypatch) -> list:
     return [path.name, f"./{path.name}", f"../{path.parent.name}/{path.name}", path, str(path)]
 
 
-@pytest.mark.parametrize("stream", [True, False])
-@pytest.mark.parametrize("suffix", ["json", "jsonl", "parquet"])
+@pytest.mark.parametrize(
+    ("suffix", "stream"), [("json", False), ("jsonl", True), ("jsonl", False), ("parquet", True)]
+)
 def test_a_file_has_one_name_and_digest_however_its_path_is_spelled(
     tmp_path, monkeypatch, suffix, stream
 ):

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pyarrow.parquet
 from datasets import Dataset, load_dataset, load_from_disk
+from datasets.fingerprint import Hasher
 
+from ..checks import check_choice
 from ..tiny import problems
 from .errors import RowError, unexpected
 
@@ -20,25 +22,19 @@ class Rows:
         rows: dictionaries, or a function that reads them anew each time: then they have no length and no slices.
         source: the file or data set, for errors and reports.
         name: what the ids of rows begin with that have none; by default `source`.
-        digest: a quick key of what `rows` reads.
+        file: the path of what the function reads, where it is one file.
 
     >>> rows = bt.Rows([{"question": "3 + 4?", "answer": "7"}], source="mine")
     >>> len(rows), rows[0]["answer"], rows[:1].source
     (1, '7', 'mine')
     """
 
-    def __init__(
-        self,
-        rows: Iterable | Callable[[], Iterator],
-        source: str,
-        name: str | None = None,
-        digest: Callable[[], str | None] = lambda: None,
-    ):
+    def __init__(self, rows: Iterable | Callable, source: str, name: str | None = None, file=None):
         self.source = source
         self.name = name or source
         # What is held is read once: a generator gives its rows a single time.
         self._rows = rows if callable(rows) else list(rows)
-        self._digest = digest
+        self._file = file
 
     def __iter__(self) -> Iterator:
         return self._rows() if callable(self._rows) else iter(self._rows)
@@ -53,21 +49,20 @@ class Rows:
     def __repr__(self) -> str:
         return f"Rows({self.source!r})"
 
-    def digest(self) -> str | None:
-        """A key of these rows and their name, the same in every process; None where there is none."""
-        # To read rows that are not held would take long; their file has a key.
-        if callable(self._rows):
-            key = self._digest()
-            return f"{self.name} {key}" if key else None
+    def digest(self) -> str:
+        """A key of these rows and their name, the same in every process.
+
+        Raises TypeError, ValueError or RecursionError where rows cannot be written as JSON, or are read from elsewhere
+        than from one file.
+        """
+        # Rows that are not held would take long to read; their file has a key.
+        if self._file:
+            with self._file.open("rb") as file:
+                return f"{self.name} {hashlib.file_digest(file, 'blake2b').hexdigest()}"
         # The name counts: it is in the ids of the examples.
-        digest = hashlib.blake2b(self.name.encode())
-        try:
-            for row in self._rows:
-                digest.update(json.dumps(row, sort_keys=True).encode() + b"\n")
-        # A row may hold what JSON cannot write.
-        except (TypeError, ValueError, RecursionError):
-            return None
-        return digest.hexdigest()
+        text = json.dumps([self.name, self._rows], sort_keys=True)
+        # Hasher.hash would take 4 s for 64,000 chats, which is 17 times as long.
+        return Hasher.hash_bytes(text.encode())
 
 
 def load_rows(
@@ -99,18 +94,14 @@ def load_rows(
     (200, 'There are 14 coins in a box. Lea adds 18. How many coins are in the box?')
     """
     path = Path(name)
-    known = [f"tiny/{key}" for key in problems.SIZES]
+    is_saved = (path / "dataset_dict.json").is_file() or (path / "state.json").is_file()
     # What is there comes first: a folder may be called tiny, too.
-    if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
+    if is_saved or path.suffix in (".json", ".jsonl", ".parquet"):
         rows = _from_path(path, split, strict)
-    elif path.suffix in (".json", ".jsonl", ".parquet"):
-        if not path.is_file():
-            raise FileNotFoundError(f"{path}: no such file, seen from {Path.cwd()}")
-        rows = _from_path(path, split, strict)
-    elif str(name) in known:
-        rows = Rows(problems.rows(path.name), str(name))
     elif path.parts[0] == "tiny":
-        raise ValueError(f"unknown data set {name!r}; known: {', '.join(known)}")
+        # A misspelt one is never looked up on the Hub.
+        check_choice("a generated set", str(name), tuple(f"tiny/{key}" for key in problems.SIZES))
+        rows = Rows(problems.rows(path.name), str(name))
     elif path.exists():
         raise ValueError(f"{path} is neither a .json, .jsonl or .parquet file nor a saved data set")
     else:
@@ -126,51 +117,30 @@ def load_rows(
     return held
 
 
-def _from_path(path: Path, split: str, strict: bool) -> Rows:
+def _from_path(path, split, strict) -> Rows:
     """The rows of a file, or of the folder of a saved data set."""
+    path.stat()  # raises FileNotFoundError
     source = str(path)
     # The file and its folder: the same however the path is spelled, and on every machine.
     name = "/".join(Path(os.path.abspath(path)).parts[-2:])
     # Files of any size are read as they are needed.
     if path.suffix in (".jsonl", ".parquet"):
-        reader = _json_lines if path.suffix == ".jsonl" else _parquet_rows
-        return Rows(
-            lambda: _checked(reader(path), source, strict), source, name, lambda: _hash(path)
-        )
-    rows = _json(path) if path.is_file() else load_from_disk(source)
+        read = _json_lines if path.suffix == ".jsonl" else _parquet_rows
+        return Rows(lambda: _checked(read(path), source, strict), source, name, path)
+    rows = _parsed(path.read_bytes(), path) if path.is_file() else load_from_disk(source)
     # An object of lists, or a DatasetDict
     if isinstance(rows, dict):
-        splits = {key: value for key, value in rows.items() if isinstance(value, (list, Dataset))}
-        matching = [key for key in splits if key.lower() == split.lower()]
-        if len(matching) != 1:
-            problem = f"{len(matching)} splits are called {split!r}; there are {', '.join(splits)}"
-            raise ValueError(f"{source}: {problem}")
-        rows = splits[matching[0]]
-        source += f" [{matching[0]}]"
-        name += f" [{matching[0]}]"
-    # A saved set knows its content.
-    digest = _hash if path.is_file() else lambda _: rows._fingerprint
-    return Rows(lambda: _checked(rows, source, strict), source, name, lambda: digest(path))
+        if split not in rows:
+            raise ValueError(f"{source}: no split {split!r}; there are {', '.join(rows)}")
+        rows = rows[split]
+        source += f" [{split}]"
+        name += f" [{split}]"
+    if not isinstance(rows, (list, Dataset)):
+        raise unexpected(rows, "a list of rows or an object of lists").at(source, None)
+    return Rows(lambda: _checked(rows, source, strict), source, name)
 
 
-def _hash(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "blake2b").hexdigest()
-
-
-def _json(path: Path) -> list | dict:
-    # A file of nothing has no rows, and is no broken JSON.
-    content = path.read_bytes()
-    try:
-        rows = _parsed(content) if content.strip() else []
-        if not isinstance(rows, (list, dict)):
-            raise unexpected(rows, "a list of rows or an object of lists")
-    except RowError as error:
-        raise error.at(str(path), None) from None
-    return rows
-
-
-def _json_lines(path: Path) -> Iterator[object]:
+def _json_lines(path) -> Iterator:
     """The rows, or an error in place of a line that is none."""
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
@@ -178,7 +148,7 @@ def _json_lines(path: Path) -> Iterator[object]:
                 continue
             # One bad line of many thousand should not cost the others.
             try:
-                row = _parsed(line.rstrip(), number)
+                row = _parsed(line.rstrip(), path, f"line {number}: ")
                 if not isinstance(row, dict):
                     raise RowError(f"line {number}: expected a JSON object")
             except RowError as error:
@@ -186,20 +156,18 @@ def _json_lines(path: Path) -> Iterator[object]:
             yield row
 
 
-def _parsed(content: bytes, line: int = 1) -> object:
-    """A JSON value in UTF-8, which begins in this line of its file."""
+def _parsed(content, path, place=""):
+    """A JSON value in UTF-8."""
     # Editors on Windows write a mark before UTF-8, which is no JSON.
     try:
         return json.loads(content.decode("utf-8-sig"))
-    except json.JSONDecodeError as error:
-        place = f"line {line + error.lineno - 1}, column {error.colno}"
-        raise RowError(f"{place}: not valid JSON: {error.msg}") from None
+    # No JSON, another encoding, brackets without end, a number of thousands of digits
     except (ValueError, RecursionError) as error:
-        # Another encoding, brackets without end, a number of thousands of digits
-        raise RowError(f"line {line}: not readable as JSON in UTF-8: {error}") from None
+        problem = f"{place}not readable as JSON in UTF-8: {error}"
+        raise RowError(problem, source=str(path)) from None
 
 
-def _parquet_rows(path: Path) -> Iterator[dict]:
+def _parquet_rows(path) -> Iterator[dict]:
     try:
         # A thousand rows at once are quick, and fit into memory.
         for batch in pyarrow.parquet.ParquetFile(path).iter_batches(batch_size=1024):
@@ -208,7 +176,7 @@ def _parquet_rows(path: Path) -> Iterator[dict]:
         raise RowError(f"not readable as parquet: {error}", source=str(path)) from error
 
 
-def _checked(rows: Iterable, source: str, strict: bool) -> Iterator[dict | RowError]:
+def _checked(rows, source, strict) -> Iterator[dict | RowError]:
     """The rows; in place of what is none, an error with its place, which is raised if `strict`."""
     # Rows are numbered from 0, bad ones included, so that numbers and ids stay when one is mended.
     for i, row in enumerate(rows):
