@@ -46,8 +46,10 @@ def bytes_of(model) -> int:
     return total
 
 
-@pytest.mark.parametrize("name", ["tiny", "llama"])
-@pytest.mark.parametrize("method", ["qlora", "lora", "full"])
+@pytest.mark.parametrize(
+    ("name", "method"),
+    [("tiny", "qlora"), ("tiny", "full"), ("llama", "qlora"), ("llama", "lora")],
+)
 def test_parameters_and_weights_are_those_of_the_loaded_model(request, name, method):
     path = name if name == "tiny" else str(request.getfixturevalue(name))
     lora = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")

@@ -259,7 +259,7 @@ def test_differences_are_printed(run, tmp_path, capsys):
         ("merge {run} --dry-run", "merge needs a run folder, and takes another folder and dtype="),
         ("merge {run} dtype=fp16", "dtype"),
         ("inspect {run} {run}", "neither key=value nor a command"),
-        ("train model=tiny data=tiny/teacher method=full", "the anchor no reference: set anchor=0"),
+        ("train model=tiny data=tiny/teacher method=full", "anchor=1.0 needs a reference"),
         (
             "train model=tiny data=tiny/teacher eval_data=tiny/test",
             "eval_data is never used",

@@ -19,7 +19,7 @@ from pathlib import Path
 import yaml
 
 from ..models.keys import load_secrets
-from .settings import SETTINGS_FILE, Settings, read_settings
+from .settings import SETTINGS_FILE, read_settings
 from .settings_help import describe
 
 # What a command needs is imported when it runs, so that help and a misspelt setting answer without torch.
@@ -79,7 +79,7 @@ def _parsed(words):
     return given, runs
 
 
-def _settings(given, runs) -> Settings:
+def _settings(given, runs):
     """Those of --config, else of the run if one is named."""
     file = given.pop("config", None)
     if not file and len(runs) == 1 and Path(runs[0], SETTINGS_FILE).is_file():

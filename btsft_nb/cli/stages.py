@@ -124,14 +124,11 @@ class _WriteSettings(TrainerCallback):
 
 
 def check_together(settings):
-    """Raises ValueError, before anything is loaded, for settings of different groups that contradict each other.
+    """Raises ValueError, before anything is loaded, for data that no one uses, or a resume with other model or data.
 
-    Or for a run that would go on with another model or data. The trainer checks its own settings.
+    The trainer checks its own settings.
     """
     training = settings.training
-    is_blurred = training.threshold or training.threshold_end
-    if settings.model.method == "full" and training.anchor and is_blurred:
-        raise ValueError("method=full leaves the anchor no reference: set anchor=0, or use lora")
     is_evaluated = training.eval_strategy != "no" or training.eval_on_start
     if settings.data.eval_data and not is_evaluated:
         raise ValueError("eval_data is never used: set eval_strategy=epoch")
