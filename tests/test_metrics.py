@@ -288,7 +288,7 @@ def test_evaluate_takes_records_in_any_order():
 @pytest.mark.parametrize(
     ("samples", "references", "words"),
     [
-        (SAMPLES, ["4", "7"], "2 references for 3 prompts up to number 2"),
+        (SAMPLES, ["4", "7"], "2 references for prompts up to number 2"),
         (SAMPLES[:5], ["4", "7", "9"], r"same number of samples, got \[1, 2\]"),
         ([], [], "same number of samples"),
         (SAMPLES, ["4", "7", ""], "the reference '' has no answer of the kind 'auto'"),

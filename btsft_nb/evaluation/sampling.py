@@ -35,7 +35,7 @@ class SamplingSettings:
     k most likely tokens; of those, among the fewest that hold a share p. `no_repeat_ngram_size`: 2 or more; no n-gram
     of this many tokens occurs twice in prompt and completion. `max_new_tokens`: a longer completion is cut off, and
     its record says so. `max_prompt_length`: tokens of a prompt; a longer one loses the start of its text, and how many
-    did is logged. `batch_size`: completions drawn at once, in order of the prompts' lengths.
+    did is logged. `batch_size`: completions drawn at once.
 
     Raises ValueError for a setting out of its range, by name.
     """
@@ -113,7 +113,6 @@ def sample(
         path = Path(path)
         key = _key(model, adapters, settings, jobs)
         records = _read(path, key)
-    jobs.sort(key=lambda job: len(job[0]))
     bar = tqdm(total=len(jobs), initial=len(records), desc="sampling", disable=not progress)
     with bar, eval_mode(model), nullcontext() if adapters else model.disable_adapter():
         for start in range(len(records), len(jobs), settings.batch_size):
@@ -124,7 +123,7 @@ def sample(
                     file.writelines(json.dumps({"key": key} | record) + "\n" for record in drawn)
             records += drawn
             bar.update(len(drawn))
-    return sorted(records, key=lambda record: (record["prompt"], record["sample"]))
+    return records
 
 
 def sampling_jobs(renderer, prompts, settings: SamplingSettings) -> list[tuple[list[int], dict]]:
@@ -174,7 +173,7 @@ def _key(model, adapters, settings, jobs) -> str:
 
 
 def _read(path, key) -> list[dict]:
-    """The records of a file, in the order in which this call draws them; a last line that was cut off goes.
+    """The records of a file; a last line that was cut off goes.
 
     Raises ValueError for a file of anything else.
     """

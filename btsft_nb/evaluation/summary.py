@@ -77,18 +77,10 @@ def evaluate(
     if len(sizes) != 1:
         raise ValueError(f"every prompt needs the same number of samples, got {sizes}")
     if references is not None and sorted(counts) != list(range(len(references))):
-        raise ValueError(
-            f"got {len(references)} references for {len(counts)} prompts up to number {max(counts)}"
-        )
-    rights = None
-    if references is not None:
-        rights = [right_answer(str(reference), answer) for reference in references]
-    rows = [_row(record, way_of, rights) for record in samples]
-    # as objects: pandas' own strings cannot hold half a character
-    frame = pd.DataFrame(rows, dtype=object).sort_values(["prompt", "sample"])
+        raise ValueError(f"{len(references)} references for prompts up to number {max(counts)}")
+    frame = _judged(samples, references, way_of, answer)
     if training is not None:
         frame["copied"] = pd.Series(copied_ngrams(frame["thought"], training), frame.index, float)
-
     groups = [group for _, group in frame.groupby("prompt")]
     rows = [_prompt_values(group) for group in groups]
     values = {
@@ -110,20 +102,26 @@ def evaluate(
     }
 
 
-def _row(record, way_of, rights) -> dict:
-    """A sample with its thought, answer and problem, its way of thinking, and what is told of its answer."""
-    parsed = parse(record["text"], prefilled=record["prefilled"], finished=record["finished"])
-    row = record | vars(parsed)
-    # the thoughts that count as different: those of completions that keep the format
-    row["kept thought"] = None if parsed.problem else " ".join(parsed.thought.split())
-    if way_of is not None:
-        row["way"] = way_of(parsed.thought)
-    if rights is not None:
-        right = rights[record["prompt"]]
-        value = extract(parsed.answer, right.how)
-        row["right"] = compare(value, right.value)  # None where that cannot be told
-        row["vote"] = _RIGHT if row["right"] else value
-    return row
+def _judged(samples, references, way_of, how) -> pd.DataFrame:
+    """A row for each sample: its thought, answer, problem and way of thinking, and what is told of its answer."""
+    if references is not None:
+        rights = [right_answer(str(reference), how) for reference in references]
+    rows = []
+    for record in samples:
+        parsed = parse(record["text"], prefilled=record["prefilled"], finished=record["finished"])
+        row = record | vars(parsed)
+        # the thoughts that count as different: those of completions that keep the format
+        row["kept thought"] = None if parsed.problem else " ".join(parsed.thought.split())
+        if way_of is not None:
+            row["way"] = way_of(parsed.thought)
+        if references is not None:
+            right = rights[record["prompt"]]
+            value = extract(parsed.answer, right.how)
+            row["right"] = compare(value, right.value)  # None where that cannot be told
+            row["vote"] = _RIGHT if row["right"] else value
+        rows.append(row)
+    # as objects: pandas' own strings cannot hold half a character
+    return pd.DataFrame(rows, dtype=object).sort_values(["prompt", "sample"])
 
 
 def _prompt_values(group: pd.DataFrame) -> dict[str, float | None]:
