@@ -39,6 +39,6 @@ def check_keys(keys, known, source=""):
     """Raises ValueError for a key that is not known, with the nearest one that is."""
     for key in keys:
         if key not in known:
-            nearest = difflib.get_close_matches(key, known, n=1)
+            nearest = difflib.get_close_matches(str(key), known, n=1)
             hint = f", did you mean {nearest[0]!r}?" if nearest else ""
             raise ValueError(f"{source}unknown setting {key!r}{hint}")

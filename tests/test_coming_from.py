@@ -23,7 +23,10 @@ KEYS = {
 }
 # settings, key=value; those of a function or of another command's options stand in brackets
 LINES = [
-    code for line in HERE for code in re.findall(r"`([^`]+)`", line) if re.match(r"\w+=[^=]", code)
+    code
+    for line in HERE
+    for code in re.findall(r"`([^`]+)`", line)
+    if re.match(r"[a-z]\w*=[^=]", code)
 ]
 
 

@@ -233,7 +233,7 @@ def read_settings(file: str | Path | None = None, /, **changes: object) -> Setti
             values = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
         except (yaml.YAMLError, ValueError) as error:
             raise ValueError(f"{path}: not YAML or JSON: {visible(error, keep=' ')}") from error
-        if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
+        if not isinstance(values, dict):
             raise ValueError(f"{path}: must be a mapping of settings")
         values = _renamed(values, path)
         source = f"from {visible(path)}"
