@@ -39,8 +39,7 @@ class PromptFrame:
     def shorten(self, prompt, max_length) -> list[int]:
         """A prompt of at most `max_length` tokens. Raises RowError where that leaves nothing of its text."""
         short = list(prompt)
-        if len(prompt) > max_length:
-            del short[self.cut(prompt, len(prompt) - max_length)]
+        del short[self.cut(prompt, len(prompt) - max_length)]
         if len(short) > max_length:
             raise RowError(f"max_prompt_length={max_length} leaves nothing of the prompt's text")
         return short
@@ -86,7 +85,7 @@ def fit(example, max_length, too_long, frame=None) -> tuple[Example | None, str]
     for tag in example.tags:
         start, stop = index[[tag["start"], tag["stop"]]].tolist()
         if start < stop:
-            tags.append({"tag": tag["tag"], "start": start, "stop": stop})
+            tags.append(tag | {"start": start, "stop": stop})
     ids = np.asarray(example.input_ids)[keep].tolist()
     weights = weights[keep].tolist()
     short = Example(example.id, ids, weights, kinds[keep].tolist(), example.flags, tags)

@@ -97,27 +97,24 @@ def prepare(
     check_choice("too_long", too_long, POLICIES)
     check_choice("duplicates", duplicates, ("keep", "drop"))
     if not isinstance(rows, Rows):
-        # what is no list is read as it comes, from disk or elsewhere
-        rows = Rows(rows if isinstance(rows, list) else rows.__iter__, "rows")
+        rows = Rows(rows if isinstance(rows, list) else rows.__iter__, "rows")  # read as they come
     added_tags = add_tags(tokenizer)
     factors = kind_factors(weights)
     renderer = Renderer(tokenizer, kind_weights=factors, response_marker=response_marker)
     frame = PromptFrame(renderer) if too_long == "shorten_prompt" else None
     settings = [max_length, format, weights, too_long, strict]
-    key = _key(rows, renderer, [*settings, response_marker]) if cache else None
     maker = _Maker(renderer, frame, rows.source, rows.name, *settings)
-    lines = _made(rows, maker, num_proc, key)
+    lines = _made(rows, maker, num_proc, _key(rows, renderer, settings) if cache else None)
     # all but the tokens is in memory from here on
     outcomes = lines.remove_columns(["input_ids", "weights", "kinds", "tags"]).to_pandas()
-    # decided here, over all rows, since no process sees more than its share
     if duplicates == "drop":
         drop_duplicates(outcomes)
     report = make_report(outcomes, rows.source, added_tags)
     if not report.kept:
         raise ValueError(f"nothing left to train on; raise max_length?\n{report}")
     # lines of rows that gave nothing stay in the file, and out of the set
-    is_kept = outcomes["dropped"].isna()
-    examples = lines.select(outcomes.index[is_kept]).select_columns(_LINE.names[:6])
+    kept = outcomes.index[outcomes["dropped"].isna()]
+    examples = lines.select(kept).select_columns(_LINE.names[:6])
     attach(examples, report)
     if print_report:
         print(report)
@@ -134,7 +131,7 @@ class _Maker:
     name: str  # for ids
     max_length: int
     format: Format
-    weights: dict | Callable | None
+    weights: object
     too_long: str
     strict: bool
 
@@ -192,24 +189,32 @@ def _key(rows, renderer, settings) -> str | None:
     # all that can change a token, a weight or an id; neither the source nor what is done to duplicates
     text = tokenizer.backend_tokenizer.to_str()
     probe = renderer.template.probe  # which can hold today's date
-    parts = [text, tokenizer.special_tokens_map, renderer.tags, tokenizer.chat_template, probe]
+    control = [tokenizer.special_tokens_map, renderer.tags, renderer.response_marker]
+    parts = [text, control, tokenizer.chat_template, probe]
     try:
-        return Hasher.hash([CACHE_VERSION, rows.digest(), *settings, *parts])
+        return Hasher.hash([CACHE_VERSION, rows.digest(), settings, parts])
     except Exception as error:  # rows and functions can hold anything
         logging.getLogger(__name__).warning("not cached: %s", error)
 
 
 def _made(rows, maker, num_proc, key) -> Dataset:
     """What `maker` makes of all rows, or made of them before."""
-    # both are in the folder of datasets for this session where there is no key
+    # the rows, from which each process reads its share; without a key the lines lie beside them, for this session
     spool = Path(get_temporary_cache_files_directory(), f"{uuid4().hex}.arrow")
     file = Path(datasets.config.HF_DATASETS_CACHE, "btsft_nb", f"{key}.arrow")
     # a bar is a widget in a notebook, and is saved with it
     shows_progress = not datasets.are_progress_bars_disabled()
     datasets.disable_progress_bars()
     try:
+        # no two rows need have the same fields, so that they are bytes to Arrow
+        with ArrowWriter(pa.schema({"row": pa.binary()}), path=str(spool)) as writer:
+            for row in rows:
+                writer.write({"row": pickle.dumps(row)})
+            n_rows, _ = writer.finalize()
+        if not n_rows:
+            raise ValueError(f"{rows.source}: no rows")
         # datasets writes to a temporary file and moves it when it is whole, so nothing half-made is ever found
-        return _pickled(rows, str(spool)).map(
+        return Dataset.from_file(str(spool)).map(
             maker,
             with_indices=True,
             batched=True,
@@ -224,15 +229,3 @@ def _made(rows, maker, num_proc, key) -> Dataset:
             datasets.enable_progress_bars()
         with suppress(OSError):  # Windows keeps a file that is open until the session ends
             spool.unlink()
-
-
-def _pickled(rows, path) -> Dataset:
-    """Rows of any content in a file, from which each process reads its share."""
-    # no two rows need have the same fields, so that they are bytes to Arrow
-    with ArrowWriter(pa.schema({"row": pa.binary()}), path=path) as writer:
-        for row in rows:
-            writer.write({"row": pickle.dumps(row)})
-        n_rows, _ = writer.finalize()
-    if not n_rows:
-        raise ValueError(f"{rows.source}: no rows")
-    return Dataset.from_file(path)

@@ -5,10 +5,12 @@ and are hostile: they are made visible.
 """
 
 import json
+import reprlib
 from dataclasses import asdict, dataclass
 from hashlib import blake2b
 
 import numpy as np
+import pandas as pd
 import pyarrow.compute as pc
 from datasets import Dataset
 
@@ -76,10 +78,7 @@ class Report:
         # a heading and its lines; those without lines are left out
         groups = {
             "tokens": [f"{total:,} ({shares}); {self.supervised / total:.0%} supervised"],
-            "lengths": [
-                f"{part:8}  " + ", ".join(f"{name} {tokens:,}" for name, tokens in spread.items())
-                for part, spread in self.lengths.items()
-            ],
+            "lengths": pd.DataFrame(self.lengths).T.to_string().splitlines(),
             "dropped": _counted(self.dropped),
             "changed": _counted(self.changed),
             "flagged": _counted(self.flagged),
@@ -96,10 +95,10 @@ class Report:
         return "\n".join(map(visible, lines))
 
 
-def _counted(groups: dict[str, list[int]]) -> list[str]:
-    """How many rows each group has, and the first eight of them."""
+def _counted(groups) -> list[str]:
+    """How many rows each group has, and the first six of them."""
     return [
-        f"{len(rows):,} (rows {', '.join(map(str, rows[:8]))}{', ...' if rows[8:] else ''}): {name}"
+        f"{len(rows):,} (rows {reprlib.repr(rows)[1:-1]}): {name}"
         for name, rows in groups.items()
         if rows
     ]
@@ -134,7 +133,7 @@ def figures(examples) -> dict:
 
 
 def drop_duplicates(outcomes):
-    """Drops each example whose tokens are those of an earlier one."""
+    """Drops each example whose tokens are those of an earlier one: over all rows, of which a process sees its share."""
     kept = outcomes[outcomes["dropped"].isna()]
     outcomes.loc[kept.index[kept.duplicated("digest")], "dropped"] = _COPY
 
