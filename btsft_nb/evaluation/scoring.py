@@ -1,11 +1,9 @@
 """Scoring the tokens of prepared examples."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
-from itertools import repeat
+from contextlib import contextmanager
 
 import torch
-import torch.nn.functional as F
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -80,10 +78,7 @@ def score(
         forward = HeadForward(model, ids)
         for example in examples:
             batch = {name: value.to(model.device) for name, value in collate([example]).items()}
-            references = repeat(None)
-            if kl:
-                references = _log_probs(forward, model, batch, model.disable_adapter)
-            values = _token_values(_log_probs(forward, model, batch), references, batch, ids)
+            values = _token_values(forward, model, batch, kl)
             values |= _format_values(values.pop("log_tags"), find_completions(batch, ids))
             scores.append({name: value.cpu().numpy() for name, value in values.items()})
             scores[-1]["expected_reward"] = float(scores[-1]["expected_reward"])
@@ -91,39 +86,43 @@ def score(
 
 
 @torch.no_grad()
-def _log_probs(forward, model, batch, switched=nullcontext) -> Iterator[torch.Tensor]:
-    """(_ROWS, V) of the tokens but the first, which nothing predicts; finite also where a model forbids some."""
+def _token_values(forward, model, batch, kl) -> dict[str, torch.Tensor]:
+    """(T, ...) values of each token; 0 for the first one, which nothing predicts."""
     positions = torch.ones_like(batch["input_ids"], dtype=torch.bool)
     positions[:, 0] = False
-    with switched():
-        hidden = forward.hidden(model, batch, positions)
-    for rows in hidden.split(_ROWS):
-        with switched():
-            log_probs = forward.logits(rows).double().log_softmax(-1)
-        yield log_probs.clamp(min=torch.finfo(log_probs.dtype).min)
-
-
-def _token_values(pieces, references, batch, ids) -> dict[str, torch.Tensor]:
-    """(T, ...) values of each token, from log-probabilities in pieces; 0 for the first token."""
-    values = []
-    labels = batch["input_ids"][0, 1:, None].split(_ROWS)
-    for label, log_probs, reference in zip(labels, pieces, references, strict=False):
-        own = log_probs.gather(-1, label)
-        others = log_probs.index_fill(-1, label.new_tensor(ids), -torch.inf).logsumexp(-1)
+    hidden = forward.hidden(model, batch, positions)
+    if kl:
+        with model.disable_adapter():
+            ref_hidden = forward.hidden(model, batch, positions)
+    labels = batch["input_ids"][0, 1:, None]
+    pieces = []
+    for start in range(0, len(labels), _ROWS):
+        rows = slice(start, start + _ROWS)
+        log_probs = _log_probs(forward, hidden[rows])
+        own = log_probs.gather(-1, labels[rows])
+        tags = log_probs[:, list(forward.tag_ids)]
+        others = log_probs.index_fill(-1, labels.new_tensor(forward.tag_ids), -torch.inf)
         top = log_probs.topk(_TOP)
         piece = {
             "log_probs": own[:, 0],
-            "log_tags": torch.cat([log_probs[:, list(ids)], others[:, None]], -1),
+            "log_tags": torch.cat([tags, others.logsumexp(-1, keepdim=True)], -1),
             "rank": (log_probs > own).sum(-1) + 1,
             "top_ids": top.indices,
             "top_log_probs": top.values,
         }
-        if reference is not None:
-            kl = F.kl_div(log_probs, reference, reduction="none", log_target=True)
-            piece["kl"] = kl.sum(-1)
-        values.append(piece)
-    columns = {name: torch.cat([piece[name] for piece in values]) for name in values[0]}
-    return {name: torch.cat([torch.zeros_like(x[:1]), x]) for name, x in columns.items()}
+        if kl:
+            with model.disable_adapter():
+                reference = _log_probs(forward, ref_hidden[rows])
+            piece["kl"] = (reference.exp() * (reference - log_probs)).sum(-1)
+        pieces.append(piece)
+    values = {name: torch.cat([piece[name] for piece in pieces]) for name in pieces[0]}
+    return {name: torch.cat([torch.zeros_like(x[:1]), x]) for name, x in values.items()}
+
+
+def _log_probs(forward, hidden) -> torch.Tensor:
+    """(R, V), finite also where a model forbids tokens."""
+    log_probs = forward.logits(hidden).double().log_softmax(-1)
+    return log_probs.clamp(min=torch.finfo(log_probs.dtype).min)
 
 
 def _format_values(log_tags, completions) -> dict[str, torch.Tensor]:
