@@ -706,12 +706,12 @@ def test_a_tracked_metric_chooses_the_checkpoint(tmp_path, tiny_tokenizer, strat
     asked = [row | {"answer": f"The answer is {row['answer']}."} for row in PROBLEMS]
     track = bt.TrackSamples(asked, tiny_tokenizer, every=4, **SCORED | {"max_new_tokens": 96})
     settings = dict(
-        max_steps=12, eval_strategy="steps", eval_steps=4, save_strategy=strategy, save_steps=4
+        max_steps=20, eval_strategy="steps", eval_steps=4, save_strategy=strategy, save_steps=4
     )
     settings |= dict(
         metric_for_best_model="eval_samples/rougeL", load_best_model_at_end=True, eval_on_start=True
     )
-    settings |= dict(learning_rate=5e-3, threshold=0, anchor=0, beta=0)
+    settings |= dict(learning_rate=3e-3, threshold=0, anchor=0, beta=0)
     trainer = make_trainer(tmp_path, examples, tiny_tokenizer, [track], examples, **settings)
     trainer.train()
     found = {
@@ -720,7 +720,7 @@ def test_a_tracked_metric_chooses_the_checkpoint(tmp_path, tiny_tokenizer, strat
         if "eval_samples/rougeL" in log
     }
     at = max((step for step in found if step), key=lambda step: (found[step], -step))
-    assert found[12] < found[at], "or the last is the best, and nothing is tested"
+    assert found[20] < found[at], "or the last is the best, and nothing is tested"
     assert trainer.state.best_metric == found[at] and trainer.state.best_model_checkpoint.endswith(
         f"checkpoint-{at}"
     )
@@ -729,7 +729,7 @@ def test_a_tracked_metric_chooses_the_checkpoint(tmp_path, tiny_tokenizer, strat
     )
     assert best.read_bytes() == saved.read_bytes()
     evaluated = [log["step"] for log in trainer.state.log_history if "eval_loss" in log]
-    assert evaluated == [0, 4, 8, 12]
+    assert evaluated == [0, 4, 8, 12, 16, 20]
 
 
 def test_a_metric_that_is_not_there_is_named(tmp_path, qa):
