@@ -9,34 +9,32 @@ Prompts and completions go to TRL as text, which it tokenizes; they are held aga
 on and samples with. As conversations they would go through the chat template again, and many drop thoughts.
 """
 
-import functools
-from collections import Counter, defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
+import pandas as pd
 from datasets import Dataset
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .align_trainers import BlurredThoughts, Rewards
 from .checks import check_choice
 from .data.errors import RowError
 from .data.formats import to_prompt
 from .data.render import Renderer
 from .data.think import CLOSE, OPEN
-from .evaluation.answers import is_correct, parse
-from .evaluation.diversity import copied_ngrams
+from .evaluation.answers import Parsed, is_correct, parse
+from .evaluation.diversity import copied_ngrams, self_bleus
 from .evaluation.summary import references_of
 from .models.adapters import without_old_torchao
 from .models.load import BASE_FILE, load_model, load_run
-
-__all__ = ["BlurredThoughts", "Rewards", "load_policy", "preference_pairs", "prompt_rows"]
+from .objective.format_reward import thought_tokens
 
 
 def load_policy(
     run: str | Path, *, dequantize: bool = False
-) -> tuple[PreTrainedModel | PeftModel, PreTrainedTokenizerBase]:
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A run's model and tokenizer, to be trained on by TRL's trainers; no peft_config, no ref_model is needed.
 
     The run's adapter is what trains on, on the base as it is. Trainers with a reference take a frozen copy of the
@@ -60,20 +58,19 @@ def load_policy(
         model, tokenizer = load_run(run, dequantize=dequantize, trainable=True)
         if model.peft_config["default"].trainable_token_indices:
             raise ValueError(
-                f"{run} has trained rows for new tokens, which TRL would leave out of the head: "
-                "bt.merge it, load that, and give TRL's trainer a peft_config"
+                f"{run} trained rows of new tokens, which TRL's head lacks: bt.merge it, give peft_config"
             )
         # TRL adds the reference
         model.add_adapter = without_old_torchao()(model.add_adapter)
         record = Path(run, BASE_FILE).read_bytes()
-        model.save_pretrained = functools.partial(_save, model, record)
+        model.save_pretrained = partial(_save, model, record)
     else:
         model, tokenizer = load_model(run)
     tokenizer.eos_token = tokenizer.convert_ids_to_tokens(Renderer(tokenizer).end_id)
     return model, tokenizer
 
 
-def _save(model: PeftModel, record: bytes, folder, *args, is_main_process=True, **kwargs) -> None:
+def _save(model, record, folder, *args, is_main_process=True, **kwargs) -> None:
     """As PeftModel's, by default of the policy's adapter alone; and what it takes to load that on its base."""
     kwargs = {"selected_adapters": ["default"], "save_embedding_layers": False} | kwargs
     PeftModel.save_pretrained(model, folder, *args, is_main_process=is_main_process, **kwargs)
@@ -105,7 +102,7 @@ def prompt_rows(
     return Dataset.from_dict(columns)
 
 
-def _prompts(renderer: Renderer, rows: Sequence[dict | str]) -> list[str]:
+def _prompts(renderer, rows) -> list[str]:
     """The generation prompts of rows, as the texts that a tokenizer's own call turns into the right ids."""
     tokenizer = renderer.tokenizer
     prompts = []
@@ -113,15 +110,15 @@ def _prompts(renderer: Renderer, rows: Sequence[dict | str]) -> list[str]:
         try:
             messages = to_prompt(row)
             text = renderer.prompt_text(messages)
-            # the call may add a start of text of its own
-            texts = [text, text.removeprefix(tokenizer.bos_token or "")]
             ids = renderer.prompt_ids(messages)
-            fitting = [text for text in texts if tokenizer(text)["input_ids"] == ids]
-            if not fitting:
+            if tokenizer(text)["input_ids"] != ids:
+                # the call may add a start of text of its own
+                text = text.removeprefix(tokenizer.bos_token or "")
+            if tokenizer(text)["input_ids"] != ids:
                 raise RowError("as text, as TRL takes it, it spells a control token")
         except RowError as error:
             raise error.at(getattr(rows, "source", "rows"), i) from None
-        prompts.append(fitting[0])
+        prompts.append(text)
     return prompts
 
 
@@ -171,83 +168,132 @@ def preference_pairs(
     renderer = Renderer(tokenizer)
     prompts = _prompts(renderer, rows)
     texts = [_completion(renderer, prompts, sample) for sample in samples]
-    left_out = Counter()
-    groups = defaultdict(list)
-    for candidate in _candidates(samples, texts, references, by, answer, training or (), left_out):
-        groups[candidate.prompt].append(candidate)
-
+    frame = _judged(samples, texts, references, by, answer, training or ())
     pairs = []
-    for number, group in groups.items():
-        paired = _paired(group)
-        left_out["without another to differ from"] += len(group) - 2 * len(paired)
-        pairs += [{"prompt": prompts[number], **pair} for pair in paired]
-    reasons = [f"{count} {reason}" for reason, count in left_out.items() if count]
-    report = (
-        f"{by}: {len(samples)} samples of {len(rows)} prompts -> {len(pairs)} pairs; "
-        f"left out: {', '.join(reasons) or 'none'}"
-    )
-    if not pairs:
+    for number, group in frame[frame["fault"].isna()].groupby("prompt"):
+        ranked = group.sort_values("score", ascending=False, kind="stable")
+        # the best with the worst, the second with the second worst, and so on
+        for good, bad in zip(ranked.itertuples(), ranked[::-1].itertuples(), strict=True):
+            if good.score > bad.score:
+                pairs.append({"prompt": prompts[number], "chosen": good.text, "rejected": bad.text})
+    pairs = pd.DataFrame(pairs).drop_duplicates()
+
+    counts = frame["fault"].value_counts()
+    counts["without another to differ from"] = len(samples) - counts.sum() - 2 * len(pairs)
+    left_out = ", ".join(f"{count} {fault}" for fault, count in counts.items() if count) or "none"
+    report = f"{len(samples)} samples of {len(rows)} prompts -> {len(pairs)} pairs"
+    report = f"{by}: {report}; left out: {left_out}"
+    if pairs.empty:
         raise ValueError(f"{report}; sample more, or at a higher temperature")
     print(report)
-    return Dataset.from_list(pairs)
+    return Dataset.from_pandas(pairs, preserve_index=False)
 
 
-class _Candidate(NamedTuple):
-    """A completion that may stand in a pair."""
-
-    prompt: int
-    text: str
-    score: float
-
-
-def _candidates(samples, texts, references, by, answer, training, left_out) -> list[_Candidate]:
-    """The samples that take part, each with what it is worth; the others are counted in `left_out`."""
-    parsed = [parse(each["text"], prefilled=each["prefilled"]) for each in samples]
+def _judged(samples, texts, references, by, answer, training) -> pd.DataFrame:
+    """Of each sample its prompt, its text, what it is worth, and the fault for which it takes no part, or None."""
+    parsed = [parse(sample["text"], prefilled=sample["prefilled"]) for sample in samples]
     copied = [0.0] * len(samples)
     if by == "thought":
         copied = copied_ngrams([each.thought for each in parsed], training)
-    candidates = []
+    rows = []
     for sample, text, each, share in zip(samples, texts, parsed, copied, strict=True):
         number = sample["prompt"]
         is_right = not references or is_correct(each.answer, references[number], answer)
-        if not sample["finished"]:
-            left_out["cut off"] += 1
-        elif by != "format" and each.problem:
-            left_out["against the format"] += 1
-        elif by == "thought" and not is_right:
-            left_out["wrong"] += 1
-        elif share is None:
-            left_out["with a thought of fewer than four words"] += 1
-        elif text is None:
-            left_out["that TRL would tokenize otherwise"] += 1
-        else:
-            scores = {"format": not each.problem, "answer": is_right, "thought": -share}
-            candidates.append(_Candidate(number, text, scores[by]))
-    return candidates
+        faults = {
+            "cut off": not sample["finished"],
+            "against the format": by != "format" and each.problem,
+            "wrong": by == "thought" and not is_right,
+            "with a thought of fewer than four words": share is None,
+            "that TRL would tokenize otherwise": text is None,
+        }
+        fault = next((name for name, is_so in faults.items() if is_so), None)
+        scores = {"format": not each.problem, "answer": is_right, "thought": -(share or 0)}
+        rows.append({"prompt": number, "text": text, "score": scores[by], "fault": fault})
+    return pd.DataFrame(rows)
 
 
-def _paired(group: list[_Candidate]) -> list[dict[str, str]]:
-    """The best with the worst, the second with the second worst, and so on; the same pair once."""
-    ranked = sorted(group, key=lambda candidate: -candidate.score)
-    pairs = []
-    for good, bad in zip(ranked, reversed(ranked), strict=True):
-        pair = {"chosen": good.text, "rejected": bad.text}
-        if good.score > bad.score and pair not in pairs:
-            pairs.append(pair)
-    return pairs
-
-
-def _completion(renderer: Renderer, prompts: list[str], sample: dict) -> str | None:
+def _completion(renderer, prompts, sample) -> str | None:
     """A sample's text with its end of turn; None where that has other tokens than were sampled."""
     number = sample["prompt"]
     prompt = prompts[number] if number < len(prompts) else ""
-    question = sample["question"].strip()
-    if not prompt or question not in prompt or sample["prompt_cut"]:
-        raise ValueError(f"a sample is of another prompt than rows[{number}]: {question!r:.80}")
+    if not prompt or sample["question"].strip() not in prompt or sample["prompt_cut"]:
+        raise ValueError(f"a sample is of another prompt than rows[{number}]: {sample!r:.300}")
     opening, closing = renderer.tags
     text = sample["text"].replace(OPEN, opening).replace(CLOSE, closing)
     before = renderer.tokenizer(prompt)["input_ids"]
     ids = renderer.tokenizer(prompt + text)["input_ids"]
-    end = len(ids) + sample["finished"]  # and an end of turn
-    is_same = ids[: len(before)] == before and end - len(before) == sample["tokens"]
+    own = len(ids) - len(before) + sample["finished"]  # with the end of turn
+    is_same = ids[: len(before)] == before and own == sample["tokens"]
     return text + renderer.end_of_turn if is_same else None
+
+
+@dataclass
+class Rewards:
+    """Reward functions in TRL's signature, for one tokenizer: `GRPOTrainer(policy, [Rewards(tokenizer).format], ...)`.
+
+    They read the ids of a completion, since TRL's text lacks think tags that are special tokens, and its end. A prompt
+    that ends in an open think tag begins the thought.
+
+    Args:
+        answer: how answers are compared, see `metrics.is_correct`.
+        max_thought, slack: tokens of a thought, for `length`.
+
+    >>> tokenizer = bt.load_tokenizer("tiny")
+    >>> ids = tokenizer("<think>2+2=4</think>4<|im_end|>")["input_ids"]
+    >>> rewards = bt.align.Rewards(tokenizer)
+    >>> rewards.format(["2+2?"], [ids]), rewards.accuracy(["2+2?"], [ids], answer=["5"])
+    ([1.0], [0.0])
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    answer: str = "auto"
+    max_thought: int = 512
+    slack: int = 128
+
+    def __post_init__(self):
+        self._renderer = Renderer(self.tokenizer)
+
+    def format(self, prompts: list, completion_ids: list, **_) -> list[float]:
+        """1 for a completion that ends and is in the strict think format, see `metrics.parse`; else 0."""
+        return [float(not each.problem) for each in self._parsed(prompts, completion_ids)]
+
+    def accuracy(self, prompts: list, completion_ids: list, answer: list, **_) -> list[float]:
+        """1 for a right answer, else 0; `answer` is the column of the data set."""
+        pairs = zip(self._parsed(prompts, completion_ids), answer, strict=True)
+        return [float(is_correct(each.answer, str(right), self.answer)) for each, right in pairs]
+
+    def diversity(self, prompts: list, completion_ids: list, **_) -> list[float | None]:
+        """How little a thought is like the others of its prompt: 1 - its BLEU against them, see `metrics.self_bleu`.
+        0 for no thought; None where no other is there to compare with. A group is compared within a process: let
+        per_device_train_batch_size be a multiple of num_generations."""
+        thoughts = pd.Series([each.thought for each in self._parsed(prompts, completion_ids)])
+        rewards = [0.0] * len(thoughts)
+        for _, group in thoughts.groupby([str(prompt) for prompt in prompts]):
+            for i, score in zip(group.index, self_bleus(list(group)), strict=True):
+                if thoughts[i]:
+                    rewards[i] = None if score is None else 1 - score
+        return rewards
+
+    def length(self, prompts: list, completion_ids: list, **_) -> list[float]:
+        """TRL's soft overlong punishment of the thought alone: 0 up to max_thought - slack tokens, from there evenly
+        down to -1 at max_thought. Without its open tag a text is no thought, so this belongs beside `format`."""
+        from trl.rewards import get_soft_overlong_punishment
+
+        thoughts = [
+            thought_tokens(ids, self._renderer.tag_ids, self._opens(prompt))
+            for prompt, ids in zip(prompts, completion_ids, strict=True)
+        ]
+        return get_soft_overlong_punishment(self.max_thought, self.slack)(completion_ids=thoughts)
+
+    def _opens(self, prompt) -> bool:
+        """Whether a prompt, as text or as conversation, begins the thought."""
+        if not isinstance(prompt, str):
+            prompt = self._renderer.prompt_text(to_prompt({"messages": prompt}))
+        return self._renderer.opens(prompt)
+
+    def _parsed(self, prompts, completion_ids) -> list[Parsed]:
+        parsed = []
+        for prompt, ids in zip(prompts, completion_ids, strict=True):
+            text, stop = self._renderer.read(list(ids), self._renderer.stop_ids())
+            parsed.append(parse(text, prefilled=self._opens(prompt), finished=stop is not None))
+        return parsed

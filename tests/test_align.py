@@ -1,8 +1,9 @@
-"""The way from a run to TRL's trainers and back, and what they get: policy, reference, pairs, rewards, masks.
+"""The way from a run to TRL's trainers and back, and what they get: policy, reference, pairs, rewards.
 
 `test_align_oldest.py` runs all of it with the oldest TRL that is supported as well.
 """
 
+import itertools
 import math
 import os
 import shutil
@@ -16,7 +17,7 @@ from test_architectures import without_tags
 from transformers import Qwen3Config, Qwen3ForCausalLM, Qwen3ForSequenceClassification
 
 import btsft_nb as bt
-from btsft_nb.align import BlurredThoughts, Rewards, load_policy, preference_pairs, prompt_rows
+from btsft_nb.align import Rewards, load_policy, preference_pairs, prompt_rows
 from btsft_nb.data.formats import to_prompt
 from btsft_nb.models.config import ModelConfig
 from conftest import TOKENIZERS
@@ -145,8 +146,9 @@ def test_dequantized_weights_are_the_numbers_that_the_quantised_stand_for(folder
     assert (got - want).abs().max() < 1e-4 * want.abs().max()
 
 
-@pytest.mark.parametrize("kind", [DPOTrainer, KTOTrainer])
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize(
+    ("name", "kind"), [*((name, DPOTrainer) for name in RUNS), ("4 bits", KTOTrainer)]
+)
 def test_the_reference_is_the_runs_model_and_not_its_base(folder, tmp_path, name, kind):
     """So at the first step no completion is more or less likely than in the reference: the loss is log 2 in DPO.
 
@@ -187,7 +189,7 @@ def test_rows_of_new_tags_are_merged_first(tmp_path):
     model.save_pretrained(tmp_path / "run")
     tokenizer.save_pretrained(tmp_path / "run")
     bt.models.load.record_base(tmp_path / "run", model)
-    with pytest.raises(ValueError, match=r"run has trained rows for new tokens.*bt\.merge"):
+    with pytest.raises(ValueError, match=r"run trained rows of new tokens.*bt\.merge"):
         load_policy(tmp_path / "run")
     bt.merge(tmp_path / "run", tmp_path / "merged", dtype="float32")
     policy, tokenizer = load_policy(tmp_path / "merged")
@@ -301,9 +303,12 @@ def as_policy(request):
     tokenizer.eos_token = before
 
 
-def test_trl_makes_of_the_texts_what_the_model_samples(as_policy, tmp_path):
+def test_trl_makes_of_the_texts_what_the_model_samples(as_policy, tmp_path, monkeypatch):
     """In DPO, KTO, ORPO, the reward model and GRPO: prompt ids are the renderer's, a completion ends in one end of
     turn, and its tags are single tokens."""
+    # names of cache files; datasets would pickle a vocabulary of 150,000 for each, and these rows have no file
+    fingerprints = map(str, itertools.count())
+    monkeypatch.setattr("datasets.fingerprint.update_fingerprint", lambda *_: next(fingerprints))
     tokenizer, renderer = as_policy, bt.Renderer(as_policy)
     prompt = renderer.prompt_ids(to_prompt(ROWS[0]))
     prefilled = renderer.tag_ids[0] in prompt
@@ -443,7 +448,7 @@ def test_what_trl_would_tokenize_otherwise_is_left_out(shared, capsys, name):
     else:
         (example,) = renderer.examples(bt.to_messages(ROWS[0] | {"answer": GOOD}), "")
         ids = example.input_ids[len(renderer.prompt_ids(to_prompt(ROWS[0]))) :]
-        text, _ = renderer.read(ids, renderer.stop_ids)
+        text, _ = renderer.read(ids, renderer.stop_ids())
         records += sampled(tokenizer, text, tokens=len(ids))
     preference_pairs(records, ROWS[:1], tokenizer, "format")
     assert "1 that TRL would tokenize otherwise" in capsys.readouterr().out
@@ -460,7 +465,7 @@ def test_what_trl_would_tokenize_otherwise_is_left_out(shared, capsys, name):
             ROWS,
             "format: 2 samples of 2 prompts -> 0 pairs; left out: 2 without another.*sample more",
         ),
-        ("format", ROWS[1:], r"a sample is of another prompt than rows\[0\]: '2\+2\?'"),
+        ("format", ROWS[1:], r"a sample is of another prompt than rows\[0\]: .*'2\+2\?'"),
     ],
 )
 def test_what_gives_no_pairs_is_named(tiny_tokenizer, by, rows, words):
@@ -564,8 +569,6 @@ def test_the_length_reward_is_trls_of_the_thought(tiny_tokenizer):
     whole = [[opening, *thought, closing, *seven * 20] for thought in thoughts]
     assert rewards.length(prompts=["Q"] * 16, completion_ids=whole) == pytest.approx(wanted)
     assert rewards.length(prompts=["Q"], completion_ids=[seven * 50]) == [0]  # no thought
-    with pytest.raises(ValueError, match="slack"):
-        Rewards(tiny_tokenizer, slack=0)
 
 
 def test_the_diversity_reward_is_within_a_group(tiny_tokenizer):
@@ -610,87 +613,3 @@ def test_rewards_in_a_real_on_policy_run(folder, tmp_path):
         assert logged(trainer, f"rewards/{func.__name__}/mean") == pytest.approx(
             sum(wanted) / 8, abs=1e-6
         )
-
-
-# ---------------------------------------------------------------------------------------------- blurred thoughts
-
-
-@pytest.mark.parametrize("kind", [DPOTrainer, KTOTrainer])
-def test_blurred_thoughts_are_masked(tiny_tokenizer, tmp_path, kind):
-    """Tags and answers stay; what is blurred at .3 is blurred at .7; at 1 no token of a thought counts."""
-    args, model = CONFIGS[kind](str(tmp_path), **COMMON), random_model(tiny_tokenizer)
-    given = dict(train_dataset=pairs_of(tiny_tokenizer), processing_class=tiny_tokenizer)
-    trainer = kind(model, random_model(tiny_tokenizer), args, **given)
-    batch = trainer.data_collator(list(trainer.train_dataset))
-    masks = {0.0: batch["completion_mask"].bool()}
-    for threshold in (0.0, 0.3, 0.7, 1.0):
-        collator = BlurredThoughts(trainer.data_collator, tiny_tokenizer, threshold)
-        found = collator(list(trainer.train_dataset))["completion_mask"].bool()
-        assert not (found & ~masks[max(t for t in masks if t <= threshold)]).any()
-        masks[threshold] = found
-    opening, closing = bt.tag_ids(tiny_tokenizer)
-    ids, inside = batch["input_ids"], []
-    for row in ids.tolist():
-        start, stop = (row.index(tag) if tag in row else len(row) for tag in (opening, closing))
-        inside.append([start < at < stop for at in range(len(row))])
-    inside = torch.tensor(inside)
-    assert torch.equal(masks[0.0], batch["completion_mask"].bool())
-    assert torch.equal(masks[1.0], masks[0.0] & ~inside)
-    assert (
-        inside.sum() > 20
-        and masks[0.0].sum() > masks[0.3].sum() > masks[0.7].sum() > masks[1.0].sum()
-    )
-
-
-def test_a_thought_that_the_prompt_opens_is_blurred_too(r1):
-    opening, closing = bt.tag_ids(r1)
-    ids = torch.tensor([[5, opening, 7, 8, closing, 9]])
-    mask = torch.tensor([[0, 0, 1, 1, 1, 1]])
-    batch = BlurredThoughts(lambda _: {"input_ids": ids, "completion_mask": mask}, r1, 1.0)([])
-    assert batch["completion_mask"].tolist() == [[0, 0, 0, 0, 1, 1]]
-
-
-@pytest.mark.parametrize("kind", [DPOTrainer, KTOTrainer])
-def test_the_log_probability_in_the_loss_is_that_of_the_tokens_left(folder, tmp_path, kind):
-    """Against the plain sum in float64 over what counts."""
-    model, tokenizer = load_policy(folder("plain"))
-    trainer = trainer_of(
-        kind, model, tokenizer, tmp_path, learning_rate=0.0, per_device_train_batch_size=4
-    )
-    trainer.data_collator = BlurredThoughts(trainer.data_collator, tokenizer, 1.0)
-    trainer.train()
-    tags, sums = bt.tag_ids(tokenizer), []
-    with torch.no_grad():
-        for row in pairs_of(tokenizer):
-            prompt, text = (
-                tokenizer(part)["input_ids"]
-                for part in (row["prompt"], row["prompt"] + row["chosen"])
-            )
-            log_p = (
-                model.eval()(input_ids=torch.tensor([text])).logits[0, :-1].double().log_softmax(-1)
-            )
-            start, stop = (text.index(tag) for tag in tags)
-            left = [at for at in range(len(prompt), len(text)) if not start < at < stop]
-            sums.append(sum(log_p[at - 1, text[at]].item() for at in left))
-    assert logged(trainer, "logps/chosen") == pytest.approx(sum(sums) / len(sums), rel=1e-4)
-
-
-def test_batches_that_cannot_be_blurred_are_named(tiny_tokenizer, tmp_path):
-    """ORPO's, whose likelihood term takes the whole sequence; those with log-probabilities of a reference that counted
-    every token; and a threshold out of its range."""
-    args = ORPOConfig(str(tmp_path), remove_unused_columns=False, **COMMON)
-    given = dict(train_dataset=pairs_of(tiny_tokenizer), processing_class=tiny_tokenizer)
-    orpo = ORPOTrainer(random_model(tiny_tokenizer), args=args, **given)
-    with pytest.raises(
-        ValueError, match=r"no completion_mask.*chosen_labels.*: for DPO and KTO only"
-    ):
-        BlurredThoughts(orpo.data_collator, tiny_tokenizer, 0.5)(list(orpo.train_dataset))
-    args, reference = DPOConfig(str(tmp_path), **COMMON), random_model(tiny_tokenizer)
-    dpo = DPOTrainer(random_model(tiny_tokenizer), reference, args, **given)
-    rows = [
-        row | {"ref_chosen_logps": -1.0, "ref_rejected_logps": -2.0} for row in dpo.train_dataset
-    ]  # precomputed
-    with pytest.raises(ValueError, match="counts the thoughts: set precompute_ref_log_probs=False"):
-        BlurredThoughts(dpo.data_collator, tiny_tokenizer, 0.5)(rows)
-    with pytest.raises(ValueError, match=r"threshold.*2"):
-        BlurredThoughts(dpo.data_collator, tiny_tokenizer, 2)

@@ -1,9 +1,8 @@
-"""Completions parsed and answers judged; pass@k and the majority; other format checks on what they get wrong."""
+"""Completions parsed and answers judged; the majority; other format checks on what they get wrong."""
 
 import re
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
-from itertools import combinations
 
 import math_verify.errors
 import pytest
@@ -19,7 +18,6 @@ from btsft_nb.evaluation.metrics import (
     is_correct,
     majority,
     parse,
-    pass_at_k,
 )
 
 PARSED = {
@@ -173,28 +171,6 @@ def test_the_number_that_a_text_ends_with(text, number):
             assert is_correct(text, wanted) is (
                 number is not None and Fraction(wanted) == Fraction(number)
             )
-
-
-@pytest.mark.parametrize(("n", "correct"), [(n, c) for n in range(1, 7) for c in range(n + 1)])
-def test_pass_at_k_counts_the_subsets_with_a_right_one(n, correct):
-    """Against all subsets of size k, for every k."""
-    samples = [1] * correct + [0] * (n - correct)
-    for k in range(1, n + 1):
-        subsets = list(combinations(samples, k))
-        assert pass_at_k(n, correct, k) == pytest.approx(sum(map(any, subsets)) / len(subsets))
-
-
-def test_pass_at_k_stays_exact_for_many_samples():
-    """No overflow, no cancellation."""
-    assert pass_at_k(1000, 1, 500) == pytest.approx(0.5)
-    assert pass_at_k(1000, 500, 1) == pytest.approx(0.5)
-
-
-@pytest.mark.parametrize("k", [0, -1, 4])
-def test_pass_at_k_refuses_a_k_out_of_range(k):
-    """With the range."""
-    with pytest.raises(ValueError, match=f"between 1 and n=3, got {k}"):
-        pass_at_k(3, 1, k)
 
 
 # ---------------------------------------------------------------------------------------------- other format checks

@@ -1,4 +1,4 @@
-"""Perplexity by kind, tagged blocks, and multiple choice, against plain arithmetic."""
+"""Perplexity by kind and tagged blocks, against plain arithmetic."""
 
 import math
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import btsft_nb as bt
-from btsft_nb.evaluation.metrics import choose, log_prob_by_tag, nll_by_kind
+from btsft_nb.evaluation.metrics import log_prob_by_tag, nll_by_kind
 
 
 @pytest.fixture(scope="module")
@@ -83,44 +83,10 @@ def test_log_prob_of_tagged_blocks_by_hand():
 
 def test_scores_of_other_examples_are_refused(scored):
     examples, scores = scored
-    with pytest.raises(
-        ValueError, match=r"scores must have one for each of the 3 examples"
-    ):
+    with pytest.raises(ValueError, match=r"scores must have one for each of the 3 examples"):
         nll_by_kind(examples, scores[:2])
     shorter = [dict(scores[0]) | {"log_probs": scores[0]["log_probs"][:-1]}, *scores[1:]]
     with pytest.raises(ValueError, match=r"a value for each token"):
         log_prob_by_tag(examples, shorter)
-    with pytest.raises(
-        ValueError, match=r"blurred must have one for each of the 3 examples"
-    ):
+    with pytest.raises(ValueError, match=r"blurred must have one for each of the 3 examples"):
         nll_by_kind(examples, scores, [np.zeros(3, bool)])
-
-
-@pytest.mark.parametrize(
-    ("log_probs", "n_bytes", "chosen"),
-    [
-        ([-1, -2], [1, 1], (0, 0)),
-        ([-3, -4], [3, 8], (0, 1)),
-        ([-2, -2], [4, 4], (0, 0)),
-        ([-math.inf, -9], [1, 1], (1, 1)),
-        (np.array([-5.0, -1.0]), np.array([10, 1]), (1, 0)),
-    ],
-)
-def test_choose(log_probs, n_bytes, chosen):
-    """The likeliest, and the likeliest by the byte."""
-    assert choose(log_probs, n_bytes) == {"raw": chosen[0], "normalised": chosen[1]}
-
-
-@pytest.mark.parametrize(
-    ("call", "words"),
-    [
-        (lambda: choose([], []), r"of text: \[\], bytes \[\]"),
-        (lambda: choose([-1], [1, 2]), r"of text: \[-1\], bytes \[1, 2\]"),
-        (lambda: choose([0.5], [1]), r"at most 0.* of text: \[0.5\]"),
-        (lambda: choose([math.nan], [1]), r"of text: \[nan\]"),
-        (lambda: choose([-1], [0]), r"bytes \[0\]"),
-    ],
-)
-def test_no_choice_is_refused(call, words):
-    with pytest.raises(ValueError, match=words):
-        call()

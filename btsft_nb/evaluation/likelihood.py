@@ -1,4 +1,4 @@
-"""What a model's log-probabilities say of kinds of tokens, of tagged blocks, and of the options of a question."""
+"""What a model's log-probabilities say of kinds of tokens, and of tagged blocks."""
 
 import math
 from collections.abc import Sequence
@@ -97,28 +97,3 @@ def log_prob_by_tag(examples: Sequence[dict], scores: Sequence[dict]) -> dict[st
         }
         for tag, group in table[table["tokens"] > 0].groupby("tag")
     }
-
-
-def choose(log_probs: Sequence[float], n_bytes: Sequence[int]) -> dict[str, int]:
-    """Which option of a multiple-choice question a model finds most likely; of equally likely ones the first.
-
-    Args:
-        log_probs: of each option's text after the question, in nats, summed over its tokens.
-        n_bytes: the length of each option's text in UTF-8 bytes.
-
-    Returns:
-        `{"raw": index, "normalised": index}`: by the log-probability, `acc` of lm-evaluation-harness, and by the
-        log-probability per byte, its `acc_bytes` (`acc_norm` divides by characters, which are as many in ASCII):
-        https://blog.eleuther.ai/multiple-choice-normalization.
-
-    Raises:
-        ValueError: the lists do not match, or a value is none that text can have.
-
-    >>> choose(log_probs=[-3, -4], n_bytes=[3, 8])
-    {'raw': 0, 'normalised': 1}
-    """
-    raw = np.asarray(log_probs, dtype=float)
-    lengths = np.asarray(n_bytes)
-    if not (len(raw) == len(lengths) > 0 and (raw <= 0).all() and (lengths > 0).all()):
-        raise ValueError(f"no log-probabilities (at most 0) of text: {log_probs}, bytes {n_bytes}")
-    return {"raw": int(raw.argmax()), "normalised": int((raw / lengths).argmax())}

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from string import ascii_uppercase
 from typing import NamedTuple
 
+import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..data.errors import RowError, unexpected
@@ -13,7 +14,6 @@ from ..data.render import Renderer
 from ..data.think import has_tags
 from ..data.tokens import tag_ids
 from ..objective.forward import HeadForward
-from .likelihood import choose
 from .scoring import eval_mode, tagged_log_probs
 
 
@@ -39,7 +39,9 @@ def choices(
     Returns:
         A record for each question: `question`, `choices`, `answer` (index), `log_probs` (of each option, the sum over
         its own tokens in nats; neither thought nor end of turn counts), `bytes` (of each option in UTF-8), `raw` and
-        `normalised` (the chosen index, by the sum and by the sum per byte), `correct_raw` and `correct_normalised`.
+        `normalised` (the chosen index, by the sum and by the sum per byte: `acc` and `acc_bytes` of
+        lm-evaluation-harness, https://blog.eleuther.ai/multiple-choice-normalization), `correct_raw` and
+        `correct_normalised`.
 
     Raises:
         RowError: a malformed question, with its row and field.
@@ -58,15 +60,17 @@ def choices(
 
 
 def answer_questions(forward, model, pad_token_id: int, questions: list[Question]) -> list[dict]:
-    """The records of `choices`."""
+    """The records of `choices`; of equally likely options the first is chosen."""
     records = []
     for question in questions:
         log_probs = tagged_log_probs(forward, model, pad_token_id, question.examples).sum(1)
         if log_probs.isnan().any():
             raise FloatingPointError("log-probabilities are NaN: the model has diverged")
         record = question.record | {"log_probs": log_probs.tolist()}
-        for name, index in choose(record["log_probs"], record["bytes"]).items():
-            record |= {name: index, f"correct_{name}": index == record["answer"]}
+        per_byte = np.divide(record["log_probs"], record["bytes"])
+        for name, values in {"raw": record["log_probs"], "normalised": per_byte}.items():
+            chosen = int(np.argmax(values))
+            record |= {name: chosen, f"correct_{name}": chosen == record["answer"]}
         records.append(record)
     return records
 

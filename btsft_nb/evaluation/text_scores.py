@@ -60,11 +60,10 @@ def rouge(texts: Sequence[str | Sequence[str]], references: Sequence[str]) -> di
     """
     from rouge_score.rouge_scorer import RougeScorer
 
-    names = ["rouge1", "rouge2", "rougeL"]
-    scorer = RougeScorer(names)
+    scorer = RougeScorer(["rouge1", "rouge2", "rougeL"])
     pairs = _pairs(texts, references)
-    scores = [scorer.score(pair.reference, pair.text) for pair in pairs.itertuples()]
-    return _means(pairs, names, [[score[name].fmeasure for score in scores] for name in names])
+    scores = pd.DataFrame([scorer.score(pair.reference, pair.text) for pair in pairs.itertuples()])
+    return _means(pairs, scores.map(lambda score: score.fmeasure))
 
 
 def bert_score(
@@ -90,9 +89,9 @@ def bert_score(
     from bert_score import score
 
     pairs = _pairs(texts, references)
-    both = (pairs["text"].tolist(), pairs["reference"].tolist())
-    scores = score(*both, model_type=model, num_layers=num_layers)
-    return _means(pairs, ["precision", "recall", "f1"], scores)
+    both = [pairs["text"].tolist(), pairs["reference"].tolist()]
+    precision, recall, f1 = score(*both, model_type=model, num_layers=num_layers)
+    return _means(pairs, pd.DataFrame({"precision": precision, "recall": recall, "f1": f1}))
 
 
 def _pairs(texts, references) -> pd.DataFrame:
@@ -107,10 +106,7 @@ def _pairs(texts, references) -> pd.DataFrame:
     return pd.DataFrame(rows, dtype=object)
 
 
-def _means(pairs, names, scores) -> dict[str, dict]:
-    """Name -> the mean of its scores over prompts, first over a prompt's samples, with its interval."""
-    means = {}
-    for name, values in zip(names, scores, strict=True):
-        by_prompt = pd.Series(values).groupby(pairs["prompt"]).mean()
-        means[name] = interval(by_prompt.tolist())
-    return means
+def _means(pairs, scores) -> dict[str, dict]:
+    """Of each column of scores the mean over prompts, first over a prompt's samples, with its interval."""
+    by_prompt = scores.groupby(pairs["prompt"]).mean()
+    return {name: interval(by_prompt[name].tolist()) for name in by_prompt}
