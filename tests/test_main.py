@@ -238,7 +238,7 @@ def test_differences_are_printed(run, tmp_path, capsys):
         ("evaluate {run} test={folder}/none.jsonl", "No such file or directory: "),
         (
             "evaluate {run} test={folder}/broken.jsonl",
-            "broken.jsonl, row 0: line 1, column 2: not valid JSON",
+            "broken.jsonl, row 0: line 1: ",
         ),
         ("evaluate {run} {run} test=tiny/test", "'mine' cannot be the name of a run here"),
         ("evaluate {run} test=tiny/test report={folder}/broken.jsonl", "File exists: "),
