@@ -375,28 +375,6 @@ def test_full_fine_tuning_and_gradient_checkpointing(tmp_path, examples, tiny_to
     assert all(math.isfinite(parameter.sum()) for parameter in again.parameters())
 
 
-@pytest.mark.parametrize(
-    ("tracker", "pattern"), [("tensorboard", "**/events.out.*"), ("wandb", "**/*.wandb")]
-)
-def test_trackers_write_without_asking(
-    tmp_path, monkeypatch, examples, tiny_tokenizer, tracker, pattern
-):
-    """Trap 16: TensorBoard and offline wandb by name; nothing is asked for, and no key is stored."""
-    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    monkeypatch.setenv("HF_TOKEN", "hf_plantedsecret")
-    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path))
-    make_trainer(
-        tmp_path / "run", adapted_model(), examples, tiny_tokenizer, report_to=tracker
-    ).train()
-    folder = tmp_path
-    if tracker == "wandb":  # a run that an earlier test of this process began goes on
-        folder = Path(pytest.importorskip("wandb").run.dir).parent
-    assert list(folder.glob(pattern))
-    texts = [file.read_bytes() for file in (tmp_path / "run").rglob("*") if file.is_file()]
-    assert texts and not any(b"plantedsecret" in text for text in texts)
-
-
 OFFLINE = """
 import sys
 tried = []
@@ -447,20 +425,36 @@ def test_curves_outside_a_notebook_draw_nothing(tmp_path, examples, tiny_tokeniz
     ).train()
 
 
+def test_tensorboard_writes_and_no_key_is_stored(tmp_path, monkeypatch, examples, tiny_tokenizer):
+    monkeypatch.setenv("HF_TOKEN", "hf_plantedsecret")
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path))
+    settings = dict(report_to="tensorboard")
+    make_trainer(tmp_path / "run", adapted_model(), examples, tiny_tokenizer, **settings).train()
+    assert list(tmp_path.glob("**/events.out.*"))
+    assert not holds_secret(tmp_path / "run")
+
+
 def test_each_training_has_a_wandb_run_of_its_own(tmp_path, monkeypatch, examples, tiny_tokenizer):
-    """Though one process makes several; and one in the same folder goes on in its own."""
+    """Though one process makes several; one in the same folder goes on in its own. Trap 16: nothing is asked for."""
     wandb = pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_DIR", str(tmp_path))
     monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("HF_TOKEN", "hf_plantedsecret")
     seen = []
     for name in ("one", "two", "two"):
         settings = dict(report_to="wandb", project="mine", run_name=name)
         make_trainer(tmp_path / name, adapted_model(), examples, tiny_tokenizer, **settings).train()
         seen.append((wandb.run.id, wandb.run.name, wandb.run.project))
-    assert wandb.run.offline
+    assert wandb.run.offline and list(Path(wandb.run.dir).parent.glob("*.wandb"))
     wandb.finish()
     assert [run[1:] for run in seen] == [(name, "mine") for name in ("one", "two", "two")]
     assert seen[0][0] != seen[1][0] == seen[2][0]
+    assert not holds_secret(tmp_path / "one")
+
+
+def holds_secret(folder: Path) -> bool:
+    files = [file for file in folder.rglob("*") if file.is_file()]
+    return any(b"plantedsecret" in file.read_bytes() for file in files)
 
 
 def test_a_training_ends_in_one_line(tmp_path, capsys, examples, tiny_tokenizer):
