@@ -67,15 +67,8 @@ class BTSFTTrainer(Trainer):
         self._record = Record()
         self._interrupt = StopOnInterrupt()
         collator = Collator(processing_class.pad_token_id, config.padding_free)
-        callbacks = callbacks or []
-        super().__init__(
-            model,
-            config,
-            collator,
-            *data,
-            processing_class,
-            callbacks=[*callbacks, self._interrupt],
-        )
+        callbacks = [*(callbacks or []), self._interrupt]
+        super().__init__(model, config, collator, *data, processing_class, callbacks=callbacks)
         if self.is_world_process_zero():
             # before all that logs at the start
             self.callback_handler.callbacks.insert(0, self._record)
