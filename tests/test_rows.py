@@ -156,7 +156,6 @@ def test_a_byte_order_mark_of_utf_8_is_no_part_of_the_text(tmp_path, suffix):
         (b"[" * 100_000, "not readable as JSON in UTF-8"),
         (b"[" + b"9" * 5000 + b"]", "not readable as JSON in UTF-8"),
         (b"", "not readable as JSON in UTF-8: .* line 1 column 1"),
-        (b'{"train": 5}', "expected a list of rows or an object of lists, got 5"),
         (b"5", "expected a list of rows or an object of lists, got 5"),
     ],
 )
@@ -189,6 +188,9 @@ def test_an_object_of_lists_has_splits(tmp_path):
     assert load_rows(path, "TEST").source == f"{path} [TEST]"
     with pytest.raises(ValueError, match="no split 'test'; there are train, TEST"):
         load_rows(path, "test")
+    path.write_text(json.dumps({"train": 5}))
+    with pytest.raises(RowError, match=r"\[train\]: expected a list of rows or .*, got 5"):
+        load_rows(path)
 
 
 @pytest.mark.parametrize("strict", [True, False])
