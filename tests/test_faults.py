@@ -304,18 +304,22 @@ def test_an_interrupt_in_the_last_step_of_an_epoch_saves_once(tmp_path, alone, s
     assert [log["step"] for log in logs if "eval_loss" in log] == [4, 6]
 
 
-def test_an_interrupt_leaves_a_checkpoint_where_only_the_best_are_saved(tmp_path, alone):
-    """In a step whose evaluation would decide that there is none, it waits for the next."""
+@pytest.mark.parametrize("greater_is_better", [True, False])
+def test_an_interrupt_leaves_a_checkpoint_where_only_the_best_are_saved(
+    tmp_path, alone, greater_is_better
+):
+    """Also in the step at the end of an epoch whose evaluation finds it better or worse than the one before."""
     settings = dict(
         eval_strategy="steps",
         eval_steps=2,
         save_strategy="best",
         metric_for_best_model="expected_reward",
+        greater_is_better=greater_is_better,
     )
-    trainer = make_trainer(tmp_path, [At(2, interrupt)], **settings)
-    with pytest.raises(KeyboardInterrupt, match="after step 3"):
+    trainer = make_trainer(tmp_path, [At(4, interrupt)], **settings)
+    with pytest.raises(KeyboardInterrupt, match="after step 4"):
         trainer.train()
-    assert 3 in checkpoints(tmp_path)
+    assert 4 in checkpoints(tmp_path)
     trainer.train(resume_from_checkpoint=True)
     assert result(tmp_path)[0] == alone[0]
 
@@ -486,7 +490,7 @@ def notebook():
 def test_an_interrupted_cell_in_a_notebook(notebook, tmp_path):
     """The cell ends with KeyboardInterrupt and a checkpoint; in the next one the same trainer goes on to the end."""
     cell = (
-        f"trainer = make_trainer({str(tmp_path)!r}, max_steps=60, save_steps=1000)\ntrainer.train()"
+        f"trainer = make_trainer({str(tmp_path)!r}, max_steps=30, save_steps=1000)\ntrainer.train()"
     )
     reply, printed = notebook.run(cell, interrupt_at=("'loss'",))
     assert reply["status"] == "error", printed
@@ -495,12 +499,12 @@ def test_an_interrupted_cell_in_a_notebook(notebook, tmp_path):
         "KeyboardInterrupt",
         f"stopped after step {step}, with a checkpoint",
     )
-    assert step < 60 and is_whole(tmp_path / f"checkpoint-{step}")
+    assert step < 30 and is_whole(tmp_path / f"checkpoint-{step}")
     reply, _ = notebook.run(
         "trainer.train(resume_from_checkpoint=True)\nassert trainer.evaluate()['eval_loss'] > 0"
     )
     assert reply["status"] == "ok", reply
-    assert [log["step"] for log in result(tmp_path)[1] if "loss" in log] == list(range(1, 61))
+    assert [log["step"] for log in result(tmp_path)[1] if "loss" in log] == list(range(1, 31))
     reply, printed = notebook.run(
         "print(bt.sample(trainer.model, trainer.processing_class, ['How many?'], n=1))"
     )

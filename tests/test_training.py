@@ -204,7 +204,6 @@ def test_a_compiled_model_computes_the_same(tmp_path, messy, tiny_tokenizer, ada
         model = adapted_model()[0] if adapted else bt.load_model("tiny")[0]
         layers = model.get_base_model().model.layers if adapted else model.model.layers
         del layers[1:]
-        model.config.num_hidden_layers = 1
         settings["anchor"] = 1.0 if adapted else 0.0
         runs.append(trained(tmp_path, messy, tiny_tokenizer, model=model, **settings))
     plain, compiled = runs
