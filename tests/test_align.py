@@ -308,7 +308,9 @@ def test_trl_makes_of_the_texts_what_the_model_samples(as_policy, tmp_path, monk
     turn, and its tags are single tokens."""
     # names of cache files; datasets would pickle a vocabulary of 150,000 for each, and these rows have no file
     fingerprints = map(str, itertools.count())
-    monkeypatch.setattr("datasets.fingerprint.update_fingerprint", lambda *_: next(fingerprints))
+    for module in ("fingerprint", "arrow_dataset"):
+        name = f"datasets.{module}.update_fingerprint"
+        monkeypatch.setattr(name, lambda *_, **__: next(fingerprints))
     tokenizer, renderer = as_policy, bt.Renderer(as_policy)
     prompt = renderer.prompt_ids(to_prompt(ROWS[0]))
     prefilled = renderer.tag_ids[0] in prompt
