@@ -40,7 +40,7 @@ _PUBLIC = {
     "objective.blur": ["draws", "example_key"],
     "training.collator": ["Collator"],
     "training.config": ["BTSFTConfig"],
-    "training.export": ["merge", "push"],
+    "training.export": ["merge"],
     "training.run": ["Run"],
     "training.trainer": ["BTSFTTrainer"],
     "evaluation.comparison": ["Comparison", "compare"],

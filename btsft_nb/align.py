@@ -25,11 +25,10 @@ from .data.formats import to_prompt
 from .data.render import Renderer
 from .data.think import CLOSE, OPEN
 from .evaluation.answers import Parsed, is_correct, parse
-from .evaluation.diversity import copied_ngrams, self_bleus
+from .evaluation.diversity import self_bleus
 from .evaluation.summary import references_of
 from .models.adapters import without_old_torchao
 from .models.load import BASE_FILE, load_model, load_run
-from .objective.format_reward import thought_tokens
 
 
 def load_policy(
@@ -129,7 +128,6 @@ def preference_pairs(
     by: str,
     *,
     answer: str = "auto",
-    training: Sequence[str] | None = None,
 ) -> Dataset:
     """Samples -> pairs of completions of a prompt, for DPO, ORPO, KTO (which takes them apart) and a reward model.
 
@@ -140,10 +138,8 @@ def preference_pairs(
     Args:
         samples: of these rows, as `sample` returns them.
         by: what is preferred: "format", a completion that complies with it; "answer", a right one, among those that
-            comply; "thought", one that copies less of `training` (its word 4-grams), among those that comply and, where
-            rows have answers, are right.
+            comply.
         answer: how answers are compared, see `metrics.is_correct`.
-        training: the texts of training thoughts.
 
     Returns:
         `prompt`, `chosen` and `rejected`, texts with their end of turn.
@@ -161,14 +157,14 @@ def preference_pairs(
     >>> pairs[0]["chosen"], pairs[0]["rejected"]
     ('<think>2+2=4</think>4<|im_end|>', 'It is 4.<|im_end|>')
     """
-    check_choice("by", by, ("format", "answer", "thought"))
+    check_choice("by", by, ("format", "answer"))
     references = references_of(rows, answer)
     if by == "answer" and not references:
         raise ValueError("by='answer' needs rows with the field answer")
     renderer = Renderer(tokenizer)
     prompts = _prompts(renderer, rows)
     texts = [_completion(renderer, prompts, sample) for sample in samples]
-    frame = _judged(samples, texts, references, by, answer, training or ())
+    frame = _judged(samples, texts, references, by, answer)
     pairs = []
     for number, group in frame[frame["fault"].isna()].groupby("prompt"):
         ranked = group.sort_values("score", ascending=False, kind="stable")
@@ -189,26 +185,22 @@ def preference_pairs(
     return Dataset.from_pandas(pairs, preserve_index=False)
 
 
-def _judged(samples, texts, references, by, answer, training) -> pd.DataFrame:
+def _judged(samples, texts, references, by, answer) -> pd.DataFrame:
     """Of each sample its prompt, its text, what it is worth, and the fault for which it takes no part, or None."""
-    parsed = [parse(sample["text"], prefilled=sample["prefilled"]) for sample in samples]
-    copied = [0.0] * len(samples)
-    if by == "thought":
-        copied = copied_ngrams([each.thought for each in parsed], training)
     rows = []
-    for sample, text, each, share in zip(samples, texts, parsed, copied, strict=True):
+    for sample, text in zip(samples, texts, strict=True):
         number = sample["prompt"]
-        is_right = not references or is_correct(each.answer, references[number], answer)
+        parsed = parse(sample["text"], prefilled=sample["prefilled"])
+        score = not parsed.problem
+        if by == "answer":
+            score = is_correct(parsed.answer, references[number], answer)
         faults = {
             "cut off": not sample["finished"],
-            "against the format": by != "format" and each.problem,
-            "wrong": by == "thought" and not is_right,
-            "with a thought of fewer than four words": share is None,
+            "against the format": by == "answer" and parsed.problem,
             "that TRL would tokenize otherwise": text is None,
         }
         fault = next((name for name, is_so in faults.items() if is_so), None)
-        scores = {"format": not each.problem, "answer": is_right, "thought": -(share or 0)}
-        rows.append({"prompt": number, "text": text, "score": scores[by], "fault": fault})
+        rows.append({"prompt": number, "text": text, "score": score, "fault": fault})
     return pd.DataFrame(rows)
 
 
@@ -236,7 +228,6 @@ class Rewards:
 
     Args:
         answer: how answers are compared, see `metrics.is_correct`.
-        max_thought, slack: tokens of a thought, for `length`.
 
     >>> tokenizer = bt.load_tokenizer("tiny")
     >>> ids = tokenizer("<think>2+2=4</think>4<|im_end|>")["input_ids"]
@@ -247,8 +238,6 @@ class Rewards:
 
     tokenizer: PreTrainedTokenizerBase
     answer: str = "auto"
-    max_thought: int = 512
-    slack: int = 128
 
     def __post_init__(self):
         self._renderer = Renderer(self.tokenizer)
@@ -273,17 +262,6 @@ class Rewards:
                 if thoughts[i]:
                     rewards[i] = None if score is None else 1 - score
         return rewards
-
-    def length(self, prompts: list, completion_ids: list, **_) -> list[float]:
-        """TRL's soft overlong punishment of the thought alone: 0 up to max_thought - slack tokens, from there evenly
-        down to -1 at max_thought. Without its open tag a text is no thought, so this belongs beside `format`."""
-        from trl.rewards import get_soft_overlong_punishment
-
-        thoughts = [
-            thought_tokens(ids, self._renderer.tag_ids, self._opens(prompt))
-            for prompt, ids in zip(prompts, completion_ids, strict=True)
-        ]
-        return get_soft_overlong_punishment(self.max_thought, self.slack)(completion_ids=thoughts)
 
     def _opens(self, prompt) -> bool:
         """Whether a prompt, as text or as conversation, begins the thought."""

@@ -37,7 +37,7 @@ from trl import (  # noqa: E402
     RLOOTrainer,
 )  # fmt: skip
 from trl.experimental.orpo import ORPOConfig, ORPOTrainer  # noqa: E402
-from trl.rewards import accuracy_reward, get_soft_overlong_punishment, think_format_reward  # noqa: E402
+from trl.rewards import accuracy_reward, think_format_reward  # noqa: E402
 
 LORA = {"method": "lora"}
 RUNS = {"4 bits": {}, "plain": LORA, "dora": LORA | {"dora": True}, "whole": {"method": "full"}}
@@ -174,7 +174,7 @@ def test_the_reference_of_on_policy_training_is_the_runs_model(folder, tmp_path,
         beta=0.1,
     )
     args = config(str(tmp_path), learning_rate=0.0, **settings, **COMMON)
-    rewards, prompts = [Rewards(tokenizer).length], prompt_rows(ROWS, tokenizer)
+    rewards, prompts = [Rewards(tokenizer).format], prompt_rows(ROWS, tokenizer)
     trainer = kind(model, rewards, args=args, train_dataset=prompts, processing_class=tokenizer)
     trainer.train()
     assert logged(trainer, "kl") == pytest.approx(0, abs=1e-6)
@@ -375,9 +375,6 @@ def test_prompts_that_trl_would_read_otherwise_are_refused(tiny_tokenizer, rows,
         prompt_rows(rows, tiny_tokenizer)
 
 
-COUNTED = {"1 cut off", "2 against the format", "1 wrong", "2 without another to differ from"}
-
-
 @pytest.mark.parametrize(
     ("by", "pairs", "left_out"),
     [
@@ -391,11 +388,6 @@ COUNTED = {"1 cut off", "2 against the format", "1 wrong", "2 without another to
             [(GOOD, WRONG)],
             {"1 cut off", "2 against the format", "3 without another to differ from"},
         ),
-        (
-            "thought",
-            [(OTHER, GOOD)],
-            COUNTED,
-        ),
     ],
 )
 def test_pairs_are_of_what_is_asked(tiny_tokenizer, capsys, by, pairs, left_out):
@@ -404,11 +396,8 @@ def test_pairs_are_of_what_is_asked(tiny_tokenizer, capsys, by, pairs, left_out)
         tiny_tokenizer, GOOD, finished=False
     )
     records += sampled(tiny_tokenizer, WRONG, WRONG, prompt=1)
-    rows, training = (
-        [ROWS[0], ROWS[1] | {"answer": "5"}],
-        ["Just 2+2, that is 4.", "Guess 5. Back: 5-2=3. No."],
-    )
-    found = preference_pairs(records, rows, tiny_tokenizer, by, training=training)
+    rows = [ROWS[0], ROWS[1] | {"answer": "5"}]
+    found = preference_pairs(records, rows, tiny_tokenizer, by)
     assert [(row["chosen"], row["rejected"]) for row in found] == [
         tuple(f"{t}<|im_end|>" for t in p) for p in pairs
     ]
@@ -423,18 +412,6 @@ def test_pairs_are_of_what_is_asked(tiny_tokenizer, capsys, by, pairs, left_out)
 def test_an_equal_pair_comes_once(tiny_tokenizer):
     records = sampled(tiny_tokenizer, GOOD, BAD, BAD, GOOD)
     assert len(preference_pairs(records, ROWS[:1], tiny_tokenizer, "format")) == 1
-
-
-def test_a_thought_of_few_words_is_not_taken_for_a_new_one(tiny_tokenizer, capsys):
-    """It has no four words in a row that could be copied."""
-    records = sampled(tiny_tokenizer, GOOD, OTHER, "<think>So four.</think>4")
-    (pair,) = preference_pairs(
-        records, ROWS[:1], tiny_tokenizer, "thought", training=["Just 2+2, that is 4."]
-    )
-    assert (
-        pair["chosen"].startswith(OTHER)
-        and "1 with a thought of fewer than four words" in capsys.readouterr().out
-    )
 
 
 @pytest.mark.parametrize("name", ["qwen3", "phi-3-mini"])
@@ -461,7 +438,6 @@ def test_what_trl_would_tokenize_otherwise_is_left_out(shared, capsys, name):
     [
         ("rank", ROWS, "by.*'rank'"),
         ("answer", ["2+2?", "3+4?"], "by='answer' needs rows with the field answer"),
-        ("thought", ROWS, "training must hold at least one text"),
         (
             "format",
             ROWS,
@@ -555,24 +531,6 @@ def test_the_accuracy_reward_beside_trls(tiny_tokenizer, text, reference, ours, 
     assert accuracy_reward([[{"content": text}]], [reference]) == [trls]
 
 
-def test_the_length_reward_is_trls_of_the_thought(tiny_tokenizer):
-    """Where the completion is all thought; an answer is not counted."""
-    rewards, trls = (
-        Rewards(tiny_tokenizer, max_thought=10, slack=4),
-        get_soft_overlong_punishment(10, 4),
-    )
-    seven = ids_of(tiny_tokenizer, "7", finished=False)
-    thoughts, (opening, closing) = [seven * n for n in range(16)], bt.tag_ids(tiny_tokenizer)
-    wanted = trls(completion_ids=thoughts)
-    assert min(wanted) == -1 and max(wanted) == 0 and len(set(wanted)) == 5
-    assert rewards.length(prompts=["Q<think>"] * 16, completion_ids=thoughts) == pytest.approx(
-        wanted
-    )
-    whole = [[opening, *thought, closing, *seven * 20] for thought in thoughts]
-    assert rewards.length(prompts=["Q"] * 16, completion_ids=whole) == pytest.approx(wanted)
-    assert rewards.length(prompts=["Q"], completion_ids=[seven * 50]) == [0]  # no thought
-
-
 def test_the_diversity_reward_is_within_a_group(tiny_tokenizer):
     """Two alike and one that shares no word, an empty thought, and one alone in its group, which has nothing to be
     compared with: None, which TRL takes for not applicable."""
@@ -601,7 +559,7 @@ def test_rewards_in_a_real_on_policy_run(folder, tmp_path):
         max_completion_length=64,
         beta=0.0,
     )
-    funcs = [rewards.format, rewards.accuracy, rewards.diversity, rewards.length, spy]
+    funcs = [rewards.format, rewards.accuracy, rewards.diversity, spy]
     args = GRPOConfig(str(tmp_path), **settings, **COMMON)
     rows = prompt_rows(bt.load_rows("tiny/test")[:4], tokenizer)
     trainer = GRPOTrainer(model, funcs, args, rows, processing_class=tokenizer)
@@ -610,7 +568,7 @@ def test_rewards_in_a_real_on_policy_run(folder, tmp_path):
     assert len(ids) == 8 and set(prompts) <= set(rows["prompt"])
     ended = [own for own in ids if tokenizer.eos_token_id in own]
     assert ended and all(own.index(tokenizer.eos_token_id) == len(own) - 1 for own in ended)
-    for func in funcs[:4]:
+    for func in funcs[:3]:
         wanted = func(prompts=prompts, completion_ids=ids, answer=answers)
         assert logged(trainer, f"rewards/{func.__name__}/mean") == pytest.approx(
             sum(wanted) / 8, abs=1e-6

@@ -39,20 +39,6 @@ def complies(completion: Sequence[int], tag_ids: tuple[int, int], opened: bool) 
     return opens == ([] if opened else [0]) and len(closes) == 1
 
 
-def thought_tokens(completion: Sequence[int], tag_ids: tuple[int, int], opened: bool) -> range:
-    """The positions of a completion's thought: after its first open tag, up to a close tag or the end.
-
-    >>> thought_tokens([1, 7, 7, 2, 8], tag_ids=(1, 2), opened=False)
-    range(1, 3)
-    """
-    open_id, close_id = tag_ids
-    end = len(completion)
-    # both are found, if only behind the end
-    tokens = [*completion, open_id, close_id]
-    start = 0 if opened else min(tokens.index(open_id) + 1, end)
-    return range(start, min(tokens.index(close_id, start), end))
-
-
 @dataclass
 class Completion:
     """Where one completion stands in a batch."""

@@ -1,35 +1,16 @@
-"""A run's model as any library reads it: adapter and base in one, and both kinds on the Hub."""
+"""A run's model as any library reads it: adapter and base in one."""
 
 from pathlib import Path
 
 import torch
-from huggingface_hub import HfApi
 from transformers import AutoConfig
 
 from ..checks import check_choice
 from ..data.render import Renderer
-from ..models.keys import load_secrets
-from ..models.load import BASE_FILE, load_run, read_base
+from ..models.load import load_run, read_base
 from ..models.tokenizer import resolve
 from .card import model_card
 from .run import Run
-
-# The files of a model and its tokenizer, and how they were made: no checkpoints, no samples, no pickles.
-_PUSHED = (
-    "*.safetensors",
-    "*.safetensors.index.json",
-    "*config.json",
-    BASE_FILE,
-    "tokenizer*",
-    "*tokens*.json",
-    "*.jinja",
-    "vocab.*",
-    "merges.txt",
-    "*.model",
-    "tekken.json",
-    "README.md",
-    "settings.yaml",
-)
 
 
 def merge(run: str | Path, folder: str | Path, *, dtype: str = "auto") -> Path:
@@ -68,38 +49,3 @@ def merge(run: str | Path, folder: str | Path, *, dtype: str = "auto") -> Path:
     tokenizer.save_pretrained(folder)
     model_card(Run(run), folder).save(folder / "README.md")
     return folder
-
-
-def push(folder: str | Path, repo: str, *, private: bool = True) -> str:
-    """Uploads a run's final adapter or model, or a merged one, to the Hub: no checkpoints, no pickles.
-
-    It takes a token in HF_TOKEN that may write, see `load_secrets`.
-
-    Args:
-        repo: "name" or "account/name"; made if there is none.
-        private: whether only the account may read it.
-
-    Returns:
-        The address of the commit.
-
-    Raises:
-        FileNotFoundError: a folder without weights.
-        ValueError: a repository that is public although `private` is set. The Hub's own errors, without a token too.
-
-    >>> bt.push("runs/mine", "my-reasoner")  # doctest: +SKIP
-    """
-    load_secrets()
-    if not any(Path(folder).glob("*.safetensors")):
-        raise FileNotFoundError(f"{folder}: no *.safetensors, so no model to push")
-    api = HfApi(token=True)
-    repo = api.create_repo(repo, private=private, exist_ok=True).repo_id
-    if private and not api.repo_info(repo).private:
-        raise ValueError(f"{repo} exists and is public; choose another name, or private=False")
-    commit = api.upload_folder(
-        repo_id=repo,
-        folder_path=folder,
-        allow_patterns=_PUSHED,
-        ignore_patterns=["*/*"],
-        commit_message="btsft_nb",
-    )
-    return commit.commit_url
