@@ -21,40 +21,40 @@ logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(
     lambda record: "gemm_4bit_forward" not in record.msg
 )
 
-# Public name -> the module that defines it. A module is imported when a name of it is first used.
+# Module -> the public names that it defines. A module is imported when a name of it is first used.
 _PUBLIC = {
-    "data.errors": ["RowError"],
-    "data.formats": ["to_messages", "to_prompt"],
-    "data.kinds": ["Kind"],
-    "data.preparation": ["prepare"],
-    "data.render": ["Example", "Renderer"],
-    "data.report": ["Report", "report_of"],
-    "data.rows": ["Rows", "load_rows"],
-    "data.sets": ["overlap"],
-    "data.chat_templates": ["use_template"],
-    "data.tokens": ["add_tags", "tag_ids", "token_texts"],
-    "models.config": ["ModelConfig"],
-    "models.keys": ["load_secrets"],
-    "models.load": ["load_model"],
-    "models.tokenizer": ["load_tokenizer"],
-    "objective.blur": ["draws", "example_key"],
-    "training.collator": ["Collator"],
-    "training.config": ["BTSFTConfig"],
-    "training.export": ["merge"],
-    "training.run": ["Run"],
-    "training.trainer": ["BTSFTTrainer"],
-    "evaluation.comparison": ["Comparison", "compare"],
-    "evaluation.multiple_choice": ["choices"],
-    "evaluation.sampling": ["sample"],
-    "evaluation.scoring": ["score"],
-    "evaluation.summary": ["evaluate", "table"],
-    "evaluation.tracking": ["TrackChoices", "TrackLogProbs", "TrackSamples"],
-    "views.inspector": ["TokenInspector"],
-    "views.live": ["LiveCurves"],
-    "cli.settings": ["read_settings"],
-    "cli.planning": ["plan"],
-    "cli.stages": ["finetune"],
-    "dials": ["Dials"],
+    "data.errors": "RowError",
+    "data.formats": "to_messages to_prompt",
+    "data.kinds": "Kind",
+    "data.preparation": "prepare",
+    "data.render": "Example Renderer",
+    "data.report": "Report report_of",
+    "data.rows": "Rows load_rows",
+    "data.sets": "overlap",
+    "data.chat_templates": "use_template",
+    "data.tokens": "add_tags tag_ids token_texts",
+    "models.config": "ModelConfig",
+    "models.keys": "load_secrets",
+    "models.load": "load_model",
+    "models.tokenizer": "load_tokenizer",
+    "objective.blur": "draws example_key",
+    "training.collator": "Collator",
+    "training.config": "BTSFTConfig",
+    "training.export": "merge",
+    "training.run": "Run",
+    "training.trainer": "BTSFTTrainer",
+    "evaluation.comparison": "Comparison compare",
+    "evaluation.multiple_choice": "choices",
+    "evaluation.sampling": "sample",
+    "evaluation.scoring": "score",
+    "evaluation.summary": "evaluate table",
+    "evaluation.tracking": "TrackChoices TrackLogProbs TrackSamples",
+    "views.inspector": "TokenInspector",
+    "views.live": "LiveCurves",
+    "cli.settings": "read_settings",
+    "cli.planning": "plan",
+    "cli.stages": "finetune",
+    "dials": "Dials",
 }
 _MODULES = {
     "align": "align",
@@ -62,7 +62,9 @@ _MODULES = {
     "plots": "views.plots",
     "tiny": "tiny",
 }
-_MODULE_OF = {name: module for module, names in _PUBLIC.items() for name in names} | _MODULES
+_MODULE_OF = {
+    name: module for module, names in _PUBLIC.items() for name in names.split()
+} | _MODULES
 
 __all__ = sorted(_MODULE_OF)
 

@@ -163,8 +163,11 @@ def preference_pairs(
         raise ValueError("by='answer' needs rows with the field answer")
     renderer = Renderer(tokenizer)
     prompts = _prompts(renderer, rows)
-    texts = [_completion(renderer, prompts, sample) for sample in samples]
-    frame = _judged(samples, texts, references, by, answer)
+    judged = []
+    for sample in samples:
+        text = _completion(renderer, prompts, sample)
+        judged.append(_judged(sample, text, references, by, answer))
+    frame = pd.DataFrame(judged)
     pairs = []
     for number, group in frame[frame["fault"].isna()].groupby("prompt"):
         ranked = group.sort_values("score", ascending=False, kind="stable")
@@ -177,31 +180,28 @@ def preference_pairs(
     counts = frame["fault"].value_counts()
     counts["without another to differ from"] = len(samples) - counts.sum() - 2 * len(pairs)
     left_out = ", ".join(f"{count} {fault}" for fault, count in counts.items() if count) or "none"
-    report = f"{len(samples)} samples of {len(rows)} prompts -> {len(pairs)} pairs"
-    report = f"{by}: {report}; left out: {left_out}"
+    found = f"{len(samples)} samples of {len(rows)} prompts -> {len(pairs)} pairs"
+    report = f"{by}: {found}; left out: {left_out}"
     if pairs.empty:
         raise ValueError(f"{report}; sample more, or at a higher temperature")
     print(report)
     return Dataset.from_pandas(pairs, preserve_index=False)
 
 
-def _judged(samples, texts, references, by, answer) -> pd.DataFrame:
-    """Of each sample its prompt, its text, what it is worth, and the fault for which it takes no part, or None."""
-    rows = []
-    for sample, text in zip(samples, texts, strict=True):
-        number = sample["prompt"]
-        parsed = parse(sample["text"], prefilled=sample["prefilled"])
-        score = not parsed.problem
-        if by == "answer":
-            score = is_correct(parsed.answer, references[number], answer)
-        faults = {
-            "cut off": not sample["finished"],
-            "against the format": by == "answer" and parsed.problem,
-            "that TRL would tokenize otherwise": text is None,
-        }
-        fault = next((name for name, is_so in faults.items() if is_so), None)
-        rows.append({"prompt": number, "text": text, "score": score, "fault": fault})
-    return pd.DataFrame(rows)
+def _judged(sample, text, references, by, answer) -> dict:
+    """A sample's prompt, its text, what it is worth, and the fault for which it takes no part, or None."""
+    number = sample["prompt"]
+    parsed = parse(sample["text"], prefilled=sample["prefilled"])
+    score = not parsed.problem
+    if by == "answer":
+        score = is_correct(parsed.answer, references[number], answer)
+    faults = {
+        "cut off": not sample["finished"],
+        "against the format": by == "answer" and parsed.problem,
+        "that TRL would tokenize otherwise": text is None,
+    }
+    fault = next((name for name, is_so in faults.items() if is_so), None)
+    return {"prompt": number, "text": text, "score": score, "fault": fault}
 
 
 def _completion(renderer, prompts, sample) -> str | None:
@@ -263,15 +263,13 @@ class Rewards:
                     rewards[i] = None if score is None else 1 - score
         return rewards
 
-    def _opens(self, prompt) -> bool:
-        """Whether a prompt, as text or as conversation, begins the thought."""
-        if not isinstance(prompt, str):
-            prompt = self._renderer.prompt_text(to_prompt({"messages": prompt}))
-        return self._renderer.opens(prompt)
-
     def _parsed(self, prompts, completion_ids) -> list[Parsed]:
+        renderer = self._renderer
         parsed = []
         for prompt, ids in zip(prompts, completion_ids, strict=True):
-            text, stop = self._renderer.read(list(ids), self._renderer.stop_ids())
-            parsed.append(parse(text, prefilled=self._opens(prompt), finished=stop is not None))
+            if not isinstance(prompt, str):  # a conversation
+                prompt = renderer.prompt_text(to_prompt({"messages": prompt}))
+            text, stop = renderer.read(list(ids), renderer.stop_ids())
+            prefilled = renderer.opens(prompt)
+            parsed.append(parse(text, prefilled=prefilled, finished=stop is not None))
         return parsed

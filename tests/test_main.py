@@ -62,6 +62,13 @@ def trained(tmp_path_factory):
     return folder, done.stdout
 
 
+def test_the_last_line_names_the_folder_and_is_the_trainers_where_it_has_one(tmp_path):
+    (tmp_path / "run.yaml").write_text(FILE)
+    words = "train --config run.yaml output_dir=out max_steps=1 disable_tqdm=false"
+    told = called(tmp_path, *words.split())
+    assert told.splitlines()[-1].endswith(" -> out") and "saved in" not in told
+
+
 def test_train_follows_file_and_command_line(trained):
     """The command is left out here, as in the reference; the run says what it was made with, and whence."""
     folder, told = trained
@@ -259,7 +266,7 @@ def test_differences_are_printed(run, tmp_path, capsys):
         ("merge {run} --dry-run", "merge needs a run folder, and takes another folder and dtype="),
         ("merge {run} dtype=fp16", "dtype"),
         ("inspect {run} {run}", "neither key=value nor a command"),
-        ("train model=tiny data=tiny/teacher method=full", "anchor=1.0 needs a reference"),
+        ("train model=tiny data=tiny/teacher method=full", "the anchor no reference: set anchor=0"),
         (
             "train model=tiny data=tiny/teacher eval_data=tiny/test",
             "eval_data is never used",

@@ -265,3 +265,13 @@ def test_a_run_folder_is_trained_on(tmp_path):
     )
     assert any((one[name] != two[name]).any() for name in one if "lora_B" in name)
     assert bt.Run(tmp_path / "two").base["base_model"] == "tiny"
+
+
+def test_full_weights_under_an_anchor_are_refused_before_the_model_is_loaded(monkeypatch):
+    monkeypatch.setattr("btsft_nb.cli.stages.load", lambda settings: pytest.fail("loaded"))
+    given = dict(model="tiny", data="tiny/teacher", method="full")
+    for blur in ({"threshold": 0.5}, {"threshold": 0, "threshold_end": 0.5}):
+        with pytest.raises(ValueError, match="the anchor no reference: set anchor=0"):
+            bt.finetune(bt.read_settings(**given, **blur))
+    with pytest.raises(pytest.fail.Exception, match="loaded"):
+        bt.finetune(bt.read_settings(**given, threshold=0))

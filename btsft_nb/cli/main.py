@@ -115,7 +115,8 @@ def _train(given, runs):
             f"{folder} holds a run: train --resume {folder}, set another output_dir, or --overwrite"
         )
     stages.finetune(settings)
-    if is_first:
+    # else the trainer has said it
+    if is_first and training.disable_tqdm:
         print(f"saved in {folder}")
 
 

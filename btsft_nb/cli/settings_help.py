@@ -20,12 +20,12 @@ _FILES = {
 }
 
 
-def setting_names() -> list[str]:
+def setting_names():
     """The names of all settings."""
     return [name for class_name in _FILES for name in _read(class_name)[1]]
 
 
-def describe() -> str:
+def describe():
     """All settings: ours with their defaults and what they are, and the names of transformers'."""
     lines = []
     for class_name in list(_FILES)[:-1]:

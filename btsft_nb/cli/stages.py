@@ -20,8 +20,15 @@ from ..training.trainer import BTSFTTrainer
 from .settings import SETTINGS_FILE, Settings, read_settings
 
 # Settings of model and data that a resumed run may change.
-_FREE = {"attention", "device_map", "max_memory", "num_proc"}
-_FREE |= {"eval_data", "eval_split", "eval_config"}
+_FREE = {
+    "attention",
+    "device_map",
+    "max_memory",
+    "num_proc",
+    "eval_data",
+    "eval_split",
+    "eval_config",
+}
 
 
 def prepare_data(settings, tokenizer, report=True):
@@ -54,8 +61,7 @@ def prepare_data(settings, tokenizer, report=True):
                 source = f"{rows.source}, the first {count}"
                 rows = Rows(islice(rows, count), source, rows.name)
             prepared.append(prepare(rows, tokenizer, data.max_length, **options))
-    examples, held_out = [*prepared, None][:2]
-    return examples, held_out
+    return [*prepared, None][:2]
 
 
 def tokenizer_of(settings):
@@ -124,11 +130,14 @@ class _WriteSettings(TrainerCallback):
 
 
 def check_together(settings):
-    """Raises ValueError, before anything is loaded, for data that no one uses, or a resume with other model or data.
+    """Raises ValueError, before anything is loaded, for an anchor without a reference, data that no one uses, or a
+    resume with other model or data.
 
     The trainer checks its own settings.
     """
     training = settings.training
+    if settings.model.method == "full" and training.is_anchored:
+        raise ValueError("method=full leaves the anchor no reference: set anchor=0, or use lora")
     is_evaluated = training.eval_strategy != "no" or training.eval_on_start
     if settings.data.eval_data and not is_evaluated:
         raise ValueError("eval_data is never used: set eval_strategy=epoch")

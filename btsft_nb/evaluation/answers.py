@@ -219,8 +219,7 @@ def right_answer(reference, how="auto") -> RightAnswer:
     part = _final_part(reference)
     if how == "auto" and _LETTER.fullmatch(_words(part) or ""):
         how = "choice"
-    is_whole = how in ("auto", "boxed")
-    value = _mathematics(part) if is_whole else extract(reference, how)
+    value = _mathematics(part) if how in ("auto", "boxed") else extract(reference, how)
     if value is None:
         raise ValueError(f"the reference {reference[:60]!r} has no answer of the kind {how!r}")
     if how == "auto":
@@ -237,7 +236,7 @@ def compare(given, wanted) -> bool | None:
         return None
     if isinstance(wanted, str):
         return given == wanted
-    if isinstance(given, Formula) or isinstance(wanted, Formula):
+    if Formula in (type(given), type(wanted)):
         return are_equal(given, wanted)
     if given.denominator == wanted.denominator == 1:
         return given == wanted

@@ -65,7 +65,7 @@ class Comparison:
         first, *others = values
         rows = []
         for metric in metrics or values[first]:
-            check_choice("metric", metric, tuple(values[first]))
+            check_choice("metric", metric, values[first])
             for name in others:
                 with suppress(ValueError):  # no prompt has both values
                     both = values[first][metric], values[name][metric]
@@ -134,8 +134,7 @@ def compare(
     }
     settings = {"test": rows.source, "prompts": len(rows), **sampling, "answer": answer}
     settings["date"] = datetime.now(UTC).isoformat(timespec="seconds")
-    libraries = ("btsft_nb", "torch", "transformers", "peft", "bitsandbytes")
-    settings["versions"] = versions(libraries)
+    settings["versions"] = versions(["btsft_nb", "torch", "transformers", "peft", "bitsandbytes"])
     comparison = Comparison(summaries, configs, samples, references, settings, folder)
     record = {"settings": settings, "configs": configs, "summaries": summaries}
     record["differences"] = comparison.differences().reset_index().to_dict("records")

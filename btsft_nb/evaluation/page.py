@@ -22,9 +22,6 @@ _UNRELATED += ("hub_", "push_to_hub", "adapter.peft_version", "adapter.inference
 
 def page(comparison) -> str:
     """The whole page. Of many prompts the first are shown, and of long texts the beginning."""
-    differences = defaultdict(dict)
-    for row in comparison.differences().reset_index().to_dict("records"):
-        differences[row["metric"]][row["model"]] = row
     prompts = [_prompt(comparison, i) for i in range(min(comparison.settings["prompts"], 20))]
     n_texts = sum(len(texts[:_TEXTS]) for prompt in prompts for texts in prompt["models"].values())
     environment = Environment(autoescape=True)
@@ -33,7 +30,7 @@ def page(comparison) -> str:
     return environment.from_string(template).render(
         vars(comparison),
         configuration=_configuration(comparison.configs),
-        differences=differences,
+        differences=comparison.differences().to_dict("index"),  # by metric and model
         prompts=prompts,
         most_texts=_TEXTS,
         longest=min(2000, 400_000 // n_texts),  # characters, so that the page stays under 2 MB
@@ -71,7 +68,6 @@ def _prompt(comparison, number: int) -> dict:
             is_right = None
             if reference is not None:
                 is_right = is_correct(parsed.answer, reference, comparison.settings["answer"])
-            shown = {"text": text, "parsed": parsed, "samples": samples, "is_right": is_right}
-            texts.append(shown)
+            texts.append({"text": text, "parsed": parsed, "samples": samples, "is_right": is_right})
         models[name] = sorted(texts, key=lambda text: -len(text["samples"]))
     return {"question": records[0]["question"], "reference": reference, "models": models}

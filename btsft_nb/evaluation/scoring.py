@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 import torch
 from peft import PeftModel
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import BatchEncoding, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..data.tokens import tag_ids
 from ..objective.format_reward import expected_format_reward, find_completions
@@ -30,14 +30,13 @@ def eval_mode(model) -> Iterator[None]:
 @torch.no_grad()
 def tagged_log_probs(forward: HeadForward, model, pad_token_id, examples) -> torch.Tensor:
     """The log-probabilities of the tokens in examples' `tags`: (B, T), 0 for all other tokens."""
-    batch = Collator(pad_token_id)(examples)
+    batch = BatchEncoding(Collator(pad_token_id)(examples)).to(model.device)
     positions = torch.zeros_like(batch["input_ids"], dtype=torch.bool)
     for row, example in enumerate(examples):
         for span in example["tags"]:
             positions[row, span["start"] : span["stop"]] = True
     positions[:, 0] = False  # nothing predicts the first token
-    batch = {name: value.to(model.device) for name, value in batch.items()}
-    return forward.token_values(model, batch, positions.to(model.device)).log_probs
+    return forward.token_values(model, batch, positions).log_probs
 
 
 def score(
@@ -77,7 +76,7 @@ def score(
     with eval_mode(model):
         forward = HeadForward(model, ids)
         for example in examples:
-            batch = {name: value.to(model.device) for name, value in collate([example]).items()}
+            batch = BatchEncoding(collate([example])).to(model.device)
             values = _token_values(forward, model, batch, kl)
             values |= _format_values(values.pop("log_tags"), find_completions(batch, ids))
             scores.append({name: value.cpu().numpy() for name, value in values.items()})
@@ -96,8 +95,7 @@ def _token_values(forward, model, batch, kl) -> dict[str, torch.Tensor]:
             ref_hidden = forward.hidden(model, batch, positions)
     labels = batch["input_ids"][0, 1:, None]
     pieces = []
-    for start in range(0, len(labels), _ROWS):
-        rows = slice(start, start + _ROWS)
+    for rows in torch.arange(len(labels)).split(_ROWS):
         log_probs = _log_probs(forward, hidden[rows])
         own = log_probs.gather(-1, labels[rows])
         tags = log_probs[:, list(forward.tag_ids)]

@@ -87,7 +87,7 @@ def evaluate(
         name: [None if pd.isna(row[name]) else float(row[name]) for row in rows] for name in rows[0]
     }
     intervals = {name: interval(column) for name, column in values.items()}
-    metrics = {name: found for name, found in intervals.items() if found is not None}
+    metrics = {name: found for name, found in intervals.items() if found}
     if text_scores:
         answers = [list(group["answer"]) for group in groups]
         metrics |= {"bleu": bleu(answers, references)} | rouge(answers, references)
@@ -138,7 +138,7 @@ def _prompt_values(group: pd.DataFrame) -> dict[str, float | None]:
         values["self-BLEU"] = self_bleu(thoughts)
     if "way" in group:
         values["ways of thinking"] = group["way"].nunique()
-        values["way entropy"] = way_entropy(list(group["way"].dropna()))
+        values["way entropy"] = way_entropy(group["way"])
     if "right" in group:
         right = group[group["right"].eq(True)]
         values["accuracy"] = len(right) / n

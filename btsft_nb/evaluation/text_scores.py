@@ -99,14 +99,12 @@ def _pairs(texts, references) -> pd.DataFrame:
     samples = [[text] if isinstance(text, str) else list(text) for text in texts]
     if len(samples) != len(references) or [] in samples:
         raise ValueError(f"{len(references)} references need a text or more each, got {samples}")
-    rows = []
-    for i, texts in enumerate(samples):
-        rows += [{"prompt": i, "text": text, "reference": references[i]} for text in texts]
     # as objects: pandas' own strings cannot hold half a character
-    return pd.DataFrame(rows, dtype=object)
+    prompts = pd.DataFrame({"text": samples, "reference": references}, dtype=object)
+    return prompts.rename_axis("prompt").explode("text")
 
 
 def _means(pairs, scores) -> dict[str, dict]:
     """Of each column of scores the mean over prompts, first over a prompt's samples, with its interval."""
-    by_prompt = scores.groupby(pairs["prompt"]).mean()
+    by_prompt = scores.groupby(pairs.index).mean()
     return {name: interval(by_prompt[name].tolist()) for name in by_prompt}

@@ -8,16 +8,13 @@ from difflib import get_close_matches
 from functools import partial
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, get_peft_model
 from peft.tuners.lora import torchao as peft_torchao
 
 from ..data.tokens import add_tags
-from .config import ModelConfig
-
-_log = logging.getLogger(__name__)
 
 
-def lora_config(config: ModelConfig) -> LoraConfig:
+def lora_config(config):
     """The adapters that a configuration asks for."""
     targets = config.lora_targets
     # PEFT takes text as a regular expression, and only a list as names
@@ -34,7 +31,7 @@ def lora_config(config: ModelConfig) -> LoraConfig:
     )
 
 
-def attach(model, lora: LoraConfig, rows: list[int], seed: int) -> PeftModel:
+def attach(model, lora, rows, seed):
     """The model with adapters.
 
     Args:
@@ -99,7 +96,7 @@ def _check_targets(lora, model):
             raise ValueError(f"LoRA target {target!r}: no such layer; did you mean {close[0]!r}?")
 
 
-def add_tag_rows(model, tokenizer) -> list[int]:
+def add_tag_rows(model, tokenizer):
     """Makes the think tags single tokens, and gives the embeddings a row for every token.
 
     Returns:
@@ -111,12 +108,13 @@ def add_tag_rows(model, tokenizer) -> list[int]:
     ids = tokenizer.get_vocab()
     new = ids.keys() - known
     if new:
-        _log.warning("%s: added %s, whose rows train", tokenizer.name_or_path, sorted(new))
+        text = f"{tokenizer.name_or_path}: added {sorted(new)}, whose rows train"
+        logging.getLogger(__name__).warning(text)
     resize(model, max(ids.values()) + 1)
     return sorted({ids[tag] for tag in tags} | {token for token in ids.values() if token >= rows})
 
 
-def resize(model, rows: int) -> None:
+def resize(model, rows):
     """Adds rows to the embeddings up to a number. Each is the mean of the others, so the same in a reload."""
     before = len(model.get_input_embeddings().weight)
     if rows <= before:

@@ -1,19 +1,15 @@
 """Freezing by part: which parameters of a causal language model are its embeddings, norms, attention and so on."""
 
 import re
-from collections.abc import Collection
 
 from torch import nn
-from transformers import PreTrainedModel
 
 from ..checks import check_choice
 
 PARTS = ("embeddings", "norms", "attention", "feed_forward", "other")
 
 
-def freeze_parts(
-    model: PreTrainedModel, parts: Collection[str], layers_not_to_freeze: Collection[int] = ()
-) -> None:
+def freeze_parts(model, parts, layers_not_to_freeze=()):
     """Freezes the parameters of `parts`, except in the decoder layers given, which count from 0.
 
     Embeddings are those of tokens and positions, and the head. Norms include those within attention.

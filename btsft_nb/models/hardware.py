@@ -13,7 +13,7 @@ class Hardware(NamedTuple):
     bf16: bool = True  # whether it computes in bfloat16 without emulation
 
 
-def detect() -> Hardware:
+def detect():
     """The hardware of this process: its current GPU, if there is one."""
     if torch.cuda.is_available():
         bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
@@ -23,9 +23,7 @@ def detect() -> Hardware:
     return Hardware("cpu", "the CPU")
 
 
-def choose_dtype(
-    dtype: str, hardware: Hardware, method: str | None, checkpoint: torch.dtype | None = None
-) -> torch.dtype:
+def choose_dtype(dtype, hardware, method, checkpoint=None):
     """The type of a model's weights. Adapters are always float32.
 
     Args:
@@ -50,7 +48,7 @@ def choose_dtype(
     return torch.bfloat16 if hardware.bf16 else torch.float16
 
 
-def check_bf16(hardware: Hardware, setting: str = "bf16=True") -> None:
+def check_bf16(hardware, setting="bf16=True"):
     """Raises ValueError, with a remedy, for a GPU that does not compute in bfloat16, such as a T4."""
     if not hardware.bf16:
         raise ValueError(f"{setting}: {hardware.name} has no bfloat16; use float16 or fp16=True")

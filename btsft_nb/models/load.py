@@ -65,8 +65,12 @@ def load_model(
     if (is_run or config is name) and (qlora or lora):
         raise ValueError(f"{config.model} has its own adapter; load it without qlora and lora")
     if is_run:
-        places = {"device_map": config.device_map, "max_memory": config.max_memory}
-        return load_run(config.model, trainable=config is name, **places)
+        return load_run(
+            config.model,
+            trainable=config is name,
+            device_map=config.device_map,
+            max_memory=config.max_memory,
+        )
     tokenizer = load_tokenizer(config.tokenizer or config.model)
     model = _load_base(config, to_train)
     rows = add_tag_rows(model, tokenizer) if to_train else []
@@ -79,13 +83,7 @@ def load_model(
     return model, tokenizer
 
 
-def load_run(
-    folder: str | Path,
-    *,
-    dequantize: bool = False,
-    trainable: bool = False,
-    **places,
-) -> tuple[PeftModel, PreTrainedTokenizerBase]:
+def load_run(folder, *, dequantize=False, trainable=False, **places):
     """The model of a run folder as it was trained, its adapter on its base, and its tokenizer.
 
     Args:
@@ -113,7 +111,7 @@ def load_run(
     return adapted.eval(), load_tokenizer(folder)
 
 
-def record_base(folder: str | Path, model: PeftModel) -> None:
+def record_base(folder, model):
     """Writes beside a saved adapter what it takes to reload it."""
     base = model.get_base_model()
     is_8bit = getattr(base, "is_loaded_in_8bit", False)
@@ -129,7 +127,7 @@ def record_base(folder: str | Path, model: PeftModel) -> None:
     Path(folder, BASE_FILE).write_text(json.dumps(record, indent=2) + "\n")
 
 
-def read_base(folder: str | Path) -> dict:
+def read_base(folder):
     """What stands beside an adapter: `base_model`, `qlora`, and how its weights were loaded.
 
     Raises:
@@ -144,7 +142,7 @@ def _check_file(folder, file, advice):
         raise FileNotFoundError(f"{folder}: no {file}; {advice}")
 
 
-def _load_base(config: ModelConfig, to_train: bool) -> PreTrainedModel:
+def _load_base(config, to_train):
     """The weights of a model, without adapters."""
     name = config.model
     path = resolve(name)
@@ -179,7 +177,7 @@ def _load_base(config: ModelConfig, to_train: bool) -> PreTrainedModel:
     return model
 
 
-def _quantization_and_places(config, dtype) -> dict:
+def _quantization_and_places(config, dtype):
     """What `from_pretrained` takes of them."""
     arguments = {"device_map": config.device_map}
     if config.device_map is None and torch.cuda.is_available():

@@ -41,7 +41,7 @@ def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def resolve(name: str | Path) -> str:
+def resolve(name):
     """The folder of a model, or its id on the Hub, which has been asked for it.
 
     Raises:

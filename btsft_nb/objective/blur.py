@@ -7,7 +7,6 @@ is blurred at 0.5. Tokens of one word, sentence or thought can share a draw.
 
 import hashlib
 import re
-from collections.abc import Sequence
 
 import numpy as np
 
@@ -34,7 +33,7 @@ def example_key(example_id: str) -> int:
     return int.from_bytes(digest, "little") >> 1
 
 
-def unit_ids(kinds: np.ndarray, texts: Sequence[str], unit: str) -> np.ndarray:
+def unit_ids(kinds, texts, unit):
     """Numbers the units of an example's thoughts: tokens with the same number share one draw.
 
     Words end where white space begins; sentences at one of . ! ? and white space, at an ideographic full stop, or at a

@@ -112,9 +112,7 @@ def format_log_prob(log_tags: Tensor, opened: bool) -> Tensor:
     return first + log_other.sum() + (log_close - log_other).logsumexp(0)
 
 
-def expected_format_reward(
-    log_tags: Tensor, completions: list[Completion], sequences: int
-) -> Tensor:
+def expected_format_reward(log_tags, completions, sequences):
     """R of each sequence of a batch: log_tags (3, B, T) -> (sequences,) float64 in [0, 1].
 
     A sequence with several completions complies when all of them do, and one without any complies.
@@ -133,9 +131,7 @@ def expected_format_reward(
     return torch.stack(log_r).exp()
 
 
-def argmax_format_reward(
-    argmax: Tensor, completions: list[Completion], sequences: int, tag_ids: tuple[int, int]
-) -> Tensor:
+def argmax_format_reward(argmax, completions, sequences, tag_ids):
     """The reference implementation's reward, to compare: 1 where the most probable tokens comply, else 0.
 
     argmax (B, T) -> (sequences,) float32. It has no gradient.

@@ -6,7 +6,6 @@ The pass runs inside the model's own `forward`: PEFT, DDP, FSDP, autocast and to
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from .full_logits import Form
@@ -15,9 +14,6 @@ from .objective import TokenValues
 
 # what models multiply or divide their logits by, under its names in their configs (Cohere, Granite, Falcon-H1)
 _SCALES = ("logit_scale", "logits_scaling", "lm_head_multiplier")
-
-# its loops over blocks are not for torch.compile, which would unroll them
-_head_log_probs = torch.compiler.disable(head_log_probs)
 
 
 class HeadForward:
@@ -32,9 +28,7 @@ class HeadForward:
     the model itself. Raises ValueError for a model that does anything else.
     """
 
-    def __init__(
-        self, model: PreTrainedModel, tag_ids: tuple[int, int], padding_free: bool = False
-    ):
+    def __init__(self, model, tag_ids, padding_free=False):
         self.base = model.get_base_model() if isinstance(model, PeftModel) else model
         self.tag_ids = tag_ids
         self._replacement = self._forward  # one object: torch.compile would trace a new one anew
@@ -56,20 +50,12 @@ class HeadForward:
     def head(self) -> nn.Module:
         return self.base.get_output_embeddings()
 
-    def hidden(self, model: nn.Module, inputs: dict[str, Tensor], positions: Tensor) -> Tensor:
+    def hidden(self, model, inputs, positions):
         """(R, D) without gradient: the hidden states before the tokens at positions (B, T), R of them True."""
         with torch.no_grad():
             return self._call(model, inputs, positions=positions)
 
-    def token_values(
-        self,
-        model: nn.Module,
-        inputs: dict[str, Tensor],
-        positions: Tensor,
-        *,
-        ref_hidden: Tensor | None = None,
-        ref_head: nn.Module | None = None,
-    ) -> TokenValues:
+    def token_values(self, model, inputs, positions, *, ref_hidden=None, ref_head=None):
         """What a model says of the tokens at positions (B, T) bool; with ref_hidden, KL at the blurred among them.
 
         Args:
@@ -78,11 +64,10 @@ class HeadForward:
             ref_hidden, ref_head: as for `head_log_probs`, the rows those of blurred tokens.
         """
         targets = inputs["input_ids"][positions]
+        reference = {"ref_hidden": ref_hidden, "ref_head": ref_head}
         # the KL is wanted at blurred tokens alone
-        reference = {}
         if ref_hidden is not None:
-            kl_rows = inputs["blurred"][positions]
-            reference = {"ref_hidden": ref_hidden, "ref_head": ref_head, "kl_rows": kl_rows}
+            reference["kl_rows"] = inputs["blurred"][positions]
         head = self._call(model, inputs, positions=positions, targets=targets, reference=reference)
         # back to (B, T)
         zeros = torch.zeros_like(positions, dtype=head.log_probs.dtype)
@@ -132,9 +117,7 @@ class HeadForward:
         hidden = hidden[:, -positions.shape[1] : -1][positions[:, 1:]]
         if targets is None:
             return hidden
-        return _head_log_probs(
-            hidden, self.head, targets, self.tag_ids, form=self.form, **reference
-        )
+        return head_log_probs(hidden, self.head, targets, self.tag_ids, form=self.form, **reference)
 
     def _probe_head(self, name) -> Form:
         """The form of the logits, by giving the model a ramp in place of its head's output."""
@@ -167,7 +150,7 @@ class HeadForward:
             f"{name}: its logits are not softcap * tanh(scale * head(last hidden states) / softcap)"
         )
 
-    def _probe_padding_free(self, name) -> None:
+    def _probe_padding_free(self, name):
         """The same sequence after two others: what comes before may change nothing."""
         ids = torch.arange(4, device=self.base.device)[None]  # and their positions
         ends = []
@@ -185,7 +168,7 @@ class HeadForward:
             )
 
 
-def _is_close(a: Tensor, b: Tensor, tolerance: float = 0.02) -> bool:
+def _is_close(a, b, tolerance=0.02):
     """Equal but for rounding, by default that of half precision."""
     difference = (a - b).abs().max() if a.shape == b.shape else torch.inf
     return bool(difference <= tolerance * b.abs().max())

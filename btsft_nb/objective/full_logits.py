@@ -80,6 +80,6 @@ def reference_head(
     return HeadOutput(log_probs, log_tags, logits.argmax(-1), kl)
 
 
-def _finite(logits: Tensor) -> Tensor:
+def _finite(logits):
     """In float32 or float64, with the lowest number for a token that is ruled out."""
     return PLAIN.logits(logits).clamp(min=LOWEST)

@@ -27,6 +27,8 @@ from .full_logits import PLAIN, Form, HeadOutput, reference_head
 from .head_matrix import blocks, matrix_head
 
 
+# its loops over blocks are not for torch.compile, which would unroll them
+@torch.compiler.disable
 def head_log_probs(
     hidden: Tensor,
     head: nn.Module,
@@ -85,7 +87,7 @@ def module_head(head, tag_ids, form, hidden, labels, ref_hidden, chunk, ref_head
     with torch.no_grad():  # no rows: a dropout in the head draws nothing
         vocabulary = head(hidden.detach()[:0]).shape[-1]
 
-    def output_of(h: Tensor, labels: Tensor, ref_h: Tensor) -> HeadOutput:
+    def output_of(h, labels, ref_h):
         logits = form.logits(head(h))
         device = logits.device  # the head's
         with torch.no_grad():
@@ -104,7 +106,7 @@ def module_head(head, tag_ids, form, hidden, labels, ref_hidden, chunk, ref_head
     return HeadOutput(*(torch.cat(parts, -1) for parts in zip(*outputs, strict=True)))
 
 
-def _is_matrix(head) -> bool:
+def _is_matrix(head):
     """Whether a call of the module is one product with a plain tensor: nn.Linear itself, without hooks."""
     hooks = [*head._forward_hooks, *head._forward_pre_hooks]
     if isinstance(head, FSDPModule):
@@ -116,7 +118,7 @@ def _is_matrix(head) -> bool:
     return is_linear and "forward" not in vars(head) and type(head.weight.data) is Tensor
 
 
-def _without_adapters(head) -> nn.Module:
+def _without_adapters(head):
     """The module under PEFT's wrappers, by their names for it."""
     inner = getattr(head, "original_module", getattr(head, "base_layer", None))
     return _without_adapters(inner) if isinstance(inner, nn.Module) else head

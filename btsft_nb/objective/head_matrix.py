@@ -31,14 +31,14 @@ _BOOST = {torch.float16: 1024.0}
 _ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
-def linear(x: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:
+def linear(x, w, b=None):
     """As F.linear; in float32 on a CPU by oneDNN, which here is a fifth faster, and twice where rows are few."""
     if x.dtype == torch.float32 and x.device.type == "cpu" and x.numel() and _ONEDNN:
         return torch.ops.mkldnn._linear_pointwise(x, w, b, "none", [], "")
     return F.linear(x, w, b)
 
 
-def blocks(total: int, most: int) -> list[slice]:
+def blocks(total, most):
     """Slices of `total`, even and aligned, of at most `most`; one where `total` is 0.
 
     >>> blocks(20, 16)
@@ -50,7 +50,7 @@ def blocks(total: int, most: int) -> list[slice]:
     return [slice(at, min(at + step, total)) for at in range(0, max(total, 1), step)]
 
 
-def row_blocks(rows: int, chunk: int) -> list[slice]:
+def row_blocks(rows, chunk):
     """Tiles of rows, over which blocks of the vocabulary are four times as wide as a tile is high."""
     return blocks(rows, math.isqrt(chunk) // 2)
 
@@ -86,7 +86,7 @@ def _combine(picked, named, rest, ref_named, ref_rest, kl, argmax) -> HeadOutput
     is_close = picked[:, 0] == picked[:, 2]
 
     # log-probabilities (4, rows) from logits
-    def outcomes(named: Tensor, rest: Tensor) -> Tensor:
+    def outcomes(named, rest):
         label, tag_open, tag_close = named.double().unbind(1)
         # a label that is a tag counts once
         label = label.masked_fill((is_open | is_close)[: len(label)], LOWEST)
@@ -170,7 +170,7 @@ class _Tile(torch.autograd.Function):
         return None, None, None, grad, None, None, None
 
 
-def _merge(mean: Tensor, pull: Tensor, products: Tensor, share: Tensor) -> None:
+def _merge(mean, pull, products, share):
     """Takes a block's s W (r, D) and (s - t) W (k, D), one below the other, into `mean` and `pull`, in place."""
     r = len(mean)
     k = len(pull)
@@ -195,7 +195,7 @@ class Block(NamedTuple):
     gap: Tensor  # (k, 1) E_t[z_ref - z]
 
 
-def block_of(form, product: Tensor, picked: Tensor, k: int) -> Block:
+def block_of(form, product, picked, k):
     """Reads products (r + k, n) with a block of the vocabulary; `picked` (r + k, 3) counts from the block's start."""
     r = len(product) - k
     z = form.logits(product).clamp_(min=LOWEST)

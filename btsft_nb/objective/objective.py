@@ -114,7 +114,7 @@ def objective(
     return sum(parts.values()), {name: value.detach() for name, value in sums.items()}
 
 
-def _token_sums(log_probs, batch, tag_ids) -> dict[str, Tensor]:
+def _token_sums(log_probs, batch, tag_ids):
     """Sums over the supervised tokens, blurred or not, by kind and of the two tags."""
     supervised = batch["weights"] != 0
     kinds = batch["kinds"]

@@ -9,14 +9,13 @@ from pathlib import Path
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ..text import visible
-from .run import Run
 
 # that of a file or of a generated set is none
 _HUB_ID = re.compile(r"(?!tiny/|.*\.(jsonl?|parquet)$)\w[\w.-]*/\w[\w.-]*", re.ASCII)
 _MARKUP = re.compile(r"([\\`*_{}\[\]()#+.!|~$@:/=^-])")
 
 
-def model_card(run: Run, merged: Path | None = None) -> ModelCard:
+def model_card(run, merged=None):
     """The card of a run as it is now, or of its model merged into a folder.
 
     Its front matter (https://huggingface.co/docs/hub/model-cards) names base model and data set if they are on the
@@ -26,9 +25,10 @@ def model_card(run: Run, merged: Path | None = None) -> ModelCard:
     folder = merged or run.path
     is_adapter = not merged and bool(run.base or run.environment.get("adapter"))
     test, metrics = _evaluation(run)
-    results = []
-    for name, value in metrics.items():
-        results.append(EvalResult("text-generation", "held-out", test, name, value))
+    results = [
+        EvalResult("text-generation", "held-out", test, name, value)
+        for name, value in metrics.items()
+    ]
     front = ModelCardData(
         base_model=_hub_id(facts["base_model"]),
         datasets=_hub_id(facts["data"].partition(" [")[0]),

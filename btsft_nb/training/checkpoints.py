@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from collections.abc import Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -55,7 +54,7 @@ _BOUND = (
 )
 
 
-def is_whole(checkpoint: Path) -> bool:
+def is_whole(checkpoint):
     """Whether a checkpoint was written to its end."""
     try:
         return bool(json.loads((checkpoint / _STATE_FILE).read_text()))
@@ -63,14 +62,14 @@ def is_whole(checkpoint: Path) -> bool:
         return False
 
 
-def checkpoints(run: str | Path) -> list[Path]:
+def checkpoints(run):
     """The checkpoints of a run folder by step, whole or not."""
     start = len("checkpoint-")
     folders = [path for path in Path(run).glob("checkpoint-*") if path.name[start:].isdecimal()]
     return sorted(folders, key=lambda path: int(path.name[start:]))
 
 
-def last_checkpoint(folder: str | Path) -> Path:
+def last_checkpoint(folder):
     """The whole checkpoint in a run folder that was written last; the folder itself if it is one.
 
     The last in time, not the highest step: the folder may hold those of an earlier, longer run as well. What a killed
@@ -91,7 +90,7 @@ def last_checkpoint(folder: str | Path) -> Path:
     return sorted(whole, key=lambda path: (path / _STATE_FILE).stat().st_mtime_ns)[-1]
 
 
-def check_same(then: dict, now: dict, bound: Sequence[str], folder: str | Path) -> None:
+def check_same(then, now, bound, folder):
     """Raises ValueError if a resume from `folder` would change one of the bound settings, by name.
 
     A setting that one of the two lacks is not compared.
@@ -105,13 +104,12 @@ def check_same(then: dict, now: dict, bound: Sequence[str], folder: str | Path) 
         if name in then and name in now and then[name] != now[name]:
             changed.append(f"{name} was {then[name]!r} and is {now[name]!r}")
     if changed:
-        differences = "; ".join(changed)
         raise ValueError(
-            f"{folder} was begun with other settings: {differences}. Set them back, or train anew"
+            f"{folder} was begun with other settings: {'; '.join(changed)}. Set them back, or train anew"
         )
 
 
-def check_resume(checkpoint: str | Path, files: dict[str, dict]) -> None:
+def check_resume(checkpoint, files):
     """Raises ValueError if a run would go on from a checkpoint with other settings, data or model.
 
     More steps make another schedule, unless learning rate and threshold are constant.
@@ -133,7 +131,7 @@ def check_resume(checkpoint: str | Path, files: dict[str, dict]) -> None:
 
 
 @contextmanager
-def writing(checkpoint: Path, *, main: bool):
+def writing(checkpoint, *, main):
     """Context manager for writing a checkpoint: one that fails is deleted, and the error says so.
 
     Args:

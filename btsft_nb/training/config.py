@@ -103,7 +103,12 @@ class BTSFTConfig(TrainingArguments):
         # torch's DataParallel would call the model past the head: of several GPUs a process uses one
         self._n_gpu = min(self.n_gpu, 1)
 
-    def check_fits(self, model, ref_model, tag_ids, data_sets) -> None:
+    @property
+    def is_anchored(self):
+        """Whether a token can be blurred and anchored, which takes a reference."""
+        return self.anchor and (self.threshold or self.threshold_end)
+
+    def check_fits(self, model, ref_model, tag_ids, data_sets):
         """Raises ValueError if a model cannot be trained on data sets with this configuration."""
         for data in filter(None, data_sets):
             lacks = {"id", "input_ids", "weights", "kinds"}.difference(data.column_names)
@@ -116,17 +121,15 @@ class BTSFTConfig(TrainingArguments):
         rows = len(model.get_input_embeddings().weight)
         if max(tag_ids) >= rows:
             raise ValueError(f"the model has {rows} token rows, too few for the tags {tag_ids}")
-        is_anchored = self.anchor and (self.threshold or self.threshold_end)
-        if is_anchored and ref_model is None and not isinstance(model, PeftModel):
+        if self.is_anchored and ref_model is None and not isinstance(model, PeftModel):
             raise ValueError(f"anchor={self.anchor} needs a reference: qlora=True, or ref_model")
 
 
-def _check_wandb_key() -> None:
+def _check_wandb_key():
     """Raises ValueError where wandb would stop and ask for a key."""
-    variables = os.environ
-    host = urlsplit(variables.get("WANDB_BASE_URL", "https://api.wandb.ai")).netloc
-    has_key = bool(variables.get("WANDB_API_KEY"))
+    host = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).netloc
+    has_key = os.environ.get("WANDB_API_KEY")
     with suppress(OSError, NetrcParseError):
-        has_key = has_key or netrc(variables.get("NETRC")).authenticators(host)
-    if not has_key and variables.get("WANDB_MODE", "online") == "online":
+        has_key = has_key or netrc(os.environ.get("NETRC")).authenticators(host)
+    if not has_key and os.environ.get("WANDB_MODE", "online") == "online":
         raise ValueError("report_to='wandb' needs WANDB_API_KEY, or WANDB_MODE=offline")

@@ -35,7 +35,7 @@ class Record(TrainerCallback):
     def __init__(self):
         self.files = {}
 
-    def describe(self, model, args, examples) -> None:
+    def describe(self, model, args, examples):
         """Keeps how a run begins, for `files`; no secret, no variable, no name of a host or a user's folder."""
         # of the working directory, with -dirty if files differ
         status, commit = subprocess.getstatusoutput("git describe --always --dirty")
@@ -76,12 +76,12 @@ class Record(TrainerCallback):
     def on_save(self, args, state, control, **kwargs):
         self.update()
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder):
         """Writes the files into the folder of the run or of a checkpoint."""
         for name, content in self.files.items():
             write(folder / name, json.dumps(content, indent=2) + "\n")
 
-    def update(self, *, finished: bool = False) -> Run:
+    def update(self, *, finished=False):
         """Writes files and card as they are now, once finished with the time, and reads the run."""
         self.files[ENVIRONMENT_FILE]["finished"] = _now() if finished else None
         self.save(self.folder)
@@ -94,7 +94,7 @@ def _now():
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def _begin_wandb_run(args) -> None:
+def _begin_wandb_run(args):
     """Begins the wandb run to which transformers' callback then logs; that would go on in one of another folder."""
     import wandb
 

@@ -18,14 +18,14 @@ _COUNT_OF = {
 class StepSums(Counter):
     """Sums of `objective` over micro-batches, float64 tensors that stay on their device until a log needs them."""
 
-    def take(self, accelerator) -> dict[str, float]:
+    def take(self, accelerator):
         """The sums over all processes as numbers; these here start anew."""
         totals = accelerator.reduce(dict(self), "sum")
         self.clear()
         return {name: total.item() for name, total in totals.items()}
 
 
-def means(sums: dict[str, float]) -> dict[str, float]:
+def means(sums):
     """The means of a log; one without anything to average is left out.
 
     `nll_tag`, `nll_think` and `nll_answer` are over supervised tokens, blurred or not; `blurred_share` over supervised
@@ -37,7 +37,7 @@ def means(sums: dict[str, float]) -> dict[str, float]:
     return logs
 
 
-def evaluation_means(sums: dict[str, float]) -> dict[str, float]:
+def evaluation_means(sums):
     """The means of a log, and the loss and its parts, over a whole set."""
     loss_nll = sums["loss_nll"] / max(sums["supervised"], 1)
     loss_format = sums["loss_format"] / sums["sequences"]
@@ -53,11 +53,11 @@ class Throughput:
         self.tokens = state.num_input_tokens_seen
         self.since = time.perf_counter()
 
-    def pause(self, seconds: float) -> None:
+    def pause(self, seconds):
         """Leaves out time that was spent on something other than training."""
         self.since += seconds
 
-    def tokens_per_second(self, state) -> float:
+    def tokens_per_second(self, state):
         """The speed since the start."""
         seconds = time.perf_counter() - self.since
         # a coarse clock may not have moved

@@ -111,8 +111,9 @@ class BTSFTTrainer(Trainer):
             with self._interrupt.listening(self.accelerator):
                 output = super().train(folder, **kwargs)
         except torch.OutOfMemoryError as error:
-            remedy = "halve per_device_train_batch_size and double gradient_accumulation_steps"
-            error.add_note(f"{remedy}; bt.plan lists what else helps")
+            error.add_note(
+                "halve per_device_train_batch_size and double gradient_accumulation_steps; bt.plan lists more"
+            )
             raise
         if self._interrupt.stopped:
             raise KeyboardInterrupt(f"stopped after step {output.global_step}, with a checkpoint")

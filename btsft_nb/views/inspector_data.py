@@ -49,7 +49,7 @@ class ShownExample:
         self._score = score
         self._other = other
         self._tokenizer = tokenizer
-        self.weights = np.array(list(example["weights"]), dtype=float)
+        self.weights = np.array(example["weights"], dtype=float)
         is_free = self.kinds != Kind.PROMPT
         is_free[:1] = False  # nothing predicts the first token
         for start, stop, weight in edits:
@@ -120,7 +120,7 @@ class ShownExample:
             "nll": json_numbers(-score["log_probs"]),
             "rank": score["rank"].tolist(),
             "tags": json_numbers(score["tags"]),
-            "reward": float(score["expected_reward"]),
+            "reward": score["expected_reward"],
             "top": score["top_ids"].tolist(),
             "top_probs": json_numbers(np.exp(score["top_log_probs"])),
             # a row of the head beyond the tokenizer has no text
@@ -157,5 +157,6 @@ def json_numbers(values):
 def check_match(name, values, examples):
     """Raises ValueError unless there is one list of values for each example, as long as it."""
     if [len(row) for row in values] != [len(example["input_ids"]) for example in examples]:
-        wanted = f"one for each of the {len(examples)} examples, with a value for each token"
-        raise ValueError(f"{name} must have {wanted}")
+        raise ValueError(
+            f"{name} must have one for each of the {len(examples)} examples, a value for each token"
+        )

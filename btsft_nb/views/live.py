@@ -60,8 +60,9 @@ def dials_chart(points):
     figure = Figure((11, 3.6), layout="constrained")
     axes = figure.subplots(1, 2)
     for ax, metric in zip(axes, ("accuracy", "compliance"), strict=True):
-        measured = [p for p in points if metric in p["summary"]["metrics"]]
-        series = {p["label"]: {"": p["summary"]} for p in measured}
+        series = {
+            p["label"]: {"": p["summary"]} for p in points if metric in p["summary"]["metrics"]
+        }
         frontier(series, "unique thoughts", metric, ax)
     axes[0].get_legend().remove()  # the other one, at the edge, says the same
     return print_figure(figure)

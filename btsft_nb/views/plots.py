@@ -62,8 +62,13 @@ def training_curves(
             for style, key in zip(("-", "--", ":"), keys, strict=True):
                 points = [(log["step"], log[key]) for log in history if key in log]
                 if points:
-                    look = {"linestyle": style, "markevery": 1 + len(points) // 8, **_line(i)}
-                    ax.plot(*np.transpose(points), label=f"{visible(run, 40)}, {key}", **look)
+                    ax.plot(
+                        *np.transpose(points),
+                        label=f"{visible(run, 40)}, {key}",
+                        linestyle=style,
+                        markevery=1 + len(points) // 8,
+                        **_line(i),
+                    )
         ax.set(xlabel="step", ylabel=label)
         _legend_beside(ax, ax.lines)
         _white_card(ax)
@@ -109,8 +114,8 @@ def frontier(series: dict[str, dict[str, dict]], x: str, y: str, ax: Axes | None
     for i, (name, points) in enumerate(series.items()):
         across, x_errors = _measured(points, x)
         up, y_errors = _measured(points, y)
-        bars = {"xerr": x_errors, "yerr": y_errors, "capsize": 2}
-        ax.errorbar(across, up, label=visible(name, 40), linewidth=1, **bars, **_line(i))
+        look = {"capsize": 2, "linewidth": 1, **_line(i)}
+        ax.errorbar(across, up, y_errors, x_errors, label=visible(name, 40), **look)
         for label, *place in zip(points, across, up, strict=True):
             ax.annotate(visible(label, 40), place, (5, 5), textcoords="offset points", size=8)
     ax.set(xlabel=f"{x}, {_unit(x)}", ylabel=f"{y}, {_unit(y)}")
@@ -138,8 +143,14 @@ def _white_card(ax):
 
 
 def _legend_beside(ax, handles):
-    place = {"loc": "upper left", "bbox_to_anchor": (1, 1)}
-    ax.legend(handles=handles, handlelength=3, frameon=False, fontsize=8, **place)
+    ax.legend(
+        handles=handles,
+        loc="upper left",
+        bbox_to_anchor=(1, 1),
+        handlelength=3,
+        frameon=False,
+        fontsize=8,
+    )
 
 
 def _line(i):

@@ -32,7 +32,7 @@ def static_view(inspector, limit=None):
         else:  # at its first token
             number = kinds[i] if i == 0 or kinds[i] != kinds[i - 1] else ""
         token = {"text": inspector.data["texts"][i], "kind": kinds[i], "is_blurred": blurred[i]}
-        tokens.append({**token, "number": number, "hint": hint})
+        tokens.append(token | {"number": number, "hint": hint})
     template = _TEMPLATES.get_template("static_view.html")
     return template.render(inspector=inspector, tokens=tokens, kinds=kinds, colors=KINDS)
 
