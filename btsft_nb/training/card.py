@@ -16,7 +16,7 @@ _MARKUP = re.compile(r"([\\`*_{}\[\]()#+.!|~$@:/=^-])")
 
 
 def model_card(run, merged=None):
-    """The card of a run as it is now, or of its model merged into a folder.
+    """The card of a `Run` as it is now, or of its model merged into the folder at a path.
 
     Its front matter (https://huggingface.co/docs/hub/model-cards) names base model and data set if they are on the
     Hub, and the evaluation. What comes from data or names stands in it as text, as neither Markdown nor HTML.
