@@ -4,6 +4,7 @@ import datetime
 import gc
 import hashlib
 import json
+import os
 import pickle
 import re
 import sqlite3
@@ -314,6 +315,18 @@ def test_rows_without_a_digest_are_not_cached(tiny_tokenizer, cache, caplog):
     assert len(prepare([talk("a", day=datetime.date(2026, 1, 1))], tiny_tokenizer)) == 1
     assert len(prepare(Dataset.from_list([talk("a")]), tiny_tokenizer)) == 1
     assert cache() == 0 and caplog.text.count("not cached") == 2
+
+
+def test_what_was_not_used_for_long_is_deleted(tiny_tokenizer, cache, tmp_path):
+    """By any call; what that call itself uses stays, and so does what is younger."""
+    prepare([talk("a")], tiny_tokenizer)
+    prepare([talk("b")], tiny_tokenizer)
+    for file in (tmp_path / "cache").rglob("*.arrow"):
+        os.utime(file, (0, 0))
+    prepare([talk("a")], tiny_tokenizer)
+    assert cache() == 1
+    prepare([talk("c")], tiny_tokenizer)
+    assert cache() == 2
 
 
 def test_other_examples_need_another_version(tiny_tokenizer):

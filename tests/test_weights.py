@@ -76,10 +76,13 @@ def test_a_function_sees_row_and_text_of_each_assistant_turn():
 @pytest.mark.parametrize(
     "span, said",
     [
-        ((0, 9, 1), "expected a span within 3 characters, got "),
-        ((-1, 2, 1), "expected a span within 3 characters, got "),
-        ((2, 1, 1), "expected a span within 3 characters, got "),
-        ((0, 1.0, 1), "expected (start, stop, weight) or (..., tag), got (0, 1.0, 1)"),
+        ((0, 9, 1), "(start, stop, weight) or (..., tag) within 3 characters, got "),
+        ((-1, 2, 1), "(start, stop, weight) or (..., tag) within 3 characters, got "),
+        ((2, 1, 1), "(start, stop, weight) or (..., tag) within 3 characters, got "),
+        (
+            (0, 1.0, 1),
+            "expected (start, stop, weight) or (..., tag) within 3 characters, got (0, 1.0, 1)",
+        ),
         ((0, 1, math.nan), "expected a weight between -1e6 and 1e6, got nan"),
         ((0, 1, math.inf), "expected a weight between -1e6 and 1e6, got inf"),
         ((0, 1, -1e7), "expected a weight between -1e6 and 1e6, got -10000000.0"),
@@ -87,9 +90,12 @@ def test_a_function_sees_row_and_text_of_each_assistant_turn():
         ((0, 1, "1"), "expected a weight between -1e6 and 1e6, got '1'"),
         ((0, 1, None), "expected a weight between -1e6 and 1e6, got None"),
         ((0, 1, 1, 5), "expected text, got 5"),
-        ((0, 1), "expected (start, stop, weight) or (..., tag), got (0, 1)"),
-        ((0, 1, 1, "a", 2), "expected (start, stop, weight) or (..., tag), got (0, 1, 1, 'a', 2)"),
-        (7, "expected (start, stop, weight) or (..., tag), got 7"),
+        ((0, 1), "expected (start, stop, weight) or (..., tag) within 3 characters, got (0, 1)"),
+        (
+            (0, 1, 1, "a", 2),
+            "(start, stop, weight) or (..., tag) within 3 characters, got (0, 1, 1, 'a', 2)",
+        ),
+        (7, "expected (start, stop, weight) or (..., tag) within 3 characters, got 7"),
     ],
 )
 def test_a_wrong_span_is_named(span, said):
@@ -117,11 +123,11 @@ def test_numpy_numbers_are_numbers():
         ({2: 1}, "must be one of 'tag', 'think', 'answer', got 2"),
         (
             {"think": math.nan},
-            "weights['think'] must be a number between -1000000.0 and 1000000.0, got nan",
+            "field weights['think']: expected a weight between -1e6 and 1e6, got nan",
         ),
         (
             {"think": True},
-            "weights['think'] must be a number between -1000000.0 and 1000000.0, got True",
+            "field weights['think']: expected a weight between -1e6 and 1e6, got True",
         ),
     ],
 )

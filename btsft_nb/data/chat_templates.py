@@ -107,21 +107,21 @@ def use_template(tokenizer: PreTrainedTokenizerBase, template: str | Path) -> No
     """
     # A name, a file, or the template itself
     source = str(template)
-    if template in NAMES:
-        file = Path(__file__).with_name("templates") / f"{template}.jinja"
-        source = file.read_text(encoding="utf-8")
-        if template == "chatml" and "<|im_end|>" not in tokenizer.get_vocab():
-            source = source.replace("'<|im_end|>'", "eos_token")
-    elif source.endswith(".jinja"):
-        source = Path(template).read_text(encoding="utf-8")
+    if source in NAMES:
+        source = str(Path(__file__).with_name("templates") / f"{source}.jinja")
+    if source.endswith(".jinja"):
+        source = Path(source).read_text(encoding="utf-8")
     elif not re.search("{[%{]", source):
         raise ValueError(
             f"unknown template {source!r}; known: {', '.join(NAMES)}, or a .jinja file"
         )
+    if template == "chatml" and "<|im_end|>" not in tokenizer.get_vocab():
+        source = source.replace("'<|im_end|>'", "eos_token")
     # Rendering nothing parses it: an error of today is better than one at the first row.
     try:
         render_jinja_template([], chat_template=source)
     except TemplateSyntaxError as error:
-        problem = f"line {error.lineno}: no Jinja: {error.message}"
-        raise ValueError(f"{template!s:.60}, {problem}") from error
+        raise ValueError(
+            f"{template!s:.60}, line {error.lineno}: no Jinja: {error.message}"
+        ) from error
     tokenizer.chat_template = source

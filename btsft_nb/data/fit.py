@@ -45,7 +45,7 @@ class PromptFrame:
         return short
 
 
-def _n_shared(one, other) -> int:
+def _n_shared(one, other):
     """How many tokens both begin with."""
     return len(list(takewhile(bool, map(eq, one, other))))
 

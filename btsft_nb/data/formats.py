@@ -78,15 +78,15 @@ def reference_of(row: dict | str) -> str | None:
     '7'
     """
     columns = _known_columns(row) if isinstance(row, dict) else {}
-    value, name = columns.get("answer", (None, ""))
-    if value is None:
+    if "answer" not in columns:
         return None
+    value, name = columns["answer"]
     is_number = isinstance(value, (Real, Decimal)) and not isinstance(value, bool)
     # NaN is what a table holds where an answer is missing.
     return str(value) if is_number and math.isfinite(value) else as_text(value, name)
 
 
-def _read(row, format) -> tuple[list[Message], str]:
+def _read(row, format):
     """The messages, and the name of the column with the answer."""
     if callable(format):
         row = format(row)
@@ -114,7 +114,9 @@ def _read(row, format) -> tuple[list[Message], str]:
         value, column = columns.get(field, (None, field))
         if value is None:
             raise RowError(f"missing, and the layout {layouts[0]} needs it", column)
-    messages = read(columns)
+    messages = read(*(columns[field] for field in fields))
+    if layouts == ["instruction"] and _has(columns, "input"):
+        _add_input(messages, columns)
     # Any layout may have a system prompt in a column of its own.
     if _has(columns, "system"):
         if any(turn.role in ("system", "text") for turn in messages):
@@ -123,16 +125,16 @@ def _read(row, format) -> tuple[list[Message], str]:
     return messages, column
 
 
-def _has(columns, field) -> bool:
+def _has(columns, field):
     # Tables of instructions fill a column with nothing where there is none.
     return field in columns and columns[field][0] not in (None, "")
 
 
-def _known_columns(row) -> dict:
+def _known_columns(row):
     """Field -> what the column of its name holds, in any case, and the column's own name, for errors."""
     columns = {}
     for name, value in row.items():
-        field = name.lower() if isinstance(name, str) else None
+        field = str(name).lower()
         # An empty column is as good as none: tables of several layouts have many.
         if value is None or field not in FIELDS:
             continue
@@ -142,7 +144,7 @@ def _known_columns(row) -> dict:
     return columns
 
 
-def _mapped_columns(row, names) -> dict:
+def _mapped_columns(row, names):
     """Field -> what the column that a map leads to holds, None perhaps, and its name."""
     # A misspelt field would be left out in silence.
     are_texts = all(isinstance(name, str) for name in names.values())
@@ -158,7 +160,8 @@ def _mapped_columns(row, names) -> dict:
     return columns
 
 
-def _fitting(columns) -> list[str]:
+def _fitting(columns):
+    """The names of the layouts whose fields are all there."""
     fitting = [name for name, (fields, _) in LAYOUTS.items() if columns.keys() >= set(fields)]
     # s1K's rows can have an answer for reference.
     return ["s1k"] if fitting == ["question", "s1k"] else fitting
@@ -167,84 +170,88 @@ def _fitting(columns) -> list[str]:
 # ---- How columns become messages
 
 
-def _turn(column, role="user") -> Message:
+def _turn(column, role="user"):
+    """The message that the text of a column is."""
     return to_message(role, [Block(as_text(*column))])
 
 
-def _turns(column, role="") -> list[Message]:
+def _turns(column, role=""):
     """A list of turns, which some data sets put into a list of its own; with a role, also text."""
     turns, field = column
     if role and isinstance(turns, str):
         return [_turn(column, role)]
-    # Errors say which turn it is, as in messages[0][3].
-    if isinstance(turns, list) and len(turns) == 1 and isinstance(turns[0], list):
-        turns = turns[0]
-        field = f"{field}[0]"
     if not isinstance(turns, list):
         raise unexpected(turns, "a list of turns", field)
+    # Errors say which turn it is, as in messages[0][3].
+    if len(turns) == 1 and isinstance(turns[0], list):
+        turns = turns[0]
+        field = f"{field}[0]"
     return [read_turn(turn, f"{field}[{i}]") for i, turn in enumerate(turns)]
 
 
-def _instruction(columns) -> list[Message]:
-    """Where there is an input, the instruction is the system prompt, unless there is another."""
-    turns = [_turn(columns["instruction"])]
-    if _has(columns, "input"):
-        turns.append(_turn(columns["input"]))
-        turns[0].role = "system"
-        if _has(columns, "system"):
-            turns = [Message("user", [Block(f"{turns[0].text}\n\n{turns[1].text}")])]
-    return [*turns, _turn(columns["output"], "assistant")]
+def _exchange(question, answer):
+    """A question and its answer."""
+    return [_turn(question), _turn(answer, "assistant")]
 
 
-def _question(columns) -> list[Message]:
+def _add_input(messages, columns):
+    """With an input, the instruction is the system prompt; where there is another, both are what the user says."""
+    instruction = messages[0]
+    value = _turn(columns["input"])
+    if _has(columns, "system"):
+        instruction.blocks = [Block(f"{instruction.text}\n\n{value.text}")]
+    else:
+        instruction.role = "system"
+        messages.insert(1, value)
+
+
+def _question(question, answer):
     """What stands before the last #### of an answer is its thought, as in GSM8K."""
-    reply = _turn(columns["answer"], "assistant")
+    reply = _turn(answer, "assistant")
     # With think tags the thought is told already.
     thought, mark, final = reply.text.rpartition("####")
     if mark and not has_tags(reply.text):
         reply = Message("assistant", [Block(tagged(thought) + final.strip())])
-    return [_turn(columns["question"]), reply]
+    return [_turn(question), reply]
 
 
-def _prompt(columns) -> list[Message]:
-    """Text or turns in both. Of the assistant only the completion is trained, unless turns have weights."""
+def _prompt(prompt, completion):
+    """Messages of text or turns in both. Of the assistant only the completion is trained, unless turns have weights."""
     # The assistant's turns in a prompt are context.
-    turns = _turns(columns["prompt"], "user")
+    turns = _turns(prompt, "user")
     for turn in turns:
         for block in turn.blocks:
             if turn.role == "assistant" and block.weight is None:
                 block.weight = 0.0
-    return turns + _turns(columns["completion"], "assistant")
+    return turns + _turns(completion, "assistant")
 
 
-def _trajectory(columns) -> list[Message]:
+def _trajectory(question, thoughts, attempt):
     """The first of several thoughts, and the attempt that it led to."""
-    thought, name = columns["thinking_trajectories"]
+    thought, name = thoughts
     if isinstance(thought, list):
         thought = thought[0] if thought else None
         name = f"{name}[0]"
     # An empty attempt leaves a turn without text, which is refused.
-    answer = as_text(*columns["attempt"]).strip()
+    answer = as_text(*attempt).strip()
     text = tagged(as_text(thought, name)) + answer if answer else ""
-    return [_turn(columns["question"]), Message("assistant", [Block(text)])]
+    return [_turn(question), Message("assistant", [Block(text)])]
 
 
-# Layout -> its fields, that of the answer last, and what makes messages of the columns. Two that fit a row are refused.
+# Layout -> its fields, that of the answer last, and what makes messages of their columns, each a value and its name.
+# Two that fit a row are refused.
 LAYOUTS = {
     # Chats
-    "messages": (["messages"], lambda columns: _turns(columns["messages"])),
-    "sharegpt": (["conversations"], lambda columns: _turns(columns["conversations"])),
+    "messages": (["messages"], _turns),
+    "sharegpt": (["conversations"], _turns),
     # Single turns, in columns of text
-    "instruction": (["instruction", "output"], _instruction),
+    "instruction": (["instruction", "output"], _exchange),
     "question": (["question", "answer"], _question),
     "prompt": (["prompt", "completion"], _prompt),
-    "problem": (
-        ["problem", "solution"],
-        lambda columns: [_turn(columns["problem"]), _turn(columns["solution"], "assistant")],
-    ),
+    "problem": (["problem", "solution"], _exchange),
     "s1k": (["question", "thinking_trajectories", "attempt"], _trajectory),
     # Formatted already
-    "text": (["text"], lambda columns: [_turn(columns["text"], "text")]),
+    "text": (["text"], lambda text: [_turn(text, "text")]),
 }
 FIELDS = {"tools", "system", "input"}.union(*(fields for fields, _ in LAYOUTS.values()))
 _LISTED = "; ".join(f"{name}: {', '.join(fields)}" for name, (fields, _) in LAYOUTS.items())

@@ -132,7 +132,7 @@ def read_turn(turn, field) -> Message:
     return to_message(role, list(blocks.values()))
 
 
-def _parts(turn, field) -> dict[str, object]:
+def _parts(turn, field):
     """Field -> the part that it holds: thoughts in fields of their own, then the content."""
     parts = {}
     for name in THOUGHT_NAMES:
@@ -147,7 +147,7 @@ def _parts(turn, field) -> dict[str, object]:
     return parts | {f"{field}.{key}[{i}]": part for i, part in enumerate(content)}
 
 
-def _block(part, field, turn_weight) -> Block:
+def _block(part, field, turn_weight):
     """A part of a turn as a block, which weighs what the turn does unless it says otherwise."""
     if not isinstance(part, dict):
         raise unexpected(part, "{'type': 'text', 'text': ...}", field)
@@ -162,15 +162,15 @@ def _block(part, field, turn_weight) -> Block:
     tag = part.get("tag")
     if tag is not None:
         as_text(tag, f"{field}.tag")
-    weight = _weight(part, field)
-    return Block(text, turn_weight if weight is None else weight, tag)
+    return Block(text, _weight(part, field, turn_weight), tag)
 
 
-def _first_key(item, *keys) -> str:
+def _first_key(item, *keys):
     """The first of the keys that the item has a value for, or else the first of all."""
     return next((key for key in keys if item.get(key) is not None), keys[0])
 
 
-def _weight(item, field) -> float | None:
+def _weight(item, field, default=None):
+    """The weight that a turn or part has; where it has none, the default."""
     weight = item.get("weight")
-    return None if weight is None else as_weight(weight, f"{field}.weight")
+    return default if weight is None else as_weight(weight, f"{field}.weight")

@@ -1,23 +1,22 @@
 """Rows -> prepared examples, and a report of what became of every row.
 
 The pool of processes, the files and their cache are those of `datasets`. Prepared sets stay in its cache folder under
-btsft_nb/ until you delete that folder; those without a key (`cache=False`, rows from elsewhere than a file or memory)
-in its folder for the session.
+btsft_nb/ until no call of `prepare` has used them for 30 days; those without a key (`cache=False`, rows from elsewhere
+than a file or memory) in its folder for the session.
 """
 
+import json
 import logging
 import pickle
+import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from uuid import uuid4
 
 import datasets
 import pyarrow as pa
-from datasets import Dataset
-from datasets.arrow_writer import ArrowWriter
-from datasets.fingerprint import Hasher, get_temporary_cache_files_directory
 from transformers import PreTrainedTokenizerBase
 
 from ..checks import check_choice
@@ -25,7 +24,7 @@ from .errors import RowError, UnsuitableRow
 from .fit import POLICIES, PromptFrame, fit
 from .formats import Format, to_messages
 from .render import Renderer
-from .report import attach, drop_duplicates, figures, make_report
+from .report import drop_duplicates, figures, make_report
 from .rows import Rows
 from .tokens import add_tags
 from .weights import cut_at_spans, kind_factors
@@ -61,7 +60,7 @@ def prepare(
     num_proc: int = 1,
     cache: bool = True,
     print_report: bool = True,
-) -> Dataset:
+) -> datasets.Dataset:
     """Rows -> a data set with the fields of `Example`: one for each row, or one for each of its turns.
 
     Rows and examples go through files, so neither they nor a stream of rows have to fit into memory. What is dropped
@@ -99,12 +98,14 @@ def prepare(
     if not isinstance(rows, Rows):
         rows = Rows(rows if isinstance(rows, list) else rows.__iter__, "rows")  # read as they come
     added_tags = add_tags(tokenizer)
-    factors = kind_factors(weights)
-    renderer = Renderer(tokenizer, kind_weights=factors, response_marker=response_marker)
+    renderer = Renderer(
+        tokenizer, kind_weights=kind_factors(weights), response_marker=response_marker
+    )
     frame = PromptFrame(renderer) if too_long == "shorten_prompt" else None
     settings = [max_length, format, weights, too_long, strict]
     maker = _Maker(renderer, frame, rows.source, rows.name, *settings)
     lines = _made(rows, maker, num_proc, _key(rows, renderer, settings) if cache else None)
+    _sweep(lines)
     # all but the tokens is in memory from here on
     outcomes = lines.remove_columns(["input_ids", "weights", "kinds", "tags"]).to_pandas()
     if duplicates == "drop":
@@ -115,7 +116,9 @@ def prepare(
     # lines of rows that gave nothing stay in the file, and out of the set
     kept = outcomes.index[outcomes["dropped"].isna()]
     examples = lines.select(kept).select_columns(_LINE.names[:6])
-    attach(examples, report)
+    # select, shuffle, map, save_to_disk and pickle copy the description, where report_of finds it
+    examples.info.description = json.dumps(asdict(report))
+    examples.report = report
     if print_report:
         print(report)
     return examples
@@ -183,38 +186,54 @@ class _Maker:
         return table
 
 
-def _key(rows, renderer, settings) -> str | None:
+def _key(rows, renderer, settings):
     """What the lines are kept under; None where rows or settings cannot be told by a hash."""
     tokenizer = renderer.tokenizer
     # all that can change a token, a weight or an id; neither the source nor what is done to duplicates
-    text = tokenizer.backend_tokenizer.to_str()
-    probe = renderer.template.probe  # which can hold today's date
-    control = [tokenizer.special_tokens_map, renderer.tags, renderer.response_marker]
-    parts = [text, control, tokenizer.chat_template, probe]
+    parts = [
+        tokenizer.backend_tokenizer.to_str(),
+        tokenizer.special_tokens_map,
+        tokenizer.chat_template,
+        renderer.template.probe,  # which can hold today's date
+        renderer.tags,
+        renderer.response_marker,
+    ]
     try:
-        return Hasher.hash([CACHE_VERSION, rows.digest(), settings, parts])
+        return datasets.fingerprint.Hasher.hash([CACHE_VERSION, rows.digest(), settings, parts])
     except Exception as error:  # rows and functions can hold anything
         logging.getLogger(__name__).warning("not cached: %s", error)
 
 
-def _made(rows, maker, num_proc, key) -> Dataset:
+def _sweep(used):
+    """Deletes what no call has used for 30 days from the cache; what this one used counts as new."""
+    for file in used.cache_files:
+        Path(file["filename"]).touch()
+    for path in Path(datasets.config.HF_DATASETS_CACHE, "btsft_nb").glob("*.arrow"):
+        with suppress(OSError):  # another process can hold it, or has deleted it
+            if time.time() - path.stat().st_mtime > 30 * 24 * 3600:
+                path.unlink()
+
+
+def _made(rows, maker, num_proc, key):
     """What `maker` makes of all rows, or made of them before."""
     # the rows, from which each process reads its share; without a key the lines lie beside them, for this session
-    spool = Path(get_temporary_cache_files_directory(), f"{uuid4().hex}.arrow")
+    folder = datasets.fingerprint.get_temporary_cache_files_directory()
+    spool = Path(folder, f"{uuid4().hex}.arrow")
     file = Path(datasets.config.HF_DATASETS_CACHE, "btsft_nb", f"{key}.arrow")
     # a bar is a widget in a notebook, and is saved with it
     shows_progress = not datasets.are_progress_bars_disabled()
     datasets.disable_progress_bars()
     try:
         # no two rows need have the same fields, so that they are bytes to Arrow
-        with ArrowWriter(pa.schema({"row": pa.binary()}), path=str(spool)) as writer:
+        schema = pa.schema({"row": pa.binary()})
+        with datasets.arrow_writer.ArrowWriter(schema, path=str(spool)) as writer:
             for row in rows:
                 writer.write({"row": pickle.dumps(row)})
             n_rows, _ = writer.finalize()
         if not n_rows:
             raise ValueError(f"{rows.source}: no rows")
         # datasets writes to a temporary file and moves it when it is whole, so nothing half-made is ever found
-        return Dataset.from_file(str(spool)).map(
+        return datasets.Dataset.from_file(str(spool)).map(
             maker,
             with_indices=True,
             batched=True,

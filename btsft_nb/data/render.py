@@ -94,7 +94,7 @@ class Renderer:
             of_model = [of_model]
         return sorted({self.end_id, self.tokenizer.eos_token_id, *of_model} - {None})
 
-    def _ids(self, text) -> list[int]:
+    def _ids(self, text):
         return next(self._encoder.encode([text]))[0]
 
     def prompt_ids(self, messages: list[Message]) -> list[int]:
@@ -117,8 +117,7 @@ class Renderer:
         """
         stop = next((at for at, token in enumerate(ids) if token in stops), None)
         text = self.tokenizer.decode(ids[:stop])
-        text = text.replace(self.tags[0], OPEN).replace(self.tags[1], CLOSE)
-        return text, stop
+        return text.replace(self.tags[0], OPEN).replace(self.tags[1], CLOSE), stop
 
     def examples(self, messages: list[Message], example_id: str) -> list[Example]:
         """One example; or one for each assistant turn, where the template rewrites earlier turns (drops thoughts)."""
@@ -148,7 +147,7 @@ class Renderer:
         encoded = self._encoder.encode([_text(draft.spans) for draft in drafts])
         return [self._example(*parts) for parts in zip(drafts, encoded, strict=True)]
 
-    def _example(self, draft, encoded) -> Example:
+    def _example(self, draft, encoded):
         spans = draft.spans
         ids, offsets = encoded
         # A token that straddles two spans belongs to the later one. But none may straddle the end of a prompt, as
@@ -170,8 +169,8 @@ class Renderer:
             weights += [span.weight * self.kind_weights[span.kind]] * (stop - start)
             kinds += [int(span.kind)] * (stop - start)
         weights[0] = 0.0  # nothing predicts the first token
-        tags = named_blocks(spans, edges)
-        return Example(draft.id, ids, weights, kinds, sorted(draft.flags), tags)
+        flags = sorted(draft.flags)
+        return Example(draft.id, ids, weights, kinds, flags, named_blocks(spans, edges))
 
     def _formatted(self, message):
         """Each completion in a text that is formatted already; without a marker all of it is one."""
@@ -182,8 +181,6 @@ class Renderer:
             yield self._turn(message, self._bos, end_of_text)
             return
         text = message.text
-        # the start token may stand in the text already
-        bos = "" if text.startswith(self._bos) else self._bos
         ends = "|".join(map(re.escape, [self.end_of_turn, end_of_text]))
         # a completion goes up to an end of turn, which may be the beginning of the next marker, or of the text
         pattern = f"{re.escape(marker)}(.*?)(?=({ends})|\\Z)"
@@ -194,13 +191,15 @@ class Renderer:
             # a completion of formatted text is a turn like any other
             start = part.start(1)
             turn = Message("assistant", with_pieces(message.blocks, [""] * start + list(part[1])))
-            yield self._turn(turn, bos + text[:start], part[2] or self.end_of_turn)
+            # the start token may stand in the text already
+            prompt = self._bos + text[:start].removeprefix(self._bos)
+            yield self._turn(turn, prompt, part[2] or self.end_of_turn)
 
-    def _prompt(self, messages) -> str:
+    def _prompt(self, messages):
         return self.template([*map(self._history, messages)], add_generation_prompt=True)
 
-    def _history(self, message) -> dict[str, str]:
-        """A turn as the template takes it."""
+    def _history(self, message):
+        """A turn as the template takes it: a dictionary of texts."""
         if message.role != "assistant":
             return {"role": message.role, "content": self._encoder.protect(message.text)[0]}
         spans = turn_spans(message, self._encoder, self.tags)
@@ -213,8 +212,8 @@ class Renderer:
             turn |= {"content": answer.strip(), "reasoning_content": thought.strip()}
         return turn
 
-    def _turn(self, message, prompt, end_of_turn) -> Draft:
-        """A prompt, and what the model would have to generate after it, end of turn included."""
+    def _turn(self, message, prompt, end_of_turn):
+        """The draft of a prompt, and of what the model would have to generate after it, end of turn included."""
         opened = self.opens(prompt)
         flags = oddities(message.text, opened)
         spans = turn_spans(message, self._encoder, self.tags)
@@ -230,11 +229,10 @@ class Renderer:
             if lead.isspace():
                 spans.insert(0, Span(lead, Kind.ANSWER, spans[0].weight))
         # a turn without any weight is context, and so is its end
-        is_trained = any(span.weight for span in spans)
-        end = Span(end_of_turn, Kind.ANSWER, 1.0 if is_trained else 0.0)
+        end = Span(end_of_turn, Kind.ANSWER, float(any(span.weight for span in spans)))
         return Draft("", [Span(prompt, Kind.PROMPT, 0.0), *spans, end], flags)
 
-    def _continued(self, spans, flags, prompt) -> list[Span]:
+    def _continued(self, spans, flags, prompt):
         """The spans of a turn after a prompt that opens the thought: without the tag and white space that it holds."""
         opening = self.tags[0]
         if flags & {"untagged", "text before the thought"}:
@@ -250,11 +248,11 @@ class Renderer:
         return spans
 
 
-def _text(spans) -> str:
+def _text(spans):
     return "".join(span.text for span in spans)
 
 
-def _edges(spans, offsets) -> list[int] | None:
+def _edges(spans, offsets):
     """For each span the first token that reaches beyond it; None where a token straddles the end of a prompt."""
     edges = []
     end = 0

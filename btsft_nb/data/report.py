@@ -6,7 +6,7 @@ and are hostile: they are made visible.
 
 import json
 import reprlib
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from hashlib import blake2b
 
 import numpy as np
@@ -95,8 +95,8 @@ class Report:
         return "\n".join(map(visible, lines))
 
 
-def _counted(groups) -> list[str]:
-    """How many rows each group has, and the first six of them."""
+def _counted(groups):
+    """A line for each group: how many rows it has, and the first six of them."""
     return [
         f"{len(rows):,} (rows {reprlib.repr(rows)[1:-1]}): {name}"
         for name, rows in groups.items()
@@ -109,9 +109,8 @@ def figures(examples) -> dict:
     a completion, and a digest of the tokens."""
     n = len(examples)
     # all examples end to end
-    ids = pc.list_flatten(examples["input_ids"]).to_numpy()
-    kinds = pc.list_flatten(examples["kinds"]).to_numpy()
-    weights = pc.list_flatten(examples["weights"]).to_numpy()
+    names = ("input_ids", "kinds", "weights")
+    ids, kinds, weights = [pc.list_flatten(examples[name]).to_numpy() for name in names]
     lengths = pc.list_value_length(examples["input_ids"]).fill_null(0).to_numpy()
     # which example each token is of: one count over all tokens does for all examples
     example_of = np.repeat(np.arange(n), lengths)
@@ -173,13 +172,12 @@ def make_report(outcomes, source, added_tags=()) -> Report:
     )
 
 
-def _rows_by(outcomes, column) -> dict[str, list[int]]:
+def _rows_by(outcomes, column):
     """Value of a column -> the rows that have it."""
-    groups = outcomes.groupby(column, sort=False)["row"]
-    return {value: rows.tolist() for value, rows in groups}
+    return outcomes.groupby(column, sort=False)["row"].apply(list).to_dict()
 
 
-def _suspicious(kept) -> list[dict]:
+def _suspicious(kept):
     """The ten examples farthest from the medians, and those with an empty answer, worst first."""
     values = kept[list(_REASONS)]
     values = values.where(values > 0)
@@ -206,13 +204,6 @@ def _suspicious(kept) -> list[dict]:
         }
         for i in worst.index[worst > 0]
     ]
-
-
-def attach(examples: Dataset, report: Report) -> None:
-    """Keeps the report with a data set: in its description, which all that is made from it inherits."""
-    # select, shuffle, map, save_to_disk and pickle copy the description
-    examples.info.description = json.dumps(asdict(report))
-    examples.report = report
 
 
 def report_of(examples: Dataset) -> Report | None:

@@ -117,7 +117,7 @@ def load_rows(
     return held
 
 
-def _from_path(path, split, strict) -> Rows:
+def _from_path(path, split, strict):
     """The rows of a file, or of the folder of a saved data set."""
     path.stat()  # raises FileNotFoundError
     source = str(path)
@@ -140,7 +140,7 @@ def _from_path(path, split, strict) -> Rows:
     return Rows(lambda: _checked(rows, source, strict), source, name)
 
 
-def _json_lines(path) -> Iterator:
+def _json_lines(path):
     """The rows, or an error in place of a line that is none."""
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
@@ -167,7 +167,7 @@ def _parsed(content, path, place=""):
         raise RowError(problem, source=str(path)) from None
 
 
-def _parquet_rows(path) -> Iterator[dict]:
+def _parquet_rows(path):
     try:
         # A thousand rows at once are quick, and fit into memory.
         for batch in pyarrow.parquet.ParquetFile(path).iter_batches(batch_size=1024):
@@ -176,7 +176,7 @@ def _parquet_rows(path) -> Iterator[dict]:
         raise RowError(f"not readable as parquet: {error}", source=str(path)) from error
 
 
-def _checked(rows, source, strict) -> Iterator[dict | RowError]:
+def _checked(rows, source, strict):
     """The rows; in place of what is none, an error with its place, which is raised if `strict`."""
     # Rows are numbered from 0, bad ones included, so that numbers and ids stay when one is mended.
     for i, row in enumerate(rows):

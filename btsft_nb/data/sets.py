@@ -24,6 +24,6 @@ def overlap(examples: Dataset, others: Dataset) -> list[tuple[str, str]]:
     return [pair for pair in pairs if pair[1] is not None]
 
 
-def _prompt(example) -> tuple:
+def _prompt(example):
     tokens = zip(example["input_ids"], example["kinds"], strict=True)
     return tuple(token for token, kind in tokens if kind == Kind.PROMPT)

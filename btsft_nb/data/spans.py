@@ -2,7 +2,7 @@
 
 from bisect import bisect_right
 from dataclasses import dataclass, replace
-from itertools import accumulate, groupby, pairwise
+from itertools import accumulate, pairwise
 
 from .kinds import Kind
 from .messages import Block
@@ -79,7 +79,7 @@ def turn_spans(message, encoder, tags) -> list[Span]:
         for first, piece in zip([start, *cuts], pieces, strict=True):
             block = block_at[starts[bisect_right(starts, first) - 1]]
             # assistant turns weigh 1 unless their row says otherwise
-            weight = 1.0 if block.weight is None else float(block.weight)
+            weight = 1.0 if block.weight is None else block.weight
             spans.append(Span(piece, kind, weight, block))
     return spans
 
@@ -93,23 +93,19 @@ def joined(turns, example_id) -> Draft | None:
         before = "".join(span.text for span in whole.spans)
         if not prompt.text.startswith(before):
             return None
-        whole.spans += [replace(prompt, text=prompt.text[len(before) :]), *completion]
+        whole.spans += [replace(prompt, text=prompt.text.removeprefix(before)), *completion]
         whole.flags |= turn.flags
     return whole
 
 
 def named_blocks(spans, edges) -> list[dict]:
     """The named blocks in tokens; `edges` are the tokens between which the spans lie."""
-    tags = []
-    stretches = [
-        (span.block, start, stop)
-        for span, (start, stop) in zip(spans, pairwise(edges), strict=True)
-        if start < stop
-    ]
-    # the spans of one block are one stretch; prompts and ends of turns are of no block
-    for _, group in groupby(stretches, lambda stretch: id(stretch[0])):
-        run = list(group)
-        block = run[0][0]
-        if block and block.tag is not None:
-            tags.append({"tag": block.tag, "start": run[0][1], "stop": run[-1][2]})
-    return tags
+    tags = {}
+    for span, (start, stop) in zip(spans, pairwise(edges), strict=True):
+        block = span.block
+        # prompts and ends of turns are of no block
+        if start < stop and block and block.tag is not None:
+            # the spans of one block are one stretch, which ends where the last of them does
+            tag = tags.setdefault(id(block), {"tag": block.tag, "start": start})
+            tag["stop"] = stop
+    return list(tags.values())

@@ -62,8 +62,8 @@ def split(text: str) -> ThinkParts:
     if not open_tag and not close_tag:
         thought = ""
         answer = text
-    extra_opens = max(text.count(OPEN) - 1, 0)
-    extra_closes = text.count(CLOSE) - (1 if close_tag else 0)
+    extra_opens = text.count(OPEN) - bool(open_tag)
+    extra_closes = text.count(CLOSE) - bool(close_tag)
     return ThinkParts(before, open_tag, thought, close_tag, answer, extra_opens, extra_closes)
 
 
@@ -94,11 +94,9 @@ def retagged(text) -> tuple[list[str], str] | None:
 
     put(OPEN, *match.span(1))
     # A thought that does not end keeps its open tag, as one in think tags does.
-    closing = MARKERS[match[1]]
-    start = text.find(closing, match.end())
-    if start >= 0:
-        stop = start + len(closing)
-        put(CLOSE, start, stop)
-        for solution in _SOLUTION.finditer(text, stop):
+    closing = re.compile(re.escape(MARKERS[match[1]])).search(text, match.end())
+    if closing:
+        put(CLOSE, *closing.span())
+        for solution in _SOLUTION.finditer(text, closing.end()):
             put("", *solution.span())
     return pieces, f"{match[1]} -> {OPEN}"

@@ -42,16 +42,17 @@ def add_tags(tokenizer: PreTrainedTokenizerBase, tags: tuple[str, str] | None = 
     >>> bt.add_tags(tokenizer, ("<thought>", "</thought>"))
     ['<thought>', '</thought>']
     """
-    opening, closing = tags or think_tags(tokenizer)
-    if not opening.strip() or not closing.strip() or opening == closing:
-        raise ValueError(f"tags must be two different texts, as {THINK_TAGS}, got {tags!r}")
-    missing = [tag for tag in (opening, closing) if tag not in tokenizer.added_tokens_encoder]
+    tags = list(tags or think_tags(tokenizer))
+    # None of white space alone
+    if len({tag.strip() for tag in tags} - {""}) != 2:
+        raise ValueError(f"tags must be two different texts, as {THINK_TAGS}, got {tags}")
+    missing = [tag for tag in tags if tag not in tokenizer.added_tokens_encoder]
     # A tag that is normalized would not be found behind another one (Phi-3).
     tokenizer.add_tokens([AddedToken(tag, normalized=False) for tag in missing])
     # What stands in init_kwargs is saved with the tokenizer.
     added = [*tokenizer.init_kwargs.get("added_think_tags", []), *missing]
-    tokenizer.init_kwargs.update(think_tags=[opening, closing], added_think_tags=added)
-    return [tag for tag in added if tag in (opening, closing)]
+    tokenizer.init_kwargs.update(think_tags=tags, added_think_tags=added)
+    return [tag for tag in added if tag in tags]
 
 
 def tag_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[int, int]:
@@ -160,12 +161,12 @@ class Encoder:
         return plain
 
 
-def _is_control(content) -> bool:
+def _is_control(content):
     """Whether an added token is more than a run of spaces, or a character that a tokenizer lacked."""
     return len(content) > 1 and not content.isspace()
 
 
-def _with_spaces(token) -> str:
+def _with_spaces(token):
     """A pattern of a token and the white space that it takes along."""
     before = r"\s*" if token.lstrip else ""
     after = r"\s*" if token.rstrip else ""

@@ -7,7 +7,7 @@ from operator import index
 
 import numpy as np
 
-from ..checks import check_choice, check_number
+from ..checks import check_choice
 from .errors import unexpected
 from .formats import TRAINED
 from .kinds import Kind
@@ -29,8 +29,7 @@ def kind_factors(weights: dict | Callable | None) -> list[float]:
     for name, factor in weights.items():
         # Prompts are never trained, so they have no weight.
         check_choice("a key of weights", name, ("tag", "think", "answer"))
-        check_number(f"weights[{name!r}]", factor, -1e6, 1e6)
-        factors[Kind[name.upper()]] = float(factor)
+        factors[Kind[name.upper()]] = as_weight(factor, f"weights[{name!r}]")
     return factors
 
 
@@ -69,17 +68,18 @@ def cut_at_spans(message: Message, function: Callable, row: dict) -> Message:
     return replace(message, blocks=blocks)
 
 
-def _checked(span, length) -> tuple:
+def _checked(span, length):
     """A span that a user's function made in a text of this length: start, stop, weight and tag."""
     # The tag may be left out.
     try:
         start, stop, weight, tag = span if len(span) == 4 else (*span, None)
         is_inside = 0 <= index(start) <= index(stop) <= length
     except (TypeError, ValueError):
-        raise unexpected(span, "(start, stop, weight) or (..., tag)", "weights") from None
-    # A wrong weight or tag is refused here, not where the tokens are weighed.
+        is_inside = False
     if not is_inside:
-        raise unexpected(span, f"a span within {length:,} characters", "weights")
+        wanted = f"(start, stop, weight) or (..., tag) within {length:,} characters"
+        raise unexpected(span, wanted, "weights")
+    # A wrong weight or tag is refused here, not where the tokens are weighed.
     if tag is not None:
         as_text(tag, "weights")
     return start, stop, as_weight(weight, "weights"), tag

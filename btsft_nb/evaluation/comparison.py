@@ -70,8 +70,8 @@ class Comparison:
                 with suppress(ValueError):  # no prompt has both values
                     both = values[first][metric], values[name][metric]
                     rows.append({"metric": metric, "model": name} | paired_difference(*both))
-        columns = ["metric", "model", "value", "low", "high", "n"]
-        return pd.DataFrame(rows, columns=columns).set_index(["metric", "model"])
+        keys = ["metric", "model"]
+        return pd.DataFrame(rows, columns=[*keys, "value", "low", "high", "n"]).set_index(keys)
 
     def _repr_html_(self) -> str:
         return table(self.summaries).T.to_html(na_rep="\u2013")
@@ -128,13 +128,18 @@ def compare(
         wants_base = base and BEFORE not in samples
         samples |= _sample(name, path, rows, folder, wants_base, sampling)
     samples = {name: samples[name] for name in (BEFORE, *runs) if name in samples}
-    options = {"answer": answer, "text_scores": text_scores}
     summaries = {
-        name: evaluate(records, references, way_of, **options) for name, records in samples.items()
+        name: evaluate(records, references, way_of, answer=answer, text_scores=text_scores)
+        for name, records in samples.items()
     }
-    settings = {"test": rows.source, "prompts": len(rows), **sampling, "answer": answer}
-    settings["date"] = datetime.now(UTC).isoformat(timespec="seconds")
-    settings["versions"] = versions(["btsft_nb", "torch", "transformers", "peft", "bitsandbytes"])
+    settings = {
+        "test": rows.source,
+        "prompts": len(rows),
+        **sampling,
+        "answer": answer,
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "versions": versions(["btsft_nb", "torch", "transformers", "peft", "bitsandbytes"]),
+    }
     comparison = Comparison(summaries, configs, samples, references, settings, folder)
     record = {"settings": settings, "configs": configs, "summaries": summaries}
     record["differences"] = comparison.differences().reset_index().to_dict("records")

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Sequence
 
-import numpy as np
 import pandas as pd
 
 from ..data.kinds import Kind
@@ -12,7 +11,9 @@ from .intervals import sums_interval
 
 
 def nll_by_kind(
-    examples: Sequence[dict], scores: Sequence[dict], blurred: Sequence[np.ndarray] | None = None
+    examples: Sequence[dict],
+    scores: Sequence[dict],
+    blurred: Sequence[Sequence[bool]] | None = None,
 ) -> dict[str, dict]:
     """Perplexity of the supervised tokens (weight other than 0) of each kind, unweighted.
 
@@ -41,7 +42,7 @@ def nll_by_kind(
     tables = []
     for i, (example, score) in enumerate(zip(examples, scores, strict=True)):
         table = pd.DataFrame({"kind": example["kinds"], "weight": example["weights"]})
-        table["nats"] = -np.asarray(score["log_probs"], dtype=float)
+        table["nats"] = -pd.Series(score["log_probs"], dtype=float)
         table["is blurred"] = False if blurred is None else blurred[i]
         tables.append(table.assign(example=i, tokens=1))
     tokens = pd.concat(tables)

@@ -16,8 +16,19 @@ from .answers import is_correct, parse
 _TEXTS = 8  # of a model for a prompt are shown
 _DIALS = ("base_model", "qlora", "data", "examples", "threshold", "beta", "anchor")
 # where a run lies and what it shows and sends while it trains: nothing that made the model another one
-_UNRELATED = ("output_dir", "log", "run_name", "report_to", "disable_tqdm", "project", "trackio_")
-_UNRELATED += ("hub_", "push_to_hub", "adapter.peft_version", "adapter.inference_mode")
+_UNRELATED = (
+    "output_dir",
+    "log",
+    "run_name",
+    "report_to",
+    "disable_tqdm",
+    "project",
+    "trackio_",
+    "hub_",
+    "push_to_hub",
+    "adapter.peft_version",
+    "adapter.inference_mode",
+)
 
 
 def page(comparison) -> str:

@@ -200,7 +200,7 @@ class _Draw(lp.LogitsProcessor):
             number = (record["prompt"] << 32) + record["sample"]
             philox = np.random.Philox(key=np.array([settings.seed, number], np.uint64))
             draws.append(np.random.Generator(philox).random(settings.max_new_tokens))
-        self.draws = torch.from_numpy(np.stack(draws)).to(prompts.device)  # (B, max_new_tokens)
+        self.draws = torch.tensor(np.stack(draws), device=prompts.device)  # (B, max_new_tokens)
         self.prompt_length = prompts.shape[1]
         self.warpers = lp.LogitsProcessorList()
         for warper, value in (
@@ -228,7 +228,7 @@ def _generate(model, renderer, jobs, settings) -> list[dict]:
     stops = renderer.stop_ids(model)
     config = GenerationConfig(
         max_new_tokens=settings.max_new_tokens,
-        no_repeat_ngram_size=settings.no_repeat_ngram_size or 0,
+        no_repeat_ngram_size=settings.no_repeat_ngram_size,
         eos_token_id=stops,
         pad_token_id=tokenizer.pad_token_id,
         do_sample=False,

@@ -1,6 +1,6 @@
 """Scoring the tokens of prepared examples."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import contextmanager
 
 import torch
@@ -17,7 +17,7 @@ _TOP = 5  # alternatives to each token
 
 
 @contextmanager
-def eval_mode(model) -> Iterator[None]:
+def eval_mode(model):
     """Within, the model does not train; then it is in the mode in which it was, whatever happened."""
     was_training = model.training
     model.eval()

@@ -170,9 +170,8 @@ def references_of(rows: Sequence[dict | str], how: str = "auto") -> list[str] | 
             raise RowError(str(error), source=source, row=i) from None
     n_absent = answers.count(None)
     if 0 < n_absent < len(answers):
-        first = answers.index(None)
         raise ValueError(
-            f"{source}: {n_absent} of {len(answers)} rows have no answer, the first is row {first}"
+            f"{source}: {n_absent} of {len(answers)} rows have no answer, the first is row {answers.index(None)}"
         )
     return None if n_absent else answers
 
@@ -192,4 +191,4 @@ def table(summaries: dict[str, dict]) -> pd.DataFrame:
         }
         for model, summary in summaries.items()
     }
-    return pd.DataFrame.from_dict(rows, orient="index")
+    return pd.DataFrame(rows).T

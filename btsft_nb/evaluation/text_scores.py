@@ -6,7 +6,6 @@ imported when they are needed.
 
 from collections.abc import Sequence
 
-import numpy as np
 import pandas as pd
 
 from .intervals import interval, sums_interval
@@ -35,7 +34,7 @@ def bleu(texts: Sequence[str | Sequence[str]], references: Sequence[str]) -> dic
         score = metric.corpus_score(pairs["text"].tolist(), [pairs["reference"].tolist()])
         sums.append([score.sys_len, score.ref_len, *score.counts, *score.totals])
 
-    def corpus(total: np.ndarray) -> float:
+    def corpus(total):
         lengths = total[:2].astype(int).tolist()
         counts, totals = total[2:].reshape(2, -1).tolist()
         return metric.compute_bleu(counts, totals, *lengths, metric.smooth_method).score

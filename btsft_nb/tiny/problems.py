@@ -20,7 +20,7 @@ TEACHER_WAY = "split"
 SIZES = {"pretrain": 64_000, "teacher": 1_000, "messy": 1_000, "test": 200}
 OPERATIONS = {"add": operator.add, "subtract": operator.sub, "multiply": operator.mul}
 _SYMBOLS = {"add": "+", "subtract": "-", "multiply": "*"}
-_INVERSE = {"add": "-", "subtract": "+", "multiply": "/"}
+_INVERSE = {"+": "-", "-": "+", "*": "/"}
 _LIMITS = {"add": (11, 59, 19), "subtract": (21, 79, 19), "multiply": (3, 9, 9)}
 _NAMES = ("Ann", "Ben", "Eva", "Ivo", "Lea", "Max", "Mia", "Tom")
 _THINGS = ("apples", "books", "cards", "coins", "eggs", "pens", "shells", "stamps")
@@ -86,7 +86,7 @@ def think(way: str, operation: str, a: int, b: int, wording: int) -> str:
         second=b - first,
         steps=steps if wording else steps.replace(",", "."),
         stops=", ".join(str(calculate(a, k)) for k in counted),
-        back=f"{c}{_INVERSE[operation]}{b}={a}",
+        back=f"{c}{_INVERSE[symbol]}{b}={a}",
     )
 
 

@@ -26,6 +26,7 @@ from traitlets import (
 )
 from transformers import PreTrainedTokenizerBase
 
+from ..checks import check_keys
 from ..objective import BETA, THRESHOLD
 from ..objective.blur import UNITS
 from .inspector_data import VIEWS, ShownExample, check_match
@@ -46,21 +47,21 @@ class TokenInspector(anywidget.AnyWidget):
         score: what `score` returns for them. The views loss, probability and gradient need it, kl needs one made with
             `kl=True`; so does the strip that shows where the tags are expected.
         compare: what `score` returns for another model; the view change needs it.
-        view: one of kind, weight, blur (the draws), loss (weight times nll, as it enters the sum), probability, kl (to
-            the reference), change (log-probability, minus that of `compare`) and gradient: half the summed absolute
-            gradient by the logits, |weight| (1 - p) / N of the nll, and beta times that of the format. Loss and
-            gradient are those of `negative="nll"`.
-        threshold, beta, epoch, unit, keep_first, seed: as in training, so that the same tokens are blurred; with
-            `resample="never"` epoch 0 stands for all.
-        editable: whether the weight of selected tokens can be set. The prompt keeps its own.
-        index: the example to show first.
+        dials: `view`, by default "kind": one of kind, weight, blur (the draws), loss (weight times nll, as it enters the
+            sum), probability, kl (to the reference), change (log-probability, minus that of `compare`) and gradient:
+            half the summed absolute gradient by the logits, |weight| (1 - p) / N of the nll, and beta times that of
+            the format. Loss and gradient are those of `negative="nll"`.
+            `threshold`, `beta`, `epoch`, `unit`, `keep_first`, `seed`: as in training, with its defaults, so that the
+            same tokens are blurred; with `resample="never"` epoch 0 stands for all.
+            `editable`, by default False: whether the weight of selected tokens can be set. The prompt keeps its own.
+            `index`, by default 0: the example to show first.
 
     The traits `threshold`, `beta`, `epoch`, `unit`, `view`, `index`, `selection` ([start, stop] in tokens, or empty)
     and `edits` (a list of [index, start, stop, weight]) follow what is done in the browser, and can be set and
     observed. `example` has the edited weights, and trains as it is: `datasets.Dataset.from_list([inspector.example])`.
 
     Raises:
-        ValueError: for an unknown view, one that lacks its score, scores of other examples, or an index too large.
+        ValueError: for an unknown dial or view, a view that lacks its score, scores of other examples, or an index too large.
         TraitError: for a dial or an edit out of its range.
 
     >>> tokenizer = bt.load_tokenizer("tiny")
@@ -81,12 +82,12 @@ class TokenInspector(anywidget.AnyWidget):
     views = Dict().tag(sync=True)  # name -> explanation, of those that can be shown
     count = Int().tag(sync=True)
     index = Int(min=0).tag(sync=True)
-    view = Unicode().tag(sync=True)
-    threshold = Float(min=0, max=1).tag(sync=True)
-    beta = Float(min=0, max=1e6).tag(sync=True)
+    view = Unicode("kind").tag(sync=True)
+    threshold = Float(THRESHOLD, min=0, max=1).tag(sync=True)
+    beta = Float(BETA, min=0, max=1e6).tag(sync=True)
     epoch = Int(min=0, max=2**32 - 1).tag(sync=True)
-    unit = Enum(UNITS).tag(sync=True)
-    seed = Int(min=0, max=2**32 - 1)
+    unit = Enum(UNITS, "token").tag(sync=True)
+    seed = Int(42, min=0, max=2**32 - 1)
     keep_first = Int(min=0)
     editable = Bool().tag(sync=True)
     selection = List(Int(min=0)).tag(sync=True)
@@ -103,16 +104,9 @@ class TokenInspector(anywidget.AnyWidget):
         *,
         score: dict | Sequence[dict] | None = None,
         compare: dict | Sequence[dict] | None = None,
-        view: str = "kind",
-        threshold: float = THRESHOLD,
-        beta: float = BETA,
-        epoch: int = 0,
-        unit: str = "token",
-        keep_first: int = 0,
-        seed: int = 42,
-        editable: bool = False,
-        index: int = 0,
+        **dials,
     ):
+        check_keys(dials, self.class_trait_names())
         self._examples = _listed(examples)
         self._tokenizer = tokenizer
         if not len(self._examples):
@@ -124,15 +118,7 @@ class TokenInspector(anywidget.AnyWidget):
             css=css_variables() + Path(__file__).with_suffix(".css").read_text(encoding="utf-8"),
             views={name: VIEWS[name]._asdict() for name in VIEWS if name in available},
             count=len(self._examples),
-            view=view,
-            threshold=threshold,
-            beta=beta,
-            epoch=epoch,
-            unit=unit,
-            keep_first=keep_first,
-            seed=seed,
-            editable=editable,
-            index=index,
+            **dials,
         )
         self._follow()
 
@@ -171,8 +157,9 @@ class TokenInspector(anywidget.AnyWidget):
 
     def _at(self, index):
         edits = [edit[1:] for edit in self.edits if edit[0] == index]
-        scores = (self._scores[index], self._others[index])
-        return ShownExample(self._examples[index], self._tokenizer, *scores, edits)
+        return ShownExample(
+            self._examples[index], self._tokenizer, self._scores[index], self._others[index], edits
+        )
 
     @property
     def example(self) -> dict:
@@ -235,15 +222,15 @@ class TokenInspector(anywidget.AnyWidget):
 
     def _state(self, indices):
         """What a page needs to do without Python."""
-        epochs = sorted({0, 1, 2, 3, 4, self.epoch})
+        epochs = sorted({*range(5), self.epoch})
         examples = []
         for index in indices:
             shown = self._at(index)
             draws = shown.page_draws(self.seed, epochs, self.keep_first, self.threshold)
             examples.append({**shown.browser_data(), "values": shown.json_values(), "draws": draws})
         names = ("css", "count", "index", "views", "view", "threshold", "beta", "epoch", "unit")
-        own = {"epochs": epochs, "examples": examples, "first": indices.start}
-        return {**self.get_state(names), **own}
+        state = self.get_state(names)
+        return state | {"epochs": epochs, "examples": examples, "first": indices.start}
 
     @property
     def share(self):
