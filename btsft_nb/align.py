@@ -24,7 +24,7 @@ from .data.errors import RowError
 from .data.formats import to_prompt
 from .data.render import Renderer
 from .data.think import CLOSE, OPEN
-from .evaluation.answers import Parsed, is_correct, parse
+from .evaluation.answers import is_correct, parse, parse_record
 from .evaluation.diversity import self_bleus
 from .evaluation.summary import references_of
 from .models.adapters import without_old_torchao
@@ -69,7 +69,7 @@ def load_policy(
     return model, tokenizer
 
 
-def _save(model, record, folder, *args, is_main_process=True, **kwargs) -> None:
+def _save(model, record, folder, *args, is_main_process=True, **kwargs):
     """As PeftModel's, by default of the policy's adapter alone; and what it takes to load that on its base."""
     kwargs = {"selected_adapters": ["default"], "save_embedding_layers": False} | kwargs
     PeftModel.save_pretrained(model, folder, *args, is_main_process=is_main_process, **kwargs)
@@ -101,7 +101,7 @@ def prompt_rows(
     return Dataset.from_dict(columns)
 
 
-def _prompts(renderer, rows) -> list[str]:
+def _prompts(renderer, rows):
     """The generation prompts of rows, as the texts that a tokenizer's own call turns into the right ids."""
     tokenizer = renderer.tokenizer
     prompts = []
@@ -188,10 +188,10 @@ def preference_pairs(
     return Dataset.from_pandas(pairs, preserve_index=False)
 
 
-def _judged(sample, text, references, by, answer) -> dict:
+def _judged(sample, text, references, by, answer):
     """A sample's prompt, its text, what it is worth, and the fault for which it takes no part, or None."""
     number = sample["prompt"]
-    parsed = parse(sample["text"], prefilled=sample["prefilled"])
+    parsed = parse_record(sample)
     score = not parsed.problem
     if by == "answer":
         score = is_correct(parsed.answer, references[number], answer)
@@ -204,7 +204,7 @@ def _judged(sample, text, references, by, answer) -> dict:
     return {"prompt": number, "text": text, "score": score, "fault": fault}
 
 
-def _completion(renderer, prompts, sample) -> str | None:
+def _completion(renderer, prompts, sample):
     """A sample's text with its end of turn; None where that has other tokens than were sampled."""
     number = sample["prompt"]
     prompt = prompts[number] if number < len(prompts) else ""
@@ -263,13 +263,13 @@ class Rewards:
                     rewards[i] = None if score is None else 1 - score
         return rewards
 
-    def _parsed(self, prompts, completion_ids) -> list[Parsed]:
+    def _parsed(self, prompts, completion_ids):
+        """Each completion as `parse` returns it."""
         renderer = self._renderer
         parsed = []
         for prompt, ids in zip(prompts, completion_ids, strict=True):
             if not isinstance(prompt, str):  # a conversation
                 prompt = renderer.prompt_text(to_prompt({"messages": prompt}))
             text, stop = renderer.read(list(ids), renderer.stop_ids())
-            prefilled = renderer.opens(prompt)
-            parsed.append(parse(text, prefilled=prefilled, finished=stop is not None))
+            parsed.append(parse(text, prefilled=renderer.opens(prompt), finished=stop is not None))
         return parsed

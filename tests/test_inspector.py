@@ -243,6 +243,12 @@ def test_a_dial_out_of_its_range_is_named(tiny_tokenizer, example, dial):
         TokenInspector(example, tiny_tokenizer, **dial)
 
 
+def test_an_unknown_dial_is_named(tiny_tokenizer, example):
+    """With the nearest one."""
+    with pytest.raises(ValueError, match="'treshold', did you mean 'threshold'"):
+        TokenInspector(example, tiny_tokenizer, treshold=0.5)
+
+
 def test_scores_of_other_examples_are_refused(tiny_tokenizer, example, scores):
     """By number and by length; so is an index beyond the end, and nothing to show."""
     with pytest.raises(ValueError, match=r"score must have one for each of the 2 examples"):

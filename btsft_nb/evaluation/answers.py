@@ -84,6 +84,11 @@ def parse(text: str, *, prefilled: bool = False, finished: bool = True) -> Parse
     return Parsed(thought, answer, problem)
 
 
+def parse_record(record: dict) -> Parsed:
+    """`parse` of a record of `sample`."""
+    return parse(record["text"], prefilled=record["prefilled"], finished=record["finished"])
+
+
 # ---------------------------------------------------------------------------------------------- reading
 
 
@@ -178,7 +183,8 @@ def _last_number(text):
     return None if compound else _fraction(*number)
 
 
-def _fraction(sign, whole, over, under) -> Fraction | None:
+def _fraction(sign, whole, over, under):
+    """The Fraction that the groups of `_NUMBER` stand for; None where that is none."""
     try:
         whole, over, under = (re.sub(r"[,\s]", "", part or "") for part in (whole, over, under))
         value = Fraction(whole or 0) + Fraction(over) / Fraction(under or 1)

@@ -73,7 +73,7 @@ class Comparison:
         keys = ["metric", "model"]
         return pd.DataFrame(rows, columns=[*keys, "value", "low", "high", "n"]).set_index(keys)
 
-    def _repr_html_(self) -> str:
+    def _repr_html_(self):
         return table(self.summaries).T.to_html(na_rep="\u2013")
 
 
@@ -132,14 +132,9 @@ def compare(
         name: evaluate(records, references, way_of, answer=answer, text_scores=text_scores)
         for name, records in samples.items()
     }
-    settings = {
-        "test": rows.source,
-        "prompts": len(rows),
-        **sampling,
-        "answer": answer,
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "versions": versions(["btsft_nb", "torch", "transformers", "peft", "bitsandbytes"]),
-    }
+    settings = {"test": rows.source, "prompts": len(rows), **sampling, "answer": answer}
+    settings["date"] = datetime.now(UTC).isoformat(timespec="seconds")
+    settings["versions"] = versions(["btsft_nb", "torch", "transformers", "peft", "bitsandbytes"])
     comparison = Comparison(summaries, configs, samples, references, settings, folder)
     record = {"settings": settings, "configs": configs, "summaries": summaries}
     record["differences"] = comparison.differences().reset_index().to_dict("records")
@@ -148,8 +143,8 @@ def compare(
     return comparison
 
 
-def _by_name(runs) -> dict[str, Path]:
-    """Name -> folder of each run. A name is that of a file in the report's folder as well."""
+def _by_name(runs):
+    """Name -> folder, a Path, of each run. A name is that of a file in the report's folder as well."""
     pairs = runs.items() if isinstance(runs, dict) else [(Path(r).resolve().name, r) for r in runs]
     if not pairs:
         raise ValueError("no runs to compare")
@@ -162,7 +157,7 @@ def _by_name(runs) -> dict[str, Path]:
     return {name: Path(folder) for name, folder in pairs}
 
 
-def _config(folder) -> dict:
+def _config(folder):
     """What is known of a run: base model, data, and every argument of adapter and training; its folder as given."""
     config = {}
     with suppress(FileNotFoundError):  # a model's folder is no run
@@ -178,8 +173,8 @@ def _config(folder) -> dict:
     return config | {"output_dir": str(folder)}
 
 
-def _sample(name, path, rows, folder, wants_base, sampling) -> dict[str, list[dict]]:
-    """The samples of a run; and of the model under its adapters, where that is wanted and it has any."""
+def _sample(name, path, rows, folder, wants_base, sampling):
+    """Name -> the samples of a run; and of the model under its adapters, where that is wanted and it has any."""
     gc.collect()  # the model before
     model, tokenizer = load_model(path)
     samples = {}

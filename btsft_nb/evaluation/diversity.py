@@ -18,7 +18,8 @@ def words(text: str) -> list[str]:
     return re.findall(r"\w+|[^\w\s]", text)
 
 
-def _ngrams(text, n) -> list[tuple[str, ...]]:
+def _ngrams(text, n):
+    """A list of tuples of n words."""
     split = words(text)
     return [tuple(split[i : i + n]) for i in range(len(split) - n + 1)]
 

@@ -49,8 +49,8 @@ def sums_interval(
     for _ in range(40):
         picks = rng.integers(n, size=(50, n))
         drawn += [statistic(total) for total in sums[picks].sum(axis=1)]
-    low, high = np.percentile(drawn, [2.5, 97.5])
-    return {"value": float(statistic(sums.sum(0))), "low": float(low), "high": float(high), "n": n}
+    low, high = np.percentile(drawn, [2.5, 97.5]).tolist()
+    return {"value": float(statistic(sums.sum(0))), "low": low, "high": high, "n": n}
 
 
 def paired_difference(values_a: Sequence[float | None], values_b: Sequence[float | None]) -> dict:

@@ -57,7 +57,7 @@ def nll_by_kind(
     }
 
 
-def _ratio(table, unit, scale=float) -> dict:
+def _ratio(table, unit, scale=float):
     """Nats per unit, scaled, with its interval over examples."""
     sums = table.groupby("example")[["nats", unit]].sum()
     return sums_interval(sums, lambda total: scale(total[0] / total[1]))

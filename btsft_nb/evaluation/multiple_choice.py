@@ -87,7 +87,8 @@ def render_questions(tokenizer, questions: Sequence[dict]) -> list[Question]:
     return rendered
 
 
-def _render(renderer, row) -> Question:
+def _render(renderer, row):
+    """The Question of a row."""
     if not isinstance(row, dict):
         raise unexpected(row, "question, choices and answer")
     options = row.get("choices")
@@ -112,5 +113,6 @@ def _render(renderer, row) -> Question:
     for option in options:
         turns = [user, reply | {"content": [{"text": option, "tag": "option"}]}]
         examples += map(vars, renderer.examples(to_messages({"messages": turns}), ""))
-    record = {"question": row["question"], "choices": options, "answer": right[0]}
-    return Question(record | {"bytes": [len(option.encode()) for option in options]}, examples)
+    sizes = [len(option.encode()) for option in options]
+    record = {"question": row["question"], "choices": options, "answer": right[0], "bytes": sizes}
+    return Question(record, examples)

@@ -11,7 +11,7 @@ from pathlib import Path
 from jinja2 import Environment
 
 from ..text import visible
-from .answers import is_correct, parse
+from .answers import is_correct, parse_record
 
 _TEXTS = 8  # of a model for a prompt are shown
 _DIALS = ("base_model", "qlora", "data", "examples", "threshold", "beta", "anchor")
@@ -48,7 +48,7 @@ def page(comparison) -> str:
     )
 
 
-def _configuration(configs: dict[str, dict]) -> dict[str, list[str] | None]:
+def _configuration(configs):
     """Setting -> its value in each run, for the dials and what differs; None for what is equal in all runs."""
     rows = {}
     names = dict.fromkeys(name for config in configs.values() for name in config)
@@ -64,7 +64,7 @@ def _configuration(configs: dict[str, dict]) -> dict[str, list[str] | None]:
     return rows
 
 
-def _prompt(comparison, number: int) -> dict:
+def _prompt(comparison, number):
     """A prompt, its right answer, and the different texts of each model, the most frequent first."""
     reference = None if comparison.references is None else comparison.references[number]
     models = {}
@@ -72,8 +72,7 @@ def _prompt(comparison, number: int) -> dict:
         records = [record for record in records if record["prompt"] == number]
         equal = defaultdict(list)
         for record in records:
-            form = {"prefilled": record["prefilled"], "finished": record["finished"]}
-            equal[record["text"], parse(record["text"], **form)].append(record["sample"])
+            equal[record["text"], parse_record(record)].append(record["sample"])
         texts = []
         for (text, parsed), samples in equal.items():
             is_right = None

@@ -1,7 +1,6 @@
 """Sampling completions: prompts -> records of what a model answers, and the file that they go to."""
 
 import json
-import logging
 import math
 import os
 from collections.abc import Sequence
@@ -17,7 +16,7 @@ import torch
 from peft import PeftModel
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.generation import logits_process as lp
-from transformers.utils.logging import tqdm
+from transformers.utils.logging import get_logger, tqdm
 
 from ..checks import check_number
 from ..data.errors import RowError
@@ -151,11 +150,11 @@ def sampling_jobs(renderer, prompts, settings: SamplingSettings) -> list[tuple[l
         jobs += [(ids, record | {"sample": k}) for k in range(settings.n)]
     if n_cut:
         text = f"{n_cut} of {i + 1} prompts were cut to max_prompt_length"
-        logging.getLogger(__name__).warning_once(text)
+        get_logger(__name__).warning_once(text)
     return jobs
 
 
-def _key(model, adapters, settings, jobs) -> str:
+def _key(model, adapters, settings, jobs):
     """Tells a call of `sample` from others; and a model from itself before some training.
 
     Of the model it takes up to 1,000 numbers of each parameter, those of adapters that are off left out.
@@ -172,7 +171,7 @@ def _key(model, adapters, settings, jobs) -> str:
     return digest.hexdigest()
 
 
-def _read(path, key) -> list[dict]:
+def _read(path, key):
     """The records of a file; a last line that was cut off goes.
 
     Raises ValueError for a file of anything else.
@@ -220,7 +219,7 @@ class _Draw(lp.LogitsProcessor):
         return torch.full_like(scores, -torch.inf).scatter(1, token, 0.0)
 
 
-def _generate(model, renderer, jobs, settings) -> list[dict]:
+def _generate(model, renderer, jobs, settings):
     """The records of some jobs."""
     tokenizer = renderer.tokenizer
     prompts = {"input_ids": [ids for ids, _ in jobs]}

@@ -85,7 +85,7 @@ def score(
 
 
 @torch.no_grad()
-def _token_values(forward, model, batch, kl) -> dict[str, torch.Tensor]:
+def _token_values(forward, model, batch, kl):
     """(T, ...) values of each token; 0 for the first one, which nothing predicts."""
     positions = torch.ones_like(batch["input_ids"], dtype=torch.bool)
     positions[:, 0] = False
@@ -117,13 +117,13 @@ def _token_values(forward, model, batch, kl) -> dict[str, torch.Tensor]:
     return {name: torch.cat([torch.zeros_like(x[:1]), x]) for name, x in values.items()}
 
 
-def _log_probs(forward, hidden) -> torch.Tensor:
-    """(R, V), finite also where a model forbids tokens."""
+def _log_probs(forward, hidden):
+    """(R, V) of hidden states, finite also where a model forbids tokens."""
     log_probs = forward.logits(hidden).double().log_softmax(-1)
     return log_probs.clamp(min=torch.finfo(log_probs.dtype).min)
 
 
-def _format_values(log_tags, completions) -> dict[str, torch.Tensor]:
+def _format_values(log_tags, completions):
     """What the format term makes of (T, 3) log-probabilities of open tag, close tag and anything else."""
     logits = log_tags.T[:, None].clone().requires_grad_()
     reward = logits.new_ones(1)

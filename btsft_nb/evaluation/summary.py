@@ -7,7 +7,7 @@ import pandas as pd
 
 from ..data.errors import RowError
 from ..data.formats import reference_of
-from .answers import compare, extract, majority, parse, right_answer
+from .answers import compare, extract, majority, parse_record, right_answer
 from .diversity import copied_ngrams, distinct_n, self_bleu, way_entropy
 from .intervals import interval
 from .text_scores import bleu, rouge
@@ -81,15 +81,15 @@ def evaluate(
     frame = _judged(samples, references, way_of, answer)
     if training is not None:
         frame["copied"] = pd.Series(copied_ngrams(frame["thought"], training), frame.index, float)
-    groups = [group for _, group in frame.groupby("prompt")]
-    rows = [_prompt_values(group) for group in groups]
+    groups = frame.groupby("prompt")
+    rows = [_prompt_values(group) for _, group in groups]
     values = {
         name: [None if pd.isna(row[name]) else float(row[name]) for row in rows] for name in rows[0]
     }
     intervals = {name: interval(column) for name, column in values.items()}
     metrics = {name: found for name, found in intervals.items() if found}
     if text_scores:
-        answers = [list(group["answer"]) for group in groups]
+        answers = groups["answer"].agg(list)
         metrics |= {"bleu": bleu(answers, references)} | rouge(answers, references)
     return {
         "metrics": metrics,
@@ -102,13 +102,13 @@ def evaluate(
     }
 
 
-def _judged(samples, references, way_of, how) -> pd.DataFrame:
+def _judged(samples, references, way_of, how):
     """A row for each sample: its thought, answer, problem and way of thinking, and what is told of its answer."""
     if references is not None:
         rights = [right_answer(str(reference), how) for reference in references]
     rows = []
     for record in samples:
-        parsed = parse(record["text"], prefilled=record["prefilled"], finished=record["finished"])
+        parsed = parse_record(record)
         row = record | vars(parsed)
         # the thoughts that count as different: those of completions that keep the format
         row["kept thought"] = None if parsed.problem else " ".join(parsed.thought.split())
@@ -124,8 +124,8 @@ def _judged(samples, references, way_of, how) -> pd.DataFrame:
     return pd.DataFrame(rows, dtype=object).sort_values(["prompt", "sample"])
 
 
-def _prompt_values(group: pd.DataFrame) -> dict[str, float | None]:
-    """The metrics of one prompt's samples."""
+def _prompt_values(group):
+    """Name -> value, the metrics of one prompt's samples."""
     n = len(group)
     thoughts = [thought for thought in group["thought"] if thought]
     values = {

@@ -88,22 +88,28 @@ def bert_score(
     from bert_score import score
 
     pairs = _pairs(texts, references)
-    both = [pairs["text"].tolist(), pairs["reference"].tolist()]
-    precision, recall, f1 = score(*both, model_type=model, num_layers=num_layers)
+    precision, recall, f1 = score(
+        pairs["text"].tolist(),
+        pairs["reference"].tolist(),
+        model_type=model,
+        num_layers=num_layers,
+    )
     return _means(pairs, pd.DataFrame({"precision": precision, "recall": recall, "f1": f1}))
 
 
-def _pairs(texts, references) -> pd.DataFrame:
+def _pairs(texts, references):
     """A row for each text: its prompt, text and reference."""
     samples = [[text] if isinstance(text, str) else list(text) for text in texts]
     if len(samples) != len(references) or [] in samples:
         raise ValueError(f"{len(references)} references need a text or more each, got {samples}")
+    rows = []
+    for i, texts in enumerate(samples):
+        rows += [{"prompt": i, "text": text, "reference": references[i]} for text in texts]
     # as objects: pandas' own strings cannot hold half a character
-    prompts = pd.DataFrame({"text": samples, "reference": references}, dtype=object)
-    return prompts.rename_axis("prompt").explode("text")
+    return pd.DataFrame(rows, dtype=object)
 
 
-def _means(pairs, scores) -> dict[str, dict]:
+def _means(pairs, scores):
     """Of each column of scores the mean over prompts, first over a prompt's samples, with its interval."""
-    by_prompt = scores.groupby(pairs.index).mean()
+    by_prompt = scores.groupby(pairs["prompt"]).mean()
     return {name: interval(by_prompt[name].tolist()) for name in by_prompt}

@@ -221,8 +221,9 @@ class TrackChoices(Probe):
     def _measure(self, trainer, model):
         fields = {"accuracy": "correct_raw", "accuracy_normalised": "correct_normalised"}
         try:
-            forward = trainer.head_forward
-            records = answer_questions(forward, model, self.pad_token_id, self.questions)
+            records = answer_questions(
+                trainer.head_forward, model, self.pad_token_id, self.questions
+            )
         except FloatingPointError:
             return [], dict.fromkeys(fields, math.nan)
         return records, {

@@ -47,10 +47,10 @@ class TokenInspector(anywidget.AnyWidget):
         score: what `score` returns for them. The views loss, probability and gradient need it, kl needs one made with
             `kl=True`; so does the strip that shows where the tags are expected.
         compare: what `score` returns for another model; the view change needs it.
-        dials: `view`, by default "kind": one of kind, weight, blur (the draws), loss (weight times nll, as it enters the
-            sum), probability, kl (to the reference), change (log-probability, minus that of `compare`) and gradient:
-            half the summed absolute gradient by the logits, |weight| (1 - p) / N of the nll, and beta times that of
-            the format. Loss and gradient are those of `negative="nll"`.
+        dials: `view`, by default "kind": one of kind, weight, blur (the draws), loss (weight times nll, as it enters
+            the sum), probability, kl (to the reference), change (log-probability, minus that of `compare`) and
+            gradient: half the summed absolute gradient by the logits, |weight| (1 - p) / N of the nll, and beta times
+            that of the format. Loss and gradient are those of `negative="nll"`.
             `threshold`, `beta`, `epoch`, `unit`, `keep_first`, `seed`: as in training, with its defaults, so that the
             same tokens are blurred; with `resample="never"` epoch 0 stands for all.
             `editable`, by default False: whether the weight of selected tokens can be set. The prompt keeps its own.
@@ -61,7 +61,8 @@ class TokenInspector(anywidget.AnyWidget):
     observed. `example` has the edited weights, and trains as it is: `datasets.Dataset.from_list([inspector.example])`.
 
     Raises:
-        ValueError: for an unknown dial or view, a view that lacks its score, scores of other examples, or an index too large.
+        ValueError: for an unknown dial or view, a view that lacks its score, scores of other examples, or an index
+            too large.
         TraitError: for a dial or an edit out of its range.
 
     >>> tokenizer = bt.load_tokenizer("tiny")
@@ -134,8 +135,10 @@ class TokenInspector(anywidget.AnyWidget):
     def _check_view(self, proposal):
         view = proposal["value"]
         if view not in self.views:
-            others = "score=bt.score(..., kl=True) and compare= bring others"
-            raise ValueError(f"view={view!r} is none of {', '.join(self.views)}; {others}")
+            raise ValueError(
+                f"view={view!r} is none of {', '.join(self.views)}; "
+                "score=bt.score(..., kl=True) and compare= bring others"
+            )
         return view
 
     @validate("index")
@@ -229,8 +232,8 @@ class TokenInspector(anywidget.AnyWidget):
             draws = shown.page_draws(self.seed, epochs, self.keep_first, self.threshold)
             examples.append({**shown.browser_data(), "values": shown.json_values(), "draws": draws})
         names = ("css", "count", "index", "views", "view", "threshold", "beta", "epoch", "unit")
-        state = self.get_state(names)
-        return state | {"epochs": epochs, "examples": examples, "first": indices.start}
+        own = {"epochs": epochs, "examples": examples, "first": indices.start}
+        return self.get_state(names) | own
 
     @property
     def share(self):

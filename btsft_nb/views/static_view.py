@@ -22,19 +22,9 @@ def static_view(inspector, limit=None):
     """The first tokens as HTML, each in the tint of its kind with its number below it, and a legend."""
     names = list(KINDS)
     kinds = [names[kind] for kind in inspector.data["kinds"]]
-    blurred = inspector.blurred
-    tokens = []
-    for i, value in enumerate(inspector.values().T[:limit]):
-        hint = f"{i}: {kinds[i]}{', blurred' if blurred[i] else ''}"
-        if inspector.view != "kind":
-            number = _number(value)
-            hint += f", {inspector.view} {number}"
-        else:  # at its first token
-            number = kinds[i] if i == 0 or kinds[i] != kinds[i - 1] else ""
-        token = {"text": inspector.data["texts"][i], "kind": kinds[i], "is_blurred": blurred[i]}
-        tokens.append(token | {"number": number, "hint": hint})
+    numbers = [_number(value) for value in inspector.values().T[:limit]]
     template = _TEMPLATES.get_template("static_view.html")
-    return template.render(inspector=inspector, tokens=tokens, kinds=kinds, colors=KINDS)
+    return template.render(inspector=inspector, numbers=numbers, kinds=kinds, colors=KINDS)
 
 
 def with_script(static, state):
