@@ -116,8 +116,8 @@ def test_numpy_numbers_are_numbers():
 @pytest.mark.parametrize(
     "weights, said",
     [
-        ("think", "must be a dictionary or a function, got 'think'"),
-        ([0.5], "must be a dictionary or a function, got [0.5]"),
+        ("think", "field weights: expected a dictionary or a function, got 'think'"),
+        ([0.5], "field weights: expected a dictionary or a function, got [0.5]"),
         ({"thought": 1}, "must be one of 'tag', 'think', 'answer', got 'thought'"),
         ({"prompt": 1}, "must be one of 'tag', 'think', 'answer', got 'prompt'"),
         ({2: 1}, "must be one of 'tag', 'think', 'answer', got 2"),

@@ -43,7 +43,7 @@ class Template:
         if not self.end_of_turn:
             raise ValueError(f"{self._name}: nothing ends a turn; set its eos_token")
 
-    def __call__(self, turns, **options) -> str:
+    def __call__(self, turns, **options):
         """The text of a conversation. Raises RowError where the template refuses it."""
         if not self._tokenizer.chat_template:
             raise ValueError(f"{self._name} has no chat template; btsft_nb.use_template sets one")
@@ -62,11 +62,12 @@ class Template:
         # What it writes around the texts of one exchange
         prompt = self([question], add_generation_prompt=True)
         self.probe = self([question, answer])
-        before, text, after = self.probe.rpartition(answer["content"])
+        before, _, after = self.probe.rpartition(answer["content"])
         # Where history is written unlike a generation prompt, nothing can be said of what follows that.
         lead = before.partition(prompt)[2]
         problem = ""
-        if not text or question["content"] not in before:
+        # Nothing is before an answer that is not there.
+        if question["content"] not in before:
             problem = "leaves out the text of turns"
         elif lead.strip() and not any(tag in lead for tag in (*tags, *THINK_TAGS)):
             problem = f"writes {lead!r} before an answer"

@@ -23,11 +23,11 @@ class RowError(ValueError):
     source: str = ""
     row: int | None = None
 
-    def at(self, source: str, row: int | None) -> "RowError":
-        """The same error with the place of the row."""
+    def at(self, source, row):
+        """The same error with the place of the row: the data set, and the row's number or None."""
         return type(self)(self.problem, self.field, source, row)
 
-    def __str__(self) -> str:
+    def __str__(self):
         # Errors of a single row, without a data set, have no source.
         row = "" if self.row is None else f"row {self.row}"
         place = ", ".join(filter(None, [self.source, row]))

@@ -69,7 +69,7 @@ def to_prompt(row: dict | str, format: Format = None) -> list[Message]:
     return messages
 
 
-def reference_of(row: dict | str) -> str | None:
+def reference_of(row) -> str | None:
     """The right answer that a row holds in its column `answer`, in any case; None where it has none.
 
     Raises RowError where it is neither text nor a number, or two columns hold one.

@@ -105,8 +105,7 @@ def read_turn(turn, field) -> Message:
     # Who speaks. Tools would have to be rendered with their calls.
     if not isinstance(turn, dict):
         raise unexpected(turn, "a turn with role and content", field)
-    key = _first_key(turn, "role", "from")
-    role = turn.get(key)
+    key, role = _first(turn, "role", "from")
     if role not in list(ROLES):
         raise unexpected(role, f"one of the roles {', '.join(ROLES)}", f"{field}.{key}")
     role = ROLES[role]
@@ -140,8 +139,7 @@ def _parts(turn, field):
         # Some servers write one thought under two names.
         if turn.get(name) is not None and thought not in parts.values():
             parts[f"{field}.{name}"] = thought
-    key = _first_key(turn, "content", "value")
-    content = turn.get(key)
+    key, content = _first(turn, "content", "value")
     if not isinstance(content, list):
         return parts | {f"{field}.{key}": {"text": "" if content is None else content}}
     return parts | {f"{field}.{key}[{i}]": part for i, part in enumerate(content)}
@@ -155,7 +153,8 @@ def _block(part, field, turn_weight):
     kind = part.get("type")
     if kind not in (None, "text", *THOUGHT_NAMES):
         raise unexpected(kind, f"one of the types text, {', '.join(THOUGHT_NAMES)}", field)
-    text = as_text(part.get(_first_key(part, "text", "value", "thinking")), field)
+    _, text = _first(part, "text", "value", "thinking")
+    as_text(text, field)
     # A part that holds a thought brings its tags along.
     if kind in THOUGHT_NAMES:
         text = tagged(text) if text.strip() else ""
@@ -165,9 +164,10 @@ def _block(part, field, turn_weight):
     return Block(text, _weight(part, field, turn_weight), tag)
 
 
-def _first_key(item, *keys):
-    """The first of the keys that the item has a value for, or else the first of all."""
-    return next((key for key in keys if item.get(key) is not None), keys[0])
+def _first(item, *keys):
+    """The first of the keys that the item has a value for, or else the first of all; and its value."""
+    key = next((key for key in keys if item.get(key) is not None), keys[0])
+    return key, item.get(key)
 
 
 def _weight(item, field, default=None):

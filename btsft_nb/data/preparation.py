@@ -7,6 +7,7 @@ than a file or memory) in its folder for the session.
 
 import json
 import logging
+import os
 import pickle
 import time
 from collections.abc import Callable, Iterable
@@ -98,14 +99,12 @@ def prepare(
     if not isinstance(rows, Rows):
         rows = Rows(rows if isinstance(rows, list) else rows.__iter__, "rows")  # read as they come
     added_tags = add_tags(tokenizer)
-    renderer = Renderer(
-        tokenizer, kind_weights=kind_factors(weights), response_marker=response_marker
-    )
+    factors = kind_factors(weights)
+    renderer = Renderer(tokenizer, kind_weights=factors, response_marker=response_marker)
     frame = PromptFrame(renderer) if too_long == "shorten_prompt" else None
     settings = [max_length, format, weights, too_long, strict]
     maker = _Maker(renderer, frame, rows.source, rows.name, *settings)
     lines = _made(rows, maker, num_proc, _key(rows, renderer, settings) if cache else None)
-    _sweep(lines)
     # all but the tokens is in memory from here on
     outcomes = lines.remove_columns(["input_ids", "weights", "kinds", "tags"]).to_pandas()
     if duplicates == "drop":
@@ -113,11 +112,9 @@ def prepare(
     report = make_report(outcomes, rows.source, added_tags)
     if not report.kept:
         raise ValueError(f"nothing left to train on; raise max_length?\n{report}")
-    # lines of rows that gave nothing stay in the file, and out of the set
-    kept = outcomes.index[outcomes["dropped"].isna()]
+    kept = outcomes.index[outcomes["dropped"].isna()]  # other lines stay in the file alone
     examples = lines.select(kept).select_columns(_LINE.names[:6])
-    # select, shuffle, map, save_to_disk and pickle copy the description, where report_of finds it
-    examples.info.description = json.dumps(asdict(report))
+    examples.info.description = json.dumps(asdict(report))  # select, map and pickle copy it
     examples.report = report
     if print_report:
         print(report)
@@ -145,7 +142,7 @@ class _Maker:
     def __setstate__(self, state):
         vars(self).update(state, renderer=pickle.loads(state["renderer"]))
 
-    def __call__(self, batch, numbers) -> pa.Table:
+    def __call__(self, batch, numbers):
         lines = []
         refused = []
         drafts = []
@@ -204,12 +201,14 @@ def _key(rows, renderer, settings):
         logging.getLogger(__name__).warning("not cached: %s", error)
 
 
-def _sweep(used):
-    """Deletes what no call has used for 30 days from the cache; what this one used counts as new."""
+def _sweep(folder, used):
+    """Deletes what no call has used for 30 days from the cache's folder; what this call used counts as new."""
+    # a file can be another user's, held by another process, or gone since
     for file in used.cache_files:
-        Path(file["filename"]).touch()
-    for path in Path(datasets.config.HF_DATASETS_CACHE, "btsft_nb").glob("*.arrow"):
-        with suppress(OSError):  # another process can hold it, or has deleted it
+        with suppress(OSError):
+            os.utime(file["filename"])
+    for path in folder.glob("*.arrow"):
+        with suppress(OSError):
             if time.time() - path.stat().st_mtime > 30 * 24 * 3600:
                 path.unlink()
 
@@ -233,7 +232,7 @@ def _made(rows, maker, num_proc, key):
         if not n_rows:
             raise ValueError(f"{rows.source}: no rows")
         # datasets writes to a temporary file and moves it when it is whole, so nothing half-made is ever found
-        return datasets.Dataset.from_file(str(spool)).map(
+        made = datasets.Dataset.from_file(str(spool)).map(
             maker,
             with_indices=True,
             batched=True,
@@ -248,3 +247,5 @@ def _made(rows, maker, num_proc, key):
             datasets.enable_progress_bars()
         with suppress(OSError):  # Windows keeps a file that is open until the session ends
             spool.unlink()
+    _sweep(file.parent, made)
+    return made

@@ -19,7 +19,7 @@ from .chat_templates import Template
 from .errors import RowError, UnsuitableRow
 from .kinds import Kind
 from .messages import Message, with_pieces
-from .spans import Draft, Span, joined, named_blocks, oddities, turn_spans
+from .spans import Draft, Span, joined, named_blocks, oddities, text_of, turn_spans
 from .think import CLOSE, OPEN
 from .tokens import Encoder, tag_ids, think_tags, unmarked
 
@@ -144,7 +144,7 @@ class Renderer:
 
     def tokenize(self, drafts: list[Draft]) -> list[Example]:
         """Tokenizes each whole text once, and gives every token the kind and weight of its span."""
-        encoded = self._encoder.encode([_text(draft.spans) for draft in drafts])
+        encoded = self._encoder.encode([text_of(draft.spans) for draft in drafts])
         return [self._example(*parts) for parts in zip(drafts, encoded, strict=True)]
 
     def _example(self, draft, encoded):
@@ -158,7 +158,7 @@ class Renderer:
             edges = []
             for _, group in groupby(spans, lambda span: span.kind == Kind.PROMPT):
                 run = list(group)
-                ((part, offsets),) = self._encoder.encode([_text(run)])
+                ((part, offsets),) = self._encoder.encode([text_of(run)])
                 edges += [len(ids) + edge for edge in _edges(run, offsets)]
                 ids += part
         # the tokens between which the spans lie
@@ -204,11 +204,11 @@ class Renderer:
             return {"role": message.role, "content": self._encoder.protect(message.text)[0]}
         spans = turn_spans(message, self._encoder, self.tags)
         # some templates take the thought by itself, and write an empty one if they get none
-        turn = {"role": "assistant", "content": _text(spans)}
+        turn = {"role": "assistant", "content": text_of(spans)}
         is_odd = oddities(message.text) & {"untagged", "unopened", "unclosed"}
         if self.template.takes_thoughts_apart and not is_odd:
-            thought = _text(span for span in spans if span.kind == Kind.THINK)
-            answer = _text(span for span in spans if span.kind == Kind.ANSWER)
+            thought = text_of(span for span in spans if span.kind == Kind.THINK)
+            answer = text_of(span for span in spans if span.kind == Kind.ANSWER)
             turn |= {"content": answer.strip(), "reasoning_content": thought.strip()}
         return turn
 
@@ -242,14 +242,10 @@ class Renderer:
         if opening in texts:
             spans = spans[texts.index(opening) + 1 :]
         # else only the end of the turn would be trained, in the middle of a thought
-        if not _text(spans).strip():
+        if not text_of(spans).strip():
             raise UnsuitableRow(f"nothing follows {opening}, which the chat template writes itself")
         spans[0].text = spans[0].text.removeprefix(prompt.rpartition(opening)[2])
         return spans
-
-
-def _text(spans):
-    return "".join(span.text for span in spans)
 
 
 def _edges(spans, offsets):

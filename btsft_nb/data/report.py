@@ -71,7 +71,7 @@ class Report:
         """Examples dropped, for whatever reason."""
         return sum(map(len, self.dropped.values()))
 
-    def __repr__(self) -> str:
+    def __repr__(self):
         # shares, also of nothing
         total = max(sum(self.tokens.values()), 1)
         shares = ", ".join(f"{kind} {count / total:.0%}" for kind, count in self.tokens.items())

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pyarrow.parquet
@@ -36,17 +36,17 @@ class Rows:
         self._rows = rows if callable(rows) else list(rows)
         self._file = file
 
-    def __iter__(self) -> Iterator:
+    def __iter__(self):
         return self._rows() if callable(self._rows) else iter(self._rows)
 
-    def __len__(self) -> int:
+    def __len__(self):
         return len(self._rows)
 
     def __getitem__(self, index: int | slice) -> "dict | RowError | Rows":
         rows = self._rows[index]
         return Rows(rows, self.source, self.name) if isinstance(index, slice) else rows
 
-    def __repr__(self) -> str:
+    def __repr__(self):
         return f"Rows({self.source!r})"
 
     def digest(self) -> str:
@@ -100,7 +100,7 @@ def load_rows(
         rows = _from_path(path, split, strict)
     elif path.parts[0] == "tiny":
         # A misspelt one is never looked up on the Hub.
-        check_choice("a generated set", str(name), tuple(f"tiny/{key}" for key in problems.SIZES))
+        check_choice("a generated set", str(name), [f"tiny/{key}" for key in problems.SIZES])
         rows = Rows(problems.rows(path.name), str(name))
     elif path.exists():
         raise ValueError(f"{path} is neither a .json, .jsonl or .parquet file nor a saved data set")
@@ -127,7 +127,9 @@ def _from_path(path, split, strict):
     if path.suffix in (".jsonl", ".parquet"):
         read = _json_lines if path.suffix == ".jsonl" else _parquet_rows
         return Rows(lambda: _checked(read(path), source, strict), source, name, path)
-    rows = _parsed(path.read_bytes(), path) if path.is_file() else load_from_disk(source)
+    rows = _parsed(path.read_bytes()) if path.is_file() else load_from_disk(source)
+    if isinstance(rows, RowError):
+        raise rows.at(source, None)
     # An object of lists, or a DatasetDict
     if isinstance(rows, dict):
         if split not in rows:
@@ -146,25 +148,20 @@ def _json_lines(path):
         for number, line in enumerate(file, 1):
             if not line.strip():
                 continue
-            # One bad line of many thousand should not cost the others.
-            try:
-                row = _parsed(line.rstrip(), path, f"line {number}: ")
-                if not isinstance(row, dict):
-                    raise RowError(f"line {number}: expected a JSON object")
-            except RowError as error:
-                row = error
+            row = _parsed(line.rstrip(), f"line {number}: ")
+            if not isinstance(row, (dict, RowError)):
+                row = RowError(f"line {number}: expected a JSON object")
             yield row
 
 
-def _parsed(content, path, place=""):
-    """A JSON value in UTF-8."""
+def _parsed(content, place=""):
+    """A JSON value in UTF-8, or an error in its place: one bad line of many thousand should not cost the others."""
     # Editors on Windows write a mark before UTF-8, which is no JSON.
     try:
         return json.loads(content.decode("utf-8-sig"))
     # No JSON, another encoding, brackets without end, a number of thousands of digits
     except (ValueError, RecursionError) as error:
-        problem = f"{place}not readable as JSON in UTF-8: {error}"
-        raise RowError(problem, source=str(path)) from None
+        return RowError(f"{place}not readable as JSON in UTF-8: {error}")
 
 
 def _parquet_rows(path):

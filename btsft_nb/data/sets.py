@@ -21,7 +21,7 @@ def overlap(examples: Dataset, others: Dataset) -> list[tuple[str, str]]:
     id_of = {_prompt(other): other["id"] for other in others}
     # one prompt can stand in several examples
     pairs = [(example["id"], id_of.get(_prompt(example))) for example in examples]
-    return [pair for pair in pairs if pair[1] is not None]
+    return [pair for pair in pairs if pair[1]]
 
 
 def _prompt(example):

@@ -28,6 +28,11 @@ class Draft:
     flags: set[str]
 
 
+def text_of(spans) -> str:
+    """The text of all spans."""
+    return "".join(span.text for span in spans)
+
+
 def oddities(text, opened=False) -> set[str]:
     """What is odd about the think tags of a turn. `opened`: the prompt holds the open tag already.
 
@@ -90,7 +95,7 @@ def joined(turns, example_id) -> Draft | None:
     for turn in turns:
         # the prompt of a turn comes first
         prompt, *completion = turn.spans
-        before = "".join(span.text for span in whole.spans)
+        before = text_of(whole.spans)
         if not prompt.text.startswith(before):
             return None
         whole.spans += [replace(prompt, text=prompt.text.removeprefix(before)), *completion]

@@ -50,7 +50,7 @@ def add_tags(tokenizer: PreTrainedTokenizerBase, tags: tuple[str, str] | None = 
     # A tag that is normalized would not be found behind another one (Phi-3).
     tokenizer.add_tokens([AddedToken(tag, normalized=False) for tag in missing])
     # What stands in init_kwargs is saved with the tokenizer.
-    added = [*tokenizer.init_kwargs.get("added_think_tags", []), *missing]
+    added = tokenizer.init_kwargs.get("added_think_tags", []) + missing
     tokenizer.init_kwargs.update(think_tags=tags, added_think_tags=added)
     return [tag for tag in added if tag in tags]
 
@@ -66,10 +66,10 @@ def tag_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[int, int]:
     ids = [tokenizer.added_tokens_encoder.get(tag) for tag in tags]
     if tokenizer.encode("".join(tags), add_special_tokens=False) != ids:
         raise ValueError(
-            f"{tokenizer.name_or_path} splits the think tags; call btsft_nb.add_tags(tokenizer), "
+            f"{tokenizer.name_or_path} splits the think tags; call btsft_nb.add_tags, "
             "and resize and train the model's embeddings"
         )
-    return ids[0], ids[1]
+    return tuple(ids)
 
 
 def unmarked(text) -> str:
@@ -192,7 +192,7 @@ def token_texts(tokenizer: PreTrainedTokenizerBase, input_ids: Sequence[int]) ->
     ['<think>', '3', ' ', '+', ' 4']
     """
     # Each different token is decoded once.
-    different = list(dict.fromkeys(input_ids))
+    different = list(set(input_ids))
     texts = decoded(tokenizer, [[token] for token in different])
     text_of = dict(zip(different, texts, strict=True))
     return [text_of[token] for token in input_ids]

@@ -1,6 +1,5 @@
 """What tokens weigh beside what a row itself says: by kind, or by a function that returns spans of the text."""
 
-from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
 from operator import index
@@ -11,11 +10,13 @@ from ..checks import check_choice
 from .errors import unexpected
 from .formats import TRAINED
 from .kinds import Kind
-from .messages import Message, as_text, as_weight
+from .messages import as_text, as_weight
 
 
-def kind_factors(weights: dict | Callable | None) -> list[float]:
-    """(4,) by `Kind`: the factors in a dictionary from `tag`, `think` or `answer`; else 1. Raises ValueError.
+def kind_factors(weights) -> list[float]:
+    """(4,) by `Kind`: the factors in a dictionary from `tag`, `think` or `answer`; 1 of a function or None.
+
+    Raises ValueError for anything else.
 
     >>> kind_factors({"think": 0.5})
     [1.0, 1.0, 0.5, 1.0]
@@ -25,7 +26,7 @@ def kind_factors(weights: dict | Callable | None) -> list[float]:
     if weights is None or callable(weights):
         return factors
     if not isinstance(weights, dict):
-        raise ValueError(f"weights must be a dictionary or a function, got {weights!r:.80}")
+        raise unexpected(weights, "a dictionary or a function", "weights")
     for name, factor in weights.items():
         # Prompts are never trained, so they have no weight.
         check_choice("a key of weights", name, ("tag", "think", "answer"))
@@ -33,8 +34,8 @@ def kind_factors(weights: dict | Callable | None) -> list[float]:
     return factors
 
 
-def cut_at_spans(message: Message, function: Callable, row: dict) -> Message:
-    """A turn of the assistant in blocks that end where a span does; any other turn as it is.
+def cut_at_spans(message, function, row):
+    """A message of the assistant in blocks that end where a span does; any other as it is.
 
     Args:
         function: (row, text) -> (start, stop, weight) or (start, stop, weight, tag) in characters of the text. Where

@@ -15,25 +15,27 @@ import operator
 import random
 import zlib
 
-WAYS = ("direct", "split", "count", "check")
 TEACHER_WAY = "split"
 SIZES = {"pretrain": 64_000, "teacher": 1_000, "messy": 1_000, "test": 200}
 OPERATIONS = {"add": operator.add, "subtract": operator.sub, "multiply": operator.mul}
 _SYMBOLS = {"add": "+", "subtract": "-", "multiply": "*"}
 _INVERSE = {"+": "-", "-": "+", "*": "/"}
-_LIMITS = {"add": (11, 59, 19), "subtract": (21, 79, 19), "multiply": (3, 9, 9)}
 _NAMES = ("Ann", "Ben", "Eva", "Ivo", "Lea", "Max", "Mia", "Tom")
 _THINGS = ("apples", "books", "cards", "coins", "eggs", "pens", "shells", "stamps")
-_STORIES = {
+# Smallest and largest first number, largest second one, and two stories
+_PROBLEMS = {
     "add": (
+        (11, 59, 19),
         "{name} has {a} {things} and gets {b} more. How many {things} does {name} have now?",
         "There are {a} {things} in a box. {name} adds {b}. How many {things} are in the box?",
     ),
     "subtract": (
+        (21, 79, 19),
         "{name} has {a} {things} and gives away {b}. How many {things} does {name} have now?",
         "There are {a} {things} in a box. {name} takes {b}. How many {things} are in the box?",
     ),
     "multiply": (
+        (3, 9, 9),
         "{name} has {a} bags with {b} {things} each. How many {things} does {name} have?",
         "There are {a} boxes with {b} {things} each. {name} counts all. How many {things} are there?",
     ),
@@ -47,6 +49,7 @@ _WORDINGS = {  # two of each way of thinking; no two ways share a first word
     "count": ("Count: {stops}.", "Step by step: {stops}."),
     "check": ("Guess {c}. Back: {back}. Yes.", "Maybe {c}? Then {back}, it fits."),
 }
+WAYS = tuple(_WORDINGS)
 
 
 def way_of(thought: str) -> str | None:
@@ -59,10 +62,9 @@ def way_of(thought: str) -> str | None:
         words = tuple(wording.split()[0].rstrip(":") for wording in wordings)
         if thought.lstrip().startswith(words):
             return way
-    return None
 
 
-def think(way: str, operation: str, a: int, b: int, wording: int) -> str:
+def think(way, operation, a, b, wording) -> str:
     """The thought of one of WAYS on one of OPERATIONS, in wording 0 or 1."""
     calculate = OPERATIONS[operation]
     symbol = _SYMBOLS[operation]
@@ -124,10 +126,10 @@ def _problem(rng, is_test, others):
     """Operation, both numbers and the question of a problem that no other set has, nor one of the others."""
     while True:
         operation = rng.choice(tuple(OPERATIONS))
-        low, high, most = _LIMITS[operation]
+        (low, high, most), *stories = _PROBLEMS[operation]
         a = rng.randint(low, high)
         b = rng.randint(3, most)
-        story = rng.choice(_STORIES[operation])
+        story = rng.choice(stories)
         question = story.format(name=rng.choice(_NAMES), things=rng.choice(_THINGS), a=a, b=b)
         key = question if operation == "multiply" else f"{operation} {a} {b}"
         if (zlib.crc32(key.encode()) % 10 == 0) is is_test and question not in others:
