@@ -69,18 +69,7 @@ def test_no_module_has_the_name_of_a_public_function():
     assert not functions & {path.stem for path in FILES}
 
 
-NOT_REACHED = pytest.mark.xfail(
-    strict=True, reason="issue 16, which stays open: 272,000 of at most 210,000"
-)
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=NOT_REACHED if name == "code characters" else ())
-        for name in [*measure.CEILINGS, *measure.FLOORS]
-    ],
-)
+@pytest.mark.parametrize("name", [*measure.CEILINGS, *measure.FLOORS])
 def test_under_all_ceilings(name, measured):
     assert name not in measure.over(measured)
 

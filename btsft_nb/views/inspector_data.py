@@ -49,7 +49,7 @@ class ShownExample:
         self._score = score
         self._other = other
         self._tokenizer = tokenizer
-        self.weights = np.array(example["weights"], dtype=float)
+        self.weights = np.array(list(example["weights"]), dtype=float)
         is_free = self.kinds != Kind.PROMPT
         is_free[:1] = False  # nothing predicts the first token
         for start, stop, weight in edits:
