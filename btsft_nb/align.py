@@ -167,7 +167,7 @@ def preference_pairs(
     for sample in samples:
         text = _completion(renderer, prompts, sample)
         judged.append(_judged(sample, text, references, by, answer))
-    frame = pd.DataFrame(judged)
+    frame = pd.DataFrame(judged, columns=["prompt", "text", "score", "fault"])
     pairs = []
     for number, group in frame[frame["fault"].isna()].groupby("prompt"):
         ranked = group.sort_values("score", ascending=False, kind="stable")

@@ -19,7 +19,8 @@ def check_number(name, value, low, high, kind=Real):
     is_number = isinstance(value, kind) and not isinstance(value, bool)
     if not is_number or not low <= value <= high or not math.isfinite(value):
         noun = "whole number" if kind is Integral else "number"
-        raise ValueError(f"{name} must be a {noun} between {low} and {high}, got {value!r}")
+        bounds = f"of at least {low}" if high == math.inf else f"between {low} and {high}"
+        raise ValueError(f"{name} must be a {noun} {bounds}, got {value!r}")
 
 
 def check_choice(name, value, known):

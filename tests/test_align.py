@@ -409,6 +409,11 @@ def test_pairs_are_of_what_is_asked(tiny_tokenizer, capsys, by, pairs, left_out)
     assert 2 * len(pairs) + sum(int(reason.partition(" ")[0]) for reason in reasons) == len(records)
 
 
+def test_no_samples_give_no_pairs(tiny_tokenizer):
+    with pytest.raises(ValueError, match=r"format: 0 samples of .* -> 0 pairs"):
+        preference_pairs([], ROWS, tiny_tokenizer, "format")
+
+
 def test_an_equal_pair_comes_once(tiny_tokenizer):
     records = sampled(tiny_tokenizer, GOOD, BAD, BAD, GOOD)
     assert len(preference_pairs(records, ROWS[:1], tiny_tokenizer, "format")) == 1

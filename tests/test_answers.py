@@ -353,6 +353,8 @@ def test_what_cannot_be_compared_is_named():
 
 
 UNEQUAL = [
+    (r"\boxed{\begin{pmatrix}1\\3\end{pmatrix}}", r"\begin{pmatrix}1\\2\end{pmatrix}"),
+    (r"\boxed{\begin{pmatrix}1\\2\end{pmatrix}}", "7"),
     ("(5,4)", "(3,4)"),
     (r"\boxed{(5,2,-1)}", "(6,31,-1)"),
     ("[7, 1]", "[0, 1]"),
@@ -392,6 +394,7 @@ UNEQUAL = [
     ("The answer is A or B", "B"),
 ]
 EQUAL = [
+    (r"\boxed{\begin{pmatrix}1\\2\end{pmatrix}}", r"\begin{pmatrix}1\\2\end{pmatrix}"),
     ("The answer is (B).", "B"),
     (r"\boxed{B}", "B"),
     ("b", "B"),

@@ -157,6 +157,7 @@ def test_answers_are_read(tiny_tokenizer, options, answer, index):
         ({"choices": ["a", "<think>b", "c"]}, r"field choices\[1\]: .*no think tags"),
         ({"thought": "so </think> there"}, r"field thought: .*no think tags"),
         ({"thought": 3}, r"field thought: expected text, got 3"),
+        ({"thought": 0}, r"field thought: expected text, got 0"),
         ({"answer": 3}, r"field answer: expected the index, letter or text of one choice, got 3"),
         ({"answer": -1}, r"got -1"),
         ({"answer": True}, r"got True"),
@@ -193,6 +194,15 @@ def test_the_options_tokens_spell_the_option(tokenizer):
             assert tokenizer.decode(ids).count("<think>") == 1 and len(ids) > place["stop"]
         prompts = [example["input_ids"][: example["tags"][0]["start"]] for example in examples]
         assert all(prompt == prompts[0] for prompt in prompts)
+
+
+def test_markers_in_an_option_and_an_empty_thought_stay(tiny_tokenizer):
+    """As the record has them."""
+    row = {"question": "?", "choices": ["<reasoning>x</reasoning>y", "[THINK]z"], "answer": 0}
+    (question,) = render_questions(tiny_tokenizer, [row | {"thought": ""}])
+    for option, example in zip(row["choices"], question.examples, strict=True):
+        text = tiny_tokenizer.decode(example["input_ids"])
+        assert f"<think>\n\n</think>\n\n{option}" in text
 
 
 def test_a_template_that_opens_the_thought_needs_one(tiny):

@@ -107,7 +107,7 @@ def test_differences_are_paired_with_the_first_model(found):
 
 
 def test_a_metric_that_two_models_know_on_different_prompts_has_no_difference(found):
-    """Their way entropy, say: one thinks in a way that has a name on prompt 0 only, the other on prompt 1 only."""
+    """One has a value on prompt 0 only, the other on prompt 1 only."""
     record = {
         "sample": 0,
         "question": "How many?",
@@ -127,13 +127,13 @@ def test_a_metric_that_two_models_know_on_different_prompts_has_no_difference(fo
         for name, thoughts in {"a": ("sum", " "), "b": (" ", "sum"), "c": ("sum", "sum")}.items()
     }
     for summary, known in zip(summaries.values(), ([0, None], [None, 0], [0, 0]), strict=True):
-        summary["values"]["way entropy"] = known
+        summary["values"]["self-BLEU"] = known
     differences = dataclasses.replace(found, summaries=summaries).differences()
-    assert ("way entropy", "b") not in differences.index and (
+    assert ("self-BLEU", "b") not in differences.index and (
         "compliance",
         "b",
     ) in differences.index
-    assert differences.loc[("way entropy", "c")]["n"] == 1
+    assert differences.loc[("self-BLEU", "c")]["n"] == 1
 
 
 def test_what_is_written(found):

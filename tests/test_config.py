@@ -194,7 +194,7 @@ def test_a_key_does_not_reach_the_configuration(no_key):
             dict(negative="clip"),
             "negative must be one of 'nll', 'unlikelihood', 'floor', got 'clip'",
         ),
-        (dict(negative_floor=-1.0), "negative_floor must be a number between 0 and inf, got -1.0"),
+        (dict(negative_floor=-1.0), "negative_floor must be a number of at least 0, got -1.0"),
         (dict(threshold_end=1.5), "threshold_end must be a number between 0 and 1, got 1.5"),
         (
             dict(label_smoothing_factor=0.1),

@@ -1,6 +1,5 @@
 """Diversity of thoughts against sacrebleu and by hand; overlap with training texts against a plain search."""
 
-import math
 
 import numpy as np
 import pytest
@@ -13,7 +12,6 @@ from btsft_nb.evaluation.metrics import (
     copied_ngrams,
     distinct_n,
     self_bleu,
-    way_entropy,
 )
 
 TEXTS = st.lists(st.lists(st.sampled_from("abc"), max_size=8).map(" ".join), max_size=5)
@@ -54,23 +52,6 @@ def test_self_bleu_of_long_texts_is_that_of_sacrebleu():
     texts = [" ".join(rng.choice(list("abcdefgh"), size)) for size in (20, 60, 60, 90, 200)]
     assert self_bleu(texts) == pytest.approx(sacrebleu_of(texts))
     assert self_bleu(["a b c d e"] * 3) == pytest.approx(1)
-
-
-@pytest.mark.parametrize(
-    ("ways", "bits"),
-    [
-        ("abcd", 2),
-        ("aabb", 1),
-        ("aaaa", 0),
-        (["a", "b", None, None], 1),
-        ("aaab", 0.75 * math.log2(4 / 3) + 0.5),
-        ([None], None),
-        ([], None),
-    ],
-)
-def test_way_entropy(ways, bits):
-    """In bits, over the ways that could be told."""
-    assert way_entropy(list(ways)) == (None if bits is None else pytest.approx(bits))
 
 
 @given(TEXTS, TEXTS.filter(len))

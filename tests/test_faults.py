@@ -316,10 +316,16 @@ def test_an_interrupt_leaves_a_checkpoint_where_only_the_best_are_saved(
         metric_for_best_model="expected_reward",
         greater_is_better=greater_is_better,
     )
-    trainer = make_trainer(tmp_path, [At(4, interrupt)], **settings)
+    saved = []
+
+    class Count(TrainerCallback):
+        def on_save(self, args, state, control, **kwargs):
+            saved.append(state.global_step)
+
+    trainer = make_trainer(tmp_path, [At(4, interrupt), Count()], **settings)
     with pytest.raises(KeyboardInterrupt, match="after step 4"):
         trainer.train()
-    assert 4 in checkpoints(tmp_path)
+    assert 4 in checkpoints(tmp_path) and saved.count(4) == 1
     trainer.train(resume_from_checkpoint=True)
     assert result(tmp_path)[0] == alone[0]
 

@@ -213,6 +213,23 @@ def test_the_model_is_left_as_it_was():
     assert model(input_ids=inputs["input_ids"]).logits.shape == (2, 9, VOCABULARY)
 
 
+def test_an_interrupt_while_the_head_is_probed_leaves_no_hook(monkeypatch):
+    model = build("llama")
+    base = model.get_base_model()
+    inner, calls = base.base_model.forward, []
+
+    def interrupted(*arguments, **named):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return inner(*arguments, **named)
+
+    monkeypatch.setattr(base.base_model, "forward", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        HeadForward(model, TAGS)
+    assert not base.get_output_embeddings()._forward_hooks
+
+
 def test_padding_free_gives_what_padding_gives():
     """Sequences laid end to end do not see each other."""
     model = build("qwen3")

@@ -296,6 +296,25 @@ def test_a_stopped_call_goes_on(tiny, tmp_path, monkeypatch):
     assert bt.sample(*tiny, problems, n=4, path=path) == records and path.read_bytes() == lines
 
 
+def test_prompts_of_like_length_go_together(tiny, monkeypatch):
+    """Whatever their order, in which the records come back; and alone each gives the same."""
+    short, long = (
+        "How many?",
+        "There are 14 coins in a box. Lea adds 18. How many coins are in the box?",
+    )
+    widths = []
+    generate = sampling._generate
+
+    def spy(model, renderer, jobs, settings):
+        widths.append({len(ids) for ids, _ in jobs})
+        return generate(model, renderer, jobs, settings)
+
+    monkeypatch.setattr(sampling, "_generate", spy)
+    records = bt.sample(*tiny, [long, short, long, short], n=1, batch_size=2, max_new_tokens=8)
+    assert [len(width) for width in widths] == [1, 1]
+    assert [record["prompt"] for record in records] == [0, 1, 2, 3]
+
+
 REFUSED = "samples.jsonl holds other lines than the samples of this call; delete it"
 
 
@@ -325,7 +344,7 @@ def test_a_file_of_other_samples_is_refused(tiny, tmp_path):
     for change in other:
         with pytest.raises(ValueError, match=REFUSED):
             bt.sample(**call | change)
-    for content in (before + b"[]\n", b"a page of notes\n", b"notes without a line end", b"{}\n"):
+    for content in (before + b"[]\n", b"\n" + before, b"notes\n", b"without a line end", b"{}\n"):
         path.write_bytes(content)
         with pytest.raises(ValueError, match=REFUSED):
             bt.sample(**call)
@@ -364,7 +383,8 @@ def test_the_name_of_an_adapter_says_nothing(tmp_path):
 @pytest.mark.parametrize(
     "setting", [dict(n=0), dict(batch_size=0), dict(batch_size=-1), dict(max_new_tokens=0), dict(seed=-1), dict(n=True),
                 dict(temperature=-1), dict(temperature=float("nan")), dict(max_new_tokens=1.5), dict(top_k=0),
-                dict(top_p=1.2), dict(top_p="0.9"), dict(no_repeat_ngram_size=1), dict(max_prompt_length=0.5)],
+                dict(top_p=1.2), dict(top_p="0.9"), dict(no_repeat_ngram_size=1), dict(max_prompt_length=0.5),
+                dict(temperature=None), dict(n=None)],
 )  # fmt: skip
 def test_a_setting_out_of_range_is_named(tiny, setting):
     ((name, value),) = setting.items()

@@ -132,7 +132,6 @@ def test_evaluate_by_hand():
             "cut off": (0 + 0 + 0.5) / 3,
             "self-BLEU": (1 + 0) / 2,  # the second prompt has one thought only
             "ways of thinking": (1 + 1 + 1) / 3,
-            "way entropy": 0,
         }
     )
     assert summary["values"]["accuracy"] == [0.5, 1, 0] and summary["values"]["self-BLEU"] == [
@@ -197,9 +196,7 @@ def test_diversity_among_right_samples_by_hand():
 def test_evaluate_without_ways_has_none():
     """The tiny problems know ways; other data need not."""
     summary = evaluate(SAMPLES, ["4", "7", "9"])
-    assert (
-        not {"ways of thinking", "way entropy"} & set(summary["values"]) and summary["ways"] == {}
-    )
+    assert "ways of thinking" not in summary["values"] and summary["ways"] == {}
 
 
 def test_evaluate_without_references_judges_no_answer():
@@ -214,7 +211,7 @@ def test_evaluate_without_references_judges_no_answer():
 
 
 def test_evaluate_measures_thoughts_of_several_words():
-    """Distinct pairs, entropy of ways, and what stands in the training thoughts, worked by hand."""
+    """Distinct pairs, ways, and what stands in the training thoughts, worked by hand."""
     thoughts = ["Count one two three", "Count one two three", "Split one two four", "Guess"]
     samples = [record(0, i, f"<think>{thought}</think>{i}") for i, thought in enumerate(thoughts)]
     ways = {"Count": "count", "Split": "split"}
@@ -224,7 +221,7 @@ def test_evaluate_measures_thoughts_of_several_words():
     )
     values = {name: column[0] for name, column in summary["values"].items()}
     assert values["distinct-2"] == pytest.approx(5 / 9)
-    assert values["way entropy"] == pytest.approx(math.log2(3) - 2 / 3)
+    assert values["ways of thinking"] == 3
     assert values["training 4-grams"] == pytest.approx((1 + 1 + 0) / 3)
     assert values["majority"] == 0 and values["pass@4"] == 1
 

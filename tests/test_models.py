@@ -121,9 +121,11 @@ def test_a_torchao_that_peft_refuses_does_not_stop_adapters(tmp_path, monkeypatc
 
 def test_a_folder_without_a_tokenizer_is_refused(tmp_path):
     """Trap 8: tokenizer_config.json alone would load as a tokenizer of some 20 tokens."""
-    (tmp_path / "tokenizer_config.json").write_text((TINY / "tokenizer_config.json").read_text())
-    with pytest.raises(FileNotFoundError, match=r"no tokenizer.json and no other vocabulary"):
-        bt.load_tokenizer(tmp_path)
+    for _ in ("an empty folder", "tokenizer_config.json"):
+        with pytest.raises(FileNotFoundError, match=r"no tokenizer.json and no other vocabulary"):
+            bt.load_tokenizer(tmp_path)
+        text = (TINY / "tokenizer_config.json").read_text()
+        (tmp_path / "tokenizer_config.json").write_text(text)
 
 
 def test_a_folder_without_a_model_is_refused(tmp_path):
@@ -254,6 +256,12 @@ def test_a_device_map_changes_nothing_but_the_place(where):
         )
         assert {parameter.device.type for parameter in two.parameters()} == {"cpu"}
         assert torch.equal(one(input_ids=ids).logits, two(input_ids=ids).logits)
+
+
+def test_an_alpha_that_is_no_number_is_named():
+    for alpha in (float("nan"), -5, "32"):
+        with pytest.raises(ValueError, match="lora_alpha must be a number of at least 0"):
+            ModelConfig("tiny", lora_alpha=alpha)
 
 
 def test_a_target_that_does_not_exist_is_named_with_the_closest():

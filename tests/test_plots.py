@@ -40,10 +40,6 @@ NLL, SHARE = "nats per token", "share of samples"
 
 # the labels of the axes of each of its Axes ("" where ticks name categories), and a drawing of it
 PLOTS = {
-    "lengths": (
-        [("tokens", "share of examples\nup to that length")],
-        lambda **at: plots.lengths(EXAMPLES, **at),
-    ),
     "training_curves": (
         [
             ("step", f"nll, {NLL}"),
@@ -68,7 +64,6 @@ EDGES = {
     ),
     "many models": lambda: plots.intervals(SIX, ["accuracy"]),
     "no points yet": lambda: plots.frontier({}, "accuracy", "compliance"),
-    "one length": lambda: plots.lengths(EXAMPLES[:1]),
 }
 
 
@@ -187,15 +182,6 @@ def test_live_curves_leave_no_figure_open():
 
 
 # ---------------------------------------------------------------------------------------------- data
-
-
-def test_lengths_add_up_to_all_examples():
-    """At each length the curve rises to the share of examples that are no longer."""
-    (curve,) = plots.lengths(EXAMPLES).lines
-    sizes = [len(example["input_ids"]) for example in EXAMPLES]
-    rises = {x: float(y) for x, y in curve.get_xydata()}
-    assert rises == {size: sum(other <= size for other in sizes) / len(sizes) for size in sizes}
-    assert curve.get_drawstyle() == "steps-post"
 
 
 def test_curves_have_the_points_of_the_logs():

@@ -16,6 +16,7 @@ from dataclasses import asdict
 import dill
 import numpy as np
 import pytest
+import torch
 from datasets import Dataset, concatenate_datasets, interleave_datasets, load_from_disk
 from hypothesis import given
 from hypothesis import strategies as st
@@ -247,6 +248,34 @@ def cache(tmp_path, monkeypatch):
     """An empty cache; calling it tells how many prepared sets it holds."""
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
     return lambda: len(list((tmp_path / "cache" / "btsft_nb").glob("*.arrow")))
+
+
+@pytest.mark.parametrize("kind", ["json", "saved"])
+def test_a_file_that_is_read_as_it_comes_is_read_from_the_cache(
+    tiny_tokenizer, cache, tmp_path, caplog, kind
+):
+    """A list in JSON, and what `datasets` saved; other content is another set."""
+    made = []
+    for text in ("one", "one", "two"):
+        rows = [talk(text), talk("fine")]
+        if kind == "json":
+            path = tmp_path / "rows.json"
+            path.write_text(json.dumps(rows))
+        else:
+            path = tmp_path / text
+            if not path.exists():
+                Dataset.from_list(rows).save_to_disk(path)
+        made.append(prepare(load_rows(path, stream=True), tiny_tokenizer))
+    assert cache() == 2 and "not cached" not in caplog.text
+    assert made[0].cache_files == made[1].cache_files != made[2].cache_files
+
+
+def test_any_sequence_of_rows_is_read(tiny_tokenizer):
+    """Also one that has no `__iter__`, as a part of a torch data set."""
+    rows = [talk("one"), talk("two")]
+    part = torch.utils.data.Subset(rows, [1])
+    assert len(prepare(part, tiny_tokenizer)) == 1
+    assert len(prepare(tuple(rows), tiny_tokenizer)) == 2
 
 
 def test_the_same_call_is_read_from_the_cache(tiny_tokenizer, cache, capsys):

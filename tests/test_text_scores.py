@@ -76,6 +76,8 @@ def test_texts_without_their_reference_are_refused(score):
     for texts, references, message in [
         (["a"], ["a", "b"], r"2 references need a text or more each, got \[\['a'\]\]"),
         (["a", []], ["a", "b"], r"2 references need .* got \[\['a'\], \[\]\]"),
+        ("the cat", "the cat", "7 references need"),
+        ([], [], "0 references need"),
     ]:
         with pytest.raises(ValueError, match=message):
             score(texts, references)

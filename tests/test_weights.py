@@ -104,6 +104,13 @@ def test_a_wrong_span_is_named(span, said):
     assert said in str(caught.value)
 
 
+@pytest.mark.parametrize("spans", [None, 3])
+def test_what_is_no_spans_is_named(spans):
+    """A forgotten return, say."""
+    with pytest.raises(RowError, match=f"field weights: expected spans, got {spans}"):
+        cut(spans, Block("abc"))
+
+
 def test_numpy_numbers_are_numbers():
     spans = [(np.int64(0), np.int32(2), np.float32(0.5))]
     (_, message) = cut(spans, Block("abc"))

@@ -115,9 +115,6 @@ def _train(given, runs):
             f"{folder} holds a run: train --resume {folder}, set another output_dir, or --overwrite"
         )
     stages.finetune(settings)
-    # else the trainer has said it
-    if is_first and training.disable_tqdm:
-        print(f"saved in {folder}")
 
 
 def _prepare(given, runs):

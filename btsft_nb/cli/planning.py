@@ -136,7 +136,10 @@ def _course(training, lengths, speed):
     shape = (math.ceil(len(lengths) / batch), 1 if training.padding_free else batch)
     shuffled = np.random.default_rng(0).permutation(lengths)
     width = np.resize(shuffled, shape).max(axis=1).mean()
-    seconds = math.ceil(steps * per_step * width / speed)
+    # the speed counts no padding, of which the measured batch had some
+    longest = np.sort(lengths)[-batch:]
+    full = 1 if training.padding_free else longest.mean() / longest.max()
+    seconds = math.ceil(steps * per_step * width * full / speed)
     return {
         "steps": f"{steps:,}, {steps / steps_per_epoch:.3g} epochs",
         "tokens a second": f"{speed:,.0f}",

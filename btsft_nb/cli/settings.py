@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 from dataclasses import MISSING, dataclass, fields
 from functools import cached_property
 from pathlib import Path
@@ -242,7 +243,7 @@ def read_settings(file: str | Path | None = None, /, **changes: object) -> Setti
     values |= changes
     if values.get("output_dir") is None:
         model = Path(str(values.get("model"))).name
-        data = Path(str(values.get("data"))).stem
+        data = re.sub(r"\.(jsonl?|parquet)$", "", Path(str(values.get("data"))).name)
         values["output_dir"] = f"runs/{model}-{data}"
     return Settings(values, source)
 

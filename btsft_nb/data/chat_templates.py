@@ -64,7 +64,7 @@ class Template:
         self.probe = self([question, answer])
         before, _, after = self.probe.rpartition(answer["content"])
         # Where history is written unlike a generation prompt, nothing can be said of what follows that.
-        lead = before.partition(prompt)[2]
+        lead = before.partition(prompt or before)[2] if before else ""
         problem = ""
         # Nothing is before an answer that is not there.
         if question["content"] not in before:

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from uuid import uuid4
 
@@ -97,7 +98,7 @@ def prepare(
     check_choice("too_long", too_long, POLICIES)
     check_choice("duplicates", duplicates, ("keep", "drop"))
     if not isinstance(rows, Rows):
-        rows = Rows(rows if isinstance(rows, list) else rows.__iter__, "rows")  # read as they come
+        rows = Rows(rows if isinstance(rows, (list, tuple)) else partial(iter, rows), "rows")
     added_tags = add_tags(tokenizer)
     factors = kind_factors(weights)
     renderer = Renderer(tokenizer, kind_weights=factors, response_marker=response_marker)

@@ -1,5 +1,6 @@
 """Prepared sets compared: which test questions were trained on."""
 
+import numpy as np
 from datasets import Dataset
 
 from .kinds import Kind
@@ -25,5 +26,5 @@ def overlap(examples: Dataset, others: Dataset) -> list[tuple[str, str]]:
 
 
 def _prompt(example):
-    tokens = zip(example["input_ids"], example["kinds"], strict=True)
-    return tuple(token for token, kind in tokens if kind == Kind.PROMPT)
+    is_prompt = np.equal(example["kinds"], Kind.PROMPT)
+    return np.array(example["input_ids"])[is_prompt].tobytes()

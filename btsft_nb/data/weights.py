@@ -1,5 +1,6 @@
 """What tokens weigh beside what a row itself says: by kind, or by a function that returns spans of the text."""
 
+from collections.abc import Iterable
 from dataclasses import replace
 from itertools import pairwise
 from operator import index
@@ -46,7 +47,10 @@ def cut_at_spans(message, function, row):
     if message.role not in TRAINED:
         return message
     text = message.text
-    spans = [_checked(span, len(text)) for span in function(row, text)]
+    spans = function(row, text)
+    if not isinstance(spans, Iterable):
+        raise unexpected(spans, "spans", "weights")
+    spans = [_checked(span, len(text)) for span in spans]
     # Most turns of most sets have none.
     if not (text and spans):
         return message

@@ -3,9 +3,7 @@
 Words are runs of letters and digits; every other character that is no white space is a word of its own.
 """
 
-import math
 import re
-from collections import Counter
 from collections.abc import Sequence
 
 
@@ -64,19 +62,6 @@ def self_bleus(texts: Sequence[str]) -> list[float | None]:
         else:
             scores.append(None)
     return scores
-
-
-def way_entropy(ways: Sequence[str | None]) -> float | None:
-    """The entropy in bits of the ways of thinking that could be told: 2 for four in equal parts; None where none could.
-
-    The plug-in estimate (Shannon 1948), which from n samples is too low and at most log2(n).
-
-    >>> way_entropy(["count", "count", "split", "split", None])
-    1.0
-    """
-    counts = Counter(way for way in ways if way is not None)
-    total = counts.total()
-    return math.fsum(c / total * math.log2(total / c) for c in counts.values()) if total else None
 
 
 def copied_ngrams(texts: Sequence[str], training: Sequence[str], n: int = 4) -> list[float | None]:

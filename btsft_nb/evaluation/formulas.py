@@ -48,7 +48,7 @@ def read_formula(text):
     if expression.free_symbols:
         is_prose = any(len(word) > 3 for word in words)  # read as a product of letters
         return None if is_prose else Formula(text, expression, [])
-    if expression.is_Rational and not words:
+    if isinstance(expression, sympy.Rational) and not words:
         return Fraction(int(expression.p), int(expression.q))
     return Formula(text, expression, words)
 

@@ -8,10 +8,9 @@ import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..data.errors import RowError, unexpected
-from ..data.formats import to_messages
-from ..data.messages import as_text
+from ..data.messages import Block, Message, as_text
 from ..data.render import Renderer
-from ..data.think import has_tags
+from ..data.think import has_tags, tagged
 from ..data.tokens import tag_ids
 from ..objective.forward import HeadForward
 from .scoring import eval_mode, tagged_log_probs
@@ -107,12 +106,13 @@ def _render(renderer, row):
     if len(right) != 1 or type(answer) not in (int, str):
         raise unexpected(answer, "the index, letter or text of one choice", "answer")
 
-    user = {"role": "user", "content": row["question"]}
-    reply = {"role": "assistant", "reasoning_content": row.get("thought")}
+    thought = row.get("thought")
+    before = [] if thought is None else [Block(tagged(as_text(thought, "thought")))]
     examples = []
     for option in options:
-        turns = [user, reply | {"content": [{"text": option, "tag": "option"}]}]
-        examples += map(vars, renderer.examples(to_messages({"messages": turns}), ""))
+        reply = Message("assistant", [*before, Block(option, tag="option")])
+        turns = [Message("user", [Block(row["question"])]), reply]
+        examples += map(vars, renderer.examples(turns, ""))
     sizes = [len(option.encode()) for option in options]
     record = {"question": row["question"], "choices": options, "answer": right[0], "bytes": sizes}
     return Question(record, examples)

@@ -8,6 +8,7 @@ from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from hashlib import blake2b
 from numbers import Integral, Real
+from operator import itemgetter
 from pathlib import Path
 from unittest.mock import patch
 
@@ -55,7 +56,8 @@ class SamplingSettings:
         for name, value in vars(self).items():
             kind = Real if name in ("temperature", "top_p") else Integral
             high = 1 if name == "top_p" else math.inf
-            if value is not None:
+            is_optional = getattr(SamplingSettings, name) is None
+            if value is not None or not is_optional:
                 check_number(name, value, lowest.get(name, 1), high, kind)
         self.temperature = float(self.temperature)
 
@@ -106,7 +108,8 @@ def sample(
         raise ValueError("adapters=False: the model has no adapters")
     settings = SamplingSettings(n, **settings)
     renderer = Renderer(tokenizer)
-    jobs = sampling_jobs(renderer, prompts, settings)
+    # prompts of like length together, so that there is little padding
+    jobs = sorted(sampling_jobs(renderer, prompts, settings), key=lambda job: len(job[0]))
     records = []
     if path:
         path = Path(path)
@@ -122,7 +125,7 @@ def sample(
                     file.writelines(json.dumps({"key": key} | record) + "\n" for record in drawn)
             records += drawn
             bar.update(len(drawn))
-    return records
+    return sorted(records, key=itemgetter("prompt", "sample"))
 
 
 def sampling_jobs(renderer, prompts, settings: SamplingSettings) -> list[tuple[list[int], dict]]:
@@ -159,7 +162,7 @@ def _key(model, adapters, settings, jobs):
 
     Of the model it takes up to 1,000 numbers of each parameter, those of adapters that are off left out.
     """
-    call = [asdict(settings) | {"batch_size": None}, [ids for ids, _ in jobs]]
+    call = [asdict(settings) | {"batch_size": None}, jobs]
     digest = blake2b(json.dumps(call).encode(), digest_size=12)
     off = set(getattr(model, "peft_config", {}))
     if off and adapters:
@@ -180,11 +183,11 @@ def _read(path, key):
     path.touch()
     content = path.read_bytes()
     head = f'{{"key": "{key}", '.encode()
-    if not all(head.startswith(line[: len(head)]) for line in content.splitlines()):
+    *lines, rest = content.split(b"\n")  # the last may be cut off
+    if not all(line.startswith(head) for line in lines) or not head.startswith(rest[: len(head)]):
         raise ValueError(f"{path} holds other lines than the samples of this call; delete it")
-    whole = content[: content.rfind(b"\n") + 1]
-    os.truncate(path, len(whole))
-    records = [json.loads(line) for line in whole.splitlines()]
+    os.truncate(path, len(content) - len(rest))
+    records = [json.loads(line) for line in lines]
     for record in records:
         del record["key"]
     return records

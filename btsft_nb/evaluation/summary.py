@@ -8,7 +8,7 @@ import pandas as pd
 from ..data.errors import RowError
 from ..data.formats import reference_of
 from .answers import compare, extract, majority, parse_record, right_answer
-from .diversity import copied_ngrams, distinct_n, self_bleu, way_entropy
+from .diversity import copied_ngrams, distinct_n, self_bleu
 from .intervals import interval
 from .text_scores import bleu, rouge
 
@@ -44,7 +44,7 @@ def evaluate(
           cannot rise as compliance falls.
         - of the thoughts that are there, where there are any: `distinct-2`, of their word pairs; with two samples or
           more `self-BLEU`, 0 to 1.
-        - with `way_of`: `ways of thinking`, their number, and `way entropy`, in bits.
+        - with `way_of`: `ways of thinking`, their number.
         - with `references`: `accuracy`; `pass@n`; `majority`, whether the most frequent answer is right; `different
           right thoughts`, as `unique thoughts` among right samples, over all samples; with `way_of` also `right
           ways`, how many ways of thinking there are among right samples.
@@ -138,7 +138,6 @@ def _prompt_values(group):
         values["self-BLEU"] = self_bleu(thoughts)
     if "way" in group:
         values["ways of thinking"] = group["way"].nunique()
-        values["way entropy"] = way_entropy(group["way"])
     if "right" in group:
         right = group[group["right"].eq(True)]
         values["accuracy"] = len(right) / n

@@ -100,7 +100,7 @@ def bert_score(
 def _pairs(texts, references):
     """A row for each text: its prompt, text and reference."""
     samples = [[text] if isinstance(text, str) else list(text) for text in texts]
-    if len(samples) != len(references) or [] in samples:
+    if isinstance(texts, str) or not samples or len(samples) != len(references) or [] in samples:
         raise ValueError(f"{len(references)} references need a text or more each, got {samples}")
     rows = []
     for i, texts in enumerate(samples):

@@ -63,6 +63,7 @@ class ModelConfig:
         check_choice("bits", self.bits, (4, 8))
         check_choice("dtype", self.dtype, ("auto", "float32", "bfloat16", "float16"))
         check_number("lora_r", self.lora_r, 1, math.inf, Integral)
+        check_number("lora_alpha", self.lora_alpha, 0, math.inf)
         check_number("lora_dropout", self.lora_dropout, 0, 1)
         adapters = ("lora_r", "lora_alpha", "lora_dropout", "lora_targets", "dora", "rslora")
         parts = ("freeze", "layers_not_to_freeze")

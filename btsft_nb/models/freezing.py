@@ -34,11 +34,10 @@ def locate(model):
     number = model.config.get_text_config().num_hidden_layers
     modules = dict(model.named_modules())
     # the outermost list of as many modules as the config says
-    layers = next(
-        name
-        for name, module in modules.items()
-        if isinstance(module, nn.ModuleList) and len(module) == number
-    )
+    lists = [name for name, module in modules.items() if isinstance(module, nn.ModuleList)]
+    layers = next((name for name in lists if len(modules[name]) == number), None)
+    if layers is None:
+        raise ValueError(f"{type(model).__name__} has no list of {number} decoder layers")
     ends = {model.get_input_embeddings(), model.get_output_embeddings()}
     for name, parameter in model.named_parameters():
         steps = name.split(".")

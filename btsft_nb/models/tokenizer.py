@@ -25,7 +25,7 @@ def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
     # tokenizer_config.json alone would load as a tokenizer of some 20 tokens
     vocabularies = ("tokenizer.", "vocab.", "spiece.", "tekken.")
     files = [file.name for file in Path(path).glob("*")]
-    if files and not any(file.startswith(vocabularies) for file in files):
+    if Path(path).is_dir() and not any(file.startswith(vocabularies) for file in files):
         raise FileNotFoundError(f"{name}: no tokenizer.json and no other vocabulary")
     tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     # transformers 5.15, which Colab has, rebuilds R1-Distill's byte-level tokenizer as a Llama one: other ids, no error

@@ -134,8 +134,10 @@ class HeadForward:
         if hidden.isnan().any():
             raise FloatingPointError(f"{name}: hidden states are NaN: the model has diverged")
         hook = self.head.register_forward_hook(ramp)
-        logits = self.base(input_ids=ids, use_cache=False).logits[0, 0].double()
-        hook.remove()
+        try:
+            logits = self.base(input_ids=ids, use_cache=False).logits[0, 0].double()
+        finally:
+            hook.remove()
         # a model that scales hidden states first is not read rightly
         takes_hidden = bool(head_inputs) and _is_close(head_inputs[0], hidden)
         # each number of the config that could be a scale

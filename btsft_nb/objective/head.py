@@ -65,6 +65,8 @@ def head_log_probs(
         back = order.argsort()
         reference = ref_hidden.detach()
     if ref_head is None:
+        if ref_hidden is not None and getattr(head, "merged", False):
+            raise ValueError("the head's adapter is merged: unmerge it, so that it has a reference")
         ref_head = _without_adapters(head)
     rows = (hidden[order], labels[order], reference)
     chunk = chunk_bytes // 4

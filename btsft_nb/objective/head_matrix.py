@@ -65,19 +65,14 @@ def matrix_head(head, tag_ids, form, hidden, labels, ref_hidden, chunk) -> HeadO
     weight = head.weight.to(dtype)
     bias = None if head.bias is None else head.bias.to(dtype)
     picked = torch.stack([labels, *(torch.full_like(labels, tag) for tag in tag_ids)], 1)
-    tiles = [
-        _Tile.apply(
-            form,
-            chunk,
-            picked[rows],
-            hidden[rows].to(dtype),
-            ref_hidden[rows].to(dtype),
-            weight,
-            bias,
-        )
-        for rows in row_blocks(len(hidden), chunk)
+    tiles = row_blocks(len(hidden), chunk)
+    # the gradient of a slice would be as large as all rows
+    parts = hidden.to(dtype).split([rows.stop - rows.start for rows in tiles])
+    outputs = [
+        _Tile.apply(form, chunk, picked[rows], part, ref_hidden[rows].to(dtype), weight, bias)
+        for rows, part in zip(tiles, parts, strict=True)
     ]
-    return _combine(picked, *(torch.cat(parts) for parts in zip(*tiles, strict=True)))
+    return _combine(picked, *(torch.cat(each) for each in zip(*outputs, strict=True)))
 
 
 def _combine(picked, named, rest, ref_named, ref_rest, kl, argmax) -> HeadOutput:

@@ -6,7 +6,7 @@ import os
 import re
 from pathlib import Path
 
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub import ModelCard, ModelCardData
 
 from ..text import visible
 
@@ -19,24 +19,18 @@ def model_card(run, merged=None):
     """The card of a `Run` as it is now, or of its model merged into the folder at a path.
 
     Its front matter (https://huggingface.co/docs/hub/model-cards) names base model and data set if they are on the
-    Hub, and the evaluation. What comes from data or names stands in it as text, as neither Markdown nor HTML.
+    Hub. What comes from data or names stands in it as text, as neither Markdown nor HTML.
     """
     facts = {"base_model": "unknown", "data": "unknown"} | run.summary
     folder = merged or run.path
     is_adapter = not merged and bool(run.base or run.environment.get("adapter"))
     test, metrics = _evaluation(run)
-    results = [
-        EvalResult("text-generation", "held-out", test, name, value)
-        for name, value in metrics.items()
-    ]
     front = ModelCardData(
         base_model=_hub_id(facts["base_model"]),
         datasets=_hub_id(facts["data"].partition(" [")[0]),
         library_name="peft" if is_adapter else "transformers",
         pipeline_tag="text-generation",
         tags=["btsft_nb", "blurred-thoughts-sft"] + (["lora"] if is_adapter else []),
-        model_name=folder.resolve().name,
-        eval_results=results or None,
     )
     return ModelCard.from_template(
         front,

@@ -117,7 +117,7 @@ class BTSFTConfig(TrainingArguments):
                     f"the data set lacks the columns {sorted(lacks)}; prepare makes it"
                 )
         if not any(parameter.requires_grad for parameter in model.parameters()):
-            raise ValueError("nothing to train: load the model with qlora=True or lora=...")
+            raise ValueError("nothing to train: freeze less, or load with qlora=True or lora=...")
         rows = len(model.get_input_embeddings().weight)
         if max(tag_ids) >= rows:
             raise ValueError(f"the model has {rows} token rows, too few for the tags {tag_ids}")

@@ -25,6 +25,7 @@ class StopOnInterrupt(TrainerCallback):
         """Context manager: catch the signals."""
         self.requested = False
         self.stopped = False
+        self._is_saved = False
         self._accelerator = accelerator
         before = {}
         # Python refuses them to any thread but the main one
@@ -58,13 +59,14 @@ class StopOnInterrupt(TrainerCallback):
     def on_epoch_end(self, args, state, control, **kwargs):
         """Trainer calls this from the step at which it stops, too."""
         if self.stopped:
-            control.should_save = True
+            control.should_save = not self._is_saved
             if state.epoch % 1:
                 # in the middle of the epoch, what belongs to its end is not due
                 control.should_log = False
                 control.should_evaluate = False
 
     def on_save(self, args, state, control, **kwargs):
+        self._is_saved = self.stopped
         if self.stopped:
             # Trainer would load the best model and delete this checkpoint, as if the run were complete
             state.best_model_checkpoint = None

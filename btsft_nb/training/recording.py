@@ -38,12 +38,12 @@ class Record(TrainerCallback):
     def describe(self, model, args, examples):
         """Keeps how a run begins, for `files`; no secret, no variable, no name of a host or a user's folder."""
         # of the working directory, with -dirty if files differ
-        status, commit = subprocess.getstatusoutput("git describe --always --dirty")
+        status, text = subprocess.getstatusoutput("git describe --always --dirty")
         gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
         batch = args.train_batch_size * args.gradient_accumulation_steps
         machine = {
             "started": _now(),
-            "git_commit": None if status else commit,
+            "git_commit": None if status else text.split()[-1],  # behind what git warns of
             "versions": {"python": platform.python_version(), **versions(_LIBRARIES)},
             "devices": gpus or [f"{platform.machine()} CPU"],
             "processes": args.world_size,

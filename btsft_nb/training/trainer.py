@@ -130,16 +130,16 @@ class BTSFTTrainer(Trainer):
 
     def _save(self, output_dir=None, state_dict=None):
         super()._save(output_dir, state_dict)
-        folder = Path(output_dir or self.args.output_dir)
-        if self.args.should_save:
-            self._record.save(folder)
-            if isinstance(self.model, PeftModel):
-                record_base(folder, self.model)
+        if self.args.should_save and isinstance(self.model, PeftModel):
+            record_base(output_dir or self.args.output_dir, self.model)
 
     def _save_checkpoint(self, model, trial):
         folder = Path(self._get_output_dir(trial), f"checkpoint-{self.state.global_step}")
         # Trainer leaves a part of a checkpoint behind, on a full disk for example
         with writing(folder, main=self.args.should_save):
+            if self.args.should_save:
+                folder.mkdir(parents=True, exist_ok=True)
+                self._record.save(folder)
             super()._save_checkpoint(model, trial)
 
     def _save_rng_state(self, output_dir):
@@ -163,10 +163,11 @@ class BTSFTTrainer(Trainer):
         epoch = int(self.state.epoch or 0) if args.resample == "epoch" else 0
         threshold = self.threshold(self.state.global_step)
         sequence = batch["sequence"].cpu()
+        all_kinds = batch["kinds"].cpu()
         blurred = torch.zeros_like(sequence, dtype=torch.bool)
         for i, key in enumerate(batch["keys"].tolist()):
             place = sequence == i
-            kinds = batch["kinds"].cpu()[place].numpy()
+            kinds = all_kinds[place].numpy()
             units = None
             if args.unit != "token":
                 ids = batch["input_ids"].cpu()[place].tolist()
@@ -177,8 +178,8 @@ class BTSFTTrainer(Trainer):
 
     def _prepare_inputs(self, inputs):
         batch = super()._prepare_inputs(inputs)
-        # in evaluation nothing is
-        batch["blurred"] = self.blur(batch) & self.model.training
+        nothing = torch.zeros_like(batch["kinds"], dtype=torch.bool)
+        batch["blurred"] = self.blur(batch) if self.model.training else nothing
         return batch
 
     # ------------------------------------------------------------------ the objective
@@ -212,6 +213,8 @@ class BTSFTTrainer(Trainer):
         n_tokens = n_sequences = 1
         anchor = 0.0
         if model.training:
+            if num_items_in_batch is None:
+                num_items_in_batch = self._get_num_items_in_batch([inputs], self.args.device)
             n_tokens, n_sequences, _ = num_items_in_batch.clamp(min=1)
             anchor = self.args.anchor if self.threshold(self.state.global_step) else 0.0
         # the head is asked only for what the objective needs

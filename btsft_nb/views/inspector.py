@@ -34,7 +34,6 @@ from .palette import css_variables
 from .static_view import page, static_view, with_script
 
 _PLACE = CInt(min=0)
-_WEIGHT = CFloat(min=-1e6, max=1e6)
 _TOKENS_IN_A_CELL = 4000  # in the HTML of a cell's output; `to_html` with a path holds all
 
 
@@ -61,9 +60,9 @@ class TokenInspector(anywidget.AnyWidget):
     observed. `example` has the edited weights, and trains as it is: `datasets.Dataset.from_list([inspector.example])`.
 
     Raises:
-        ValueError: for an unknown dial or view, a view that lacks its score, scores of other examples, or an index
-            too large.
-        TraitError: for a dial or an edit out of its range.
+        ValueError: for an unknown dial or view, a view that lacks its score, scores of other examples, an index too
+            large, or an edit out of range.
+        TraitError: for a dial out of its range.
 
     >>> tokenizer = bt.load_tokenizer("tiny")
     >>> examples = bt.prepare(bt.load_rows("tiny/teacher")[:3], tokenizer)
@@ -92,7 +91,7 @@ class TokenInspector(anywidget.AnyWidget):
     keep_first = Int(min=0)
     editable = Bool().tag(sync=True)
     selection = List(Int(min=0)).tag(sync=True)
-    edits = List(Tuple(_PLACE, _PLACE, _PLACE, _WEIGHT)).tag(sync=True)
+    edits = List(Tuple(_PLACE, _PLACE, _PLACE, CFloat())).tag(sync=True)
     # of the example that is shown, as the browser gets them
     data = Dict().tag(sync=True)
     token_values = Dict().tag(sync=True)
@@ -140,6 +139,13 @@ class TokenInspector(anywidget.AnyWidget):
                 "score=bt.score(..., kl=True) and compare= bring others"
             )
         return view
+
+    @validate("edits")
+    def _check_edits(self, proposal):
+        for index, start, stop, weight in proposal["value"]:
+            if not (index < self.count and start <= stop and abs(weight) <= 1e6):
+                raise ValueError(f"an edit is out of range: {[index, start, stop, weight]}")
+        return proposal["value"]
 
     @validate("index")
     def _check_index(self, proposal):

@@ -21,7 +21,6 @@ _UNITS = {  # metrics that are no share of samples
     "right ways": "ways per prompt",
     "pass": "share of prompts",
     "majority": "share of prompts",
-    "way entropy": "bits",
     "self-BLEU": "0 to 1",
     "distinct-2": "share of word pairs",
     "training 4-grams": "share of 4-grams",
@@ -30,20 +29,6 @@ _CURVES = {  # label of the axis -> keys in the logs
     "nll, nats per token": ("nll_think", "nll_answer", "nll_tag"),
     "blurred share, or reward": ("blurred_share", "expected_reward", "format_reward"),
 }
-
-
-def lengths(examples: Sequence[dict], ax: Axes | None = None) -> Axes:
-    """How long the examples are: the share that a limit on the length would keep whole.
-
-    >>> ax = bt.plots.lengths([{"input_ids": [1, 2, 3]}, {"input_ids": [1] * 9}])
-    >>> ax.get_xlabel()
-    'tokens'
-    """
-    (ax,) = _axes(ax, 1, 5, 2.6)
-    ax.ecdf([len(example["input_ids"]) for example in examples], color=COLORS[0])
-    ax.set(xlabel="tokens", ylabel="share of examples\nup to that length")
-    _white_card(ax)
-    return ax
 
 
 def training_curves(
