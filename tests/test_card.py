@@ -20,7 +20,6 @@ def folder_of(
     base="Qwen/Qwen3-0.6B",
     data="open-r1/OpenR1-Math [train]",
     adapter=True,
-    evaluation=None,
 ):
     """A run folder by its files, without the training; it has taken 30 of 60 steps."""
     path.mkdir(parents=True)
@@ -46,10 +45,7 @@ def folder_of(
         "training_config.json": config,
         "data_report.json": report,
     }
-    for name, record in (
-        files | ({"evaluation/evaluation.json": evaluation} if evaluation else {})
-    ).items():
-        (path / name).parent.mkdir(exist_ok=True)
+    for name, record in files.items():
         (path / name).write_text(json.dumps(record))
     logs = [
         {"step": 10, "loss": 2.0},
@@ -92,27 +88,6 @@ def test_the_text_says_what_it_is_and_how_far(tmp_path):
     assert "bt.load_model(" in text
 
 
-def test_the_evaluation_of_the_run_among_others(tmp_path):
-    metrics = {"accuracy": {"value": 0.5, "low": 0.4, "high": 0.6, "n": 9}}
-    summaries = {"before": {"metrics": {"accuracy": {"value": 0.1}}}, "demo": {"metrics": metrics}}
-    evaluation = {
-        "settings": {"test": "tiny/test", "date": "2026-08-20T10:00:00+00:00"},
-        "summaries": summaries,
-    }
-    card = model_card(bt.Run(folder_of(tmp_path / "demo", evaluation=evaluation)))
-    assert "| on | tiny/test |" in card.text.replace("\\", "")
-    assert "| accuracy | 0\\.5 |" in card.text
-
-
-def test_the_evaluation_of_an_earlier_run_in_the_folder_is_left_out(tmp_path):
-    summaries = {"demo": {"metrics": {"accuracy": {"value": 0.5}}}}
-    evaluation = {"settings": {"test": "x", "date": "2026-08-19"}, "summaries": summaries}
-    run = bt.Run(folder_of(tmp_path / "demo", evaluation=evaluation))
-    run.environment["started"] = "2026-08-20T10:00:00+00:00"
-    card = model_card(run)
-    assert "accuracy" not in card.text
-
-
 def test_hostile_names_are_text(tmp_path, monkeypatch):
     """In Markdown as the Hub renders it: no tag, link, heading, table cell or list of their own; in YAML the same."""
     # the template is compiled once
@@ -133,13 +108,7 @@ def test_hostile_names_are_text(tmp_path, monkeypatch):
     ]
     shapes = set()
     for i, payload in enumerate(["plain", *payloads]):
-        evaluation = {
-            "settings": {"test": payload, "date": "2026-08-20"},
-            "summaries": {str(i): {"metrics": {payload: {"value": 0.5}}}},
-        }
-        card = model_card(
-            bt.Run(folder_of(tmp_path / str(i), base=payload, data=payload, evaluation=evaluation))
-        )
+        card = model_card(bt.Run(folder_of(tmp_path / str(i), base=payload, data=payload)))
         content = str(card)
         front, body = re.fullmatch(r"---\n(.*?)\n---\n(.*)", content, re.DOTALL).groups()
         assert "btsft_nb" in yaml.safe_load(front)["tags"]

@@ -1,6 +1,5 @@
 """Diversity of thoughts against sacrebleu and by hand; overlap with training texts against a plain search."""
 
-
 import numpy as np
 import pytest
 from hypothesis import given

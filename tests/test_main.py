@@ -200,7 +200,7 @@ def test_evaluate_prints_what_it_wrote(run, tmp_path):
     assert "ways of thinking" in told
 
 
-def test_an_evaluation_in_the_run_stands_in_its_card(trained):
+def test_an_evaluation_goes_into_the_run(trained):
     """In the seed's spelling, from its own split, with BLEU; the most likely tokens each time."""
     folder, _ = trained
     rows = [
@@ -212,8 +212,6 @@ def test_an_evaluation_in_the_run_stands_in_its_card(trained):
     called(folder, "evaluate", "out", *asked.split())
     record = json.loads((folder / "out" / "evaluation" / "evaluation.json").read_text())
     assert record["settings"]["top_k"] == 5 and "bleu" in record["summaries"]["out"]["metrics"]
-    card = (folder / "out" / "README.md").read_text()
-    assert "accuracy" in card.split("## Evaluation")[1].split("## Files")[0] and "bleu" in card
 
 
 def test_differences_are_printed(run, tmp_path, capsys):

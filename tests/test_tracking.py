@@ -286,9 +286,9 @@ def test_curves_reach_every_tracker(tmp_path, monkeypatch, examples, tiny_tokeni
 class Slow(TrackLogProbs):
     """A measurement that takes half a second more."""
 
-    def _measure(self, trainer, model):
+    def _measure(self, trainer, model, items):
         time.sleep(0.5)
-        return super()._measure(trainer, model)
+        return super()._measure(trainer, model, items)
 
 
 def test_the_speed_of_training_leaves_out_measurements(tmp_path, examples, tiny_tokenizer):
@@ -432,11 +432,11 @@ class Interrupted(TrackLogProbs):
 
     done = False
 
-    def _measure(self, trainer, model):
+    def _measure(self, trainer, model, items):
         if trainer.state.global_step == 4 and not self.done:
             self.done = True
             os.kill(os.getpid(), signal.SIGINT)
-        return super()._measure(trainer, model)
+        return super()._measure(trainer, model, items)
 
 
 def test_an_interrupt_while_it_measures_loses_nothing(tmp_path, tracked, examples, tiny_tokenizer):
@@ -470,15 +470,23 @@ examples = tagged_examples(tokenizer)
 found = trackers(examples, tokenizer)
 trainer = Trainer(model, config, examples, processing_class=tokenizer, callbacks=found)
 trainer.blurred = {}
+sizes = []
+for tracker in found:
+    def measure(trainer, model, items, measure=tracker._measure):
+        sizes.append(len(items))
+        return measure(trainer, model, items)
+    tracker._measure = measure
 trainer.train()
-out = [[tracker.records for tracker in found], [log for log in trainer.state.log_history if "loss" not in log]]
+out = [sizes, [tracker.records for tracker in found], [log for log in trainer.state.log_history if "loss" not in log]]
 open(os.path.join(sys.argv[2], "rank%s.json" % os.environ["RANK"]), "w").write(json.dumps(out))
 """
 FSDP = dict(fsdp=True, fsdp_config={"transformer_layer_cls_to_wrap": "Qwen3DecoderLayer"})
 
 
-def test_two_processes_measure_once(tmp_path, examples, tiny_tokenizer):
-    """The model is sharded over them; both have the records of the whole one, and the files hold them once."""
+@pytest.mark.parametrize("settings", [{}, FSDP], ids=["each a share", "sharded"])
+def test_two_processes_measure_once(tmp_path, examples, tiny_tokenizer, settings):
+    """Both have the records of the whole model, and the files hold them once; where it is sharded over them, both run
+    it on all, else each on a part."""
     script = tmp_path / "run.py"
     script.write_text(PROCESS)
     command = [
@@ -489,12 +497,16 @@ def test_two_processes_measure_once(tmp_path, examples, tiny_tokenizer):
         "--nproc_per_node=2",
         script,
     ]
-    command += [Path(__file__).parent, tmp_path, json.dumps(FSDP)]
+    command += [Path(__file__).parent, tmp_path, json.dumps(settings)]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-4000:]
-    one, other = (json.loads((tmp_path / f"rank{rank}.json").read_text())[0] for rank in range(2))
+    ranks = [json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in range(2)]
+    one, other = (rank[1] for rank in ranks)
     assert one == other
+    whole = [len(tracker.items) for tracker in trackers(examples, tiny_tokenizer)] * 2
+    measured = [sum(sizes) for sizes in zip(*(rank[0] for rank in ranks), strict=True)]
+    assert measured == ([2 * n for n in whole] if settings else whole)
     for records, tracker in zip(one, trackers(examples, tiny_tokenizer), strict=True):
         assert lines(tmp_path / tracker.file) == records
         steps = [record["step"] for record in records]

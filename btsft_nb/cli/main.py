@@ -134,8 +134,6 @@ def _evaluate(given, runs):
 
     from .. import tiny
     from ..evaluation import comparison, summary
-    from ..training.card import model_card
-    from ..training.run import Run
 
     compared = comparison.compare(
         runs,
@@ -151,8 +149,6 @@ def _evaluate(given, runs):
     if len(compared.summaries) > 1:
         print(f"\nless {next(iter(compared.summaries))}, with 95 % intervals:")
         print(compared.differences().to_string(float_format="{:+.3f}".format))
-    if evaluation.report is None:
-        model_card(Run(runs[0])).save(Path(runs[0], "README.md"))
     print(f"\n{compared.folder / 'evaluation.json'}\n{compared.folder / 'index.html'}")
 
 

@@ -108,8 +108,7 @@ def sample(
         raise ValueError("adapters=False: the model has no adapters")
     settings = SamplingSettings(n, **settings)
     renderer = Renderer(tokenizer)
-    # prompts of like length together, so that there is little padding
-    jobs = sorted(sampling_jobs(renderer, prompts, settings), key=lambda job: len(job[0]))
+    jobs = sampling_jobs(renderer, prompts, settings)
     records = []
     if path:
         path = Path(path)
@@ -117,14 +116,12 @@ def sample(
         records = _read(path, key)
     bar = tqdm(total=len(jobs), initial=len(records), desc="sampling", disable=not progress)
     with bar, eval_mode(model), nullcontext() if adapters else model.disable_adapter():
-        for start in range(len(records), len(jobs), settings.batch_size):
-            batch = jobs[start : start + settings.batch_size]
-            drawn = _generate(model, renderer, batch, settings)
+        for batch in drawn(model, renderer, jobs, settings, len(records)):
             if path:
                 with path.open("a", encoding="utf-8") as file:
-                    file.writelines(json.dumps({"key": key} | record) + "\n" for record in drawn)
-            records += drawn
-            bar.update(len(drawn))
+                    file.writelines(json.dumps({"key": key} | record) + "\n" for record in batch)
+            records += batch
+            bar.update(len(batch))
     return sorted(records, key=itemgetter("prompt", "sample"))
 
 
@@ -155,6 +152,14 @@ def sampling_jobs(renderer, prompts, settings: SamplingSettings) -> list[tuple[l
         text = f"{n_cut} of {i + 1} prompts were cut to max_prompt_length"
         get_logger(__name__).warning_once(text)
     return jobs
+
+
+def drawn(model, renderer, jobs, settings, n_done=0):
+    """The records of jobs, a batch at a time; without the first `n_done`, which are there already."""
+    # prompts of like length together, so that there is little padding
+    jobs = sorted(jobs, key=lambda job: len(job[0]))
+    for start in range(n_done, len(jobs), settings.batch_size):
+        yield _generate(model, renderer, jobs[start : start + settings.batch_size], settings)
 
 
 def _key(model, adapters, settings, jobs):

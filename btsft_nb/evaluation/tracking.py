@@ -4,19 +4,23 @@ import json
 import math
 import time
 import weakref
-from collections import defaultdict
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from itertools import chain
 from numbers import Integral
+from operator import itemgetter
 from pathlib import Path
 from statistics import fmean
 
+import pandas as pd
+from accelerate.utils import gather_object
 from transformers import PreTrainedTokenizerBase, TrainerCallback
 
 from ..checks import check_number
 from ..data.render import Renderer
 from ..files import read_lines, write
 from .multiple_choice import answer_questions, render_questions
-from .sampling import SamplingSettings, sample, sampling_jobs
+from .sampling import SamplingSettings, drawn, sampling_jobs
 from .scoring import eval_mode, tagged_log_probs
 from .summary import evaluate, references_of
 
@@ -35,9 +39,10 @@ class Probe(TrainerCallback):
     Args:
         every: measure every so many steps.
 
-    Every process runs the model, since it may be sharded over them, and only the main one writes.
+    Of several processes each measures a share, or all where the model is sharded over them; the main one writes.
 
-    A subclass has `file` and `_measure(trainer, model)`, which returns the records without their step, and the means.
+    A subclass has `file`, `items`, `_measure(trainer, model, items)`, which returns their records without the step, and
+    `_means(records)`.
 
     Raises ValueError for two of a kind in one trainer, or a trainer that is not a BTSFTTrainer.
     """
@@ -74,7 +79,7 @@ class Probe(TrainerCallback):
         start = time.perf_counter()
         trainer = self._trainer()
         with eval_mode(model):
-            records, means = self._measure(trainer, model)
+            records = self._shared(trainer, model)
         self.records += [{"step": state.global_step, **record} for record in records]
         path = Path(args.output_dir, self.file)
         if state.is_world_process_zero:
@@ -83,10 +88,20 @@ class Probe(TrainerCallback):
             write(path, "".join(json.dumps(record) + "\n" for record in self.records))
         # Trainer takes any log for the one that was due at this step
         was_due = control.should_log
-        trainer.log({f"eval_{path.stem}/{name}": value for name, value in means.items()})
+        trainer.log(
+            {f"eval_{path.stem}/{name}": value for name, value in self._means(records).items()}
+        )
         control.should_log = was_due
         if trainer.throughput:  # its clock runs
             trainer.throughput.pause(time.perf_counter() - start)
+
+    def _shared(self, trainer, model):
+        """The records of all items, of which each process measures its share; or all, where the model is sharded."""
+        n = trainer.args.world_size
+        if n == 1 or trainer.is_fsdp_enabled:
+            return self._measure(trainer, model, self.items)
+        edges = [len(self.items) * (trainer.args.process_index + k) // n for k in (0, 1)]
+        return gather_object(self._measure(trainer, model, self.items[slice(*edges)]))
 
 
 class TrackLogProbs(Probe):
@@ -117,23 +132,25 @@ class TrackLogProbs(Probe):
         self, examples: Sequence[dict], tokenizer: PreTrainedTokenizerBase, every: int = 10
     ):
         super().__init__(every)
-        self.examples = [example for example in examples if example["tags"]]
-        if not self.examples:
+        self.items = [example for example in examples if example["tags"]]
+        if not self.items:
             raise ValueError("no example has a tagged stretch; give blocks or spans a tag")
         self.pad_token_id = tokenizer.pad_token_id
 
-    def _measure(self, trainer, model):
+    def _measure(self, trainer, model, items):
         records = []
-        tokens = defaultdict(list)
-        for example in self.examples:
+        for example in items:
             values = tagged_log_probs(trainer.head_forward, model, self.pad_token_id, [example])[0]
             for span in example["tags"]:
-                tag = span["tag"]
                 log_probs = values[max(span["start"], 1) : span["stop"]].tolist()
-                record = {"id": example["id"], "tag": tag, "log_prob": math.fsum(log_probs)}
+                record = {"id": example["id"], "tag": span["tag"], "log_prob": sum(log_probs)}
                 records.append(record | {"tokens": len(log_probs)})
-                tokens[tag] += log_probs
-        return records, {tag: fmean(log_probs) for tag, log_probs in tokens.items() if log_probs}
+        return records
+
+    def _means(self, records):
+        sums = pd.DataFrame(records).groupby("tag")[["log_prob", "tokens"]].sum()
+        sums = sums[sums["tokens"] > 0]
+        return (sums["log_prob"] / sums["tokens"]).to_dict()
 
 
 class TrackSamples(Probe):
@@ -176,18 +193,19 @@ class TrackSamples(Probe):
         super().__init__(every)
         if not prompts:
             raise ValueError("no prompts to sample")
-        self.prompts = prompts
-        self.tokenizer = tokenizer
         self.references = references_of(prompts, answer)
-        self.sampling = {"n": 4, **sampling}
         self.options = {"way_of": way_of, "answer": answer, "text_scores": text_scores}
-        # so that errors come before the run
-        sampling_jobs(Renderer(tokenizer), prompts, SamplingSettings(**self.sampling))
+        self.settings = SamplingSettings(**{"n": 4, **sampling})
+        self.renderer = Renderer(tokenizer)
+        self.items = sampling_jobs(self.renderer, prompts, self.settings)
 
-    def _measure(self, trainer, model):
-        records = sample(model, self.tokenizer, self.prompts, progress=False, **self.sampling)
+    def _measure(self, trainer, model, items):
+        batches = drawn(model, self.renderer, items, self.settings)
+        return sorted(chain(*batches), key=itemgetter("prompt", "sample"))
+
+    def _means(self, records):
         metrics = evaluate(records, self.references, **self.options)["metrics"]
-        return records, {name: metric["value"] for name, metric in metrics.items()}
+        return {name: metric["value"] for name, metric in metrics.items()}
 
 
 class TrackChoices(Probe):
@@ -213,19 +231,18 @@ class TrackChoices(Probe):
         self, questions: Sequence[dict], tokenizer: PreTrainedTokenizerBase, every: int = 50
     ):
         super().__init__(every)
-        self.questions = render_questions(tokenizer, questions)
-        if not self.questions:
+        self.items = render_questions(tokenizer, questions)
+        if not self.items:
             raise ValueError("no questions to ask")
         self.pad_token_id = tokenizer.pad_token_id
 
-    def _measure(self, trainer, model):
+    def _measure(self, trainer, model, items):
+        with suppress(FloatingPointError):
+            return answer_questions(trainer.head_forward, model, self.pad_token_id, items)
+        return []
+
+    def _means(self, records):
         fields = {"accuracy": "correct_raw", "accuracy_normalised": "correct_normalised"}
-        try:
-            records = answer_questions(
-                trainer.head_forward, model, self.pad_token_id, self.questions
-            )
-        except FloatingPointError:
-            return [], dict.fromkeys(fields, math.nan)
-        return records, {
-            name: fmean(record[field] for record in records) for name, field in fields.items()
-        }
+        if len(records) < len(self.items):
+            return dict.fromkeys(fields, math.nan)
+        return {name: fmean(record[field] for record in records) for name, field in fields.items()}

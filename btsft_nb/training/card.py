@@ -1,7 +1,6 @@
 """README.md of a run folder: a model card for the Hub, made of card.md and what the folder holds."""
 
 import html
-import json
 import os
 import re
 from pathlib import Path
@@ -24,7 +23,6 @@ def model_card(run, merged=None):
     facts = {"base_model": "unknown", "data": "unknown"} | run.summary
     folder = merged or run.path
     is_adapter = not merged and bool(run.base or run.environment.get("adapter"))
-    test, metrics = _evaluation(run)
     front = ModelCardData(
         base_model=_hub_id(facts["base_model"]),
         datasets=_hub_id(facts["data"].partition(" [")[0]),
@@ -39,24 +37,8 @@ def model_card(run, merged=None):
         folder=folder,
         facts=facts,
         is_adapter=is_adapter,
-        test=test,
-        metrics=metrics,
         text=_text,
     )
-
-
-def _evaluation(run):
-    """What the run was evaluated on, and the metrics by name; none of an earlier run in the folder."""
-    file = run.path / "evaluation" / "evaluation.json"
-    metrics = {}
-    if not file.is_file():
-        return "", metrics
-    evaluation = json.loads(file.read_text(encoding="utf-8"))
-    settings = evaluation["settings"]
-    summary = evaluation["summaries"].get(run.path.resolve().name)
-    if summary and settings.get("date", "") >= run.environment.get("started", ""):
-        metrics = {visible(name): metric["value"] for name, metric in summary["metrics"].items()}
-    return visible(settings["test"]), metrics
 
 
 def _hub_id(name):
