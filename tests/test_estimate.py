@@ -103,8 +103,10 @@ def test_what_each_setting_saves():
 
 
 def test_computation_is_six_operations_a_weight():
-    """Without attention to speak of: 2 forward and 4 backward for each weight of a product, of which the head is one
-    that needs no product in backward for its input, but one for its logits anew and one forward for the mean."""
+    """Without attention to speak of: 2 forward and 4 backward for each weight of a product.
+
+    A head that trains makes its logits once more in backward.
+    """
     model = bt.load_model("tiny")[0]
     head = model.get_output_embeddings().weight.numel()
     others = sum(m.weight.numel() for m in model.modules() if isinstance(m, torch.nn.Linear)) - head

@@ -285,3 +285,14 @@ def test_a_router_loss_is_refused():
     )
     with pytest.raises(ValueError, match="output_router_logits=False"):
         HeadForward(MixtralForCausalLM(config), TAGS)
+
+
+def test_a_merged_adapter_of_the_head_has_no_reference():
+    model = build("llama", LoraConfig(target_modules=["lm_head"], r=2))
+    inputs, positions = batch()
+    forward = HeadForward(model, TAGS)
+    inputs["blurred"] = positions
+    hidden = forward.hidden(model, inputs, positions)
+    model.merge_adapter()
+    with pytest.raises(ValueError, match="the head's adapter is merged: unmerge it"):
+        forward.token_values(model, inputs, positions, ref_hidden=hidden)

@@ -144,3 +144,10 @@ def test_what_is_frozen_does_not_change_in_training(tmp_path):
         for name in before
         if "embed" in name or ("_proj" in name and "attn" in name and ".0." not in name)
     }
+
+
+def test_a_model_without_a_list_of_its_layers_is_named():
+    model, _ = bt.load_model("tiny")
+    model.config.num_hidden_layers = 9
+    with pytest.raises(ValueError, match="Qwen3ForCausalLM has no list of 9 decoder layers"):
+        freeze_parts(model, ["norms"])

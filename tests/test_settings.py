@@ -259,3 +259,11 @@ def test_help_has_every_setting_of_ours_with_its_default():
     for line in ("threshold=0.2 ", "method=qlora ", "format=null ", "strict=true "):
         assert f"  {line}" in told
     assert "learning_rate, " in told and max(map(len, told.splitlines())) <= 120
+
+
+@pytest.mark.parametrize(
+    ("data", "folder"), [("mix-v0.1", "runs/tiny-mix-v0.1"), ("a/qa.jsonl", "runs/tiny-qa")]
+)
+def test_the_run_folder_is_called_by_model_and_data(data, folder):
+    """Only the ending of a file goes: two versions of a set are two runs."""
+    assert bt.read_settings(model="tiny", data=data).values["output_dir"] == folder
