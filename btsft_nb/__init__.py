@@ -12,14 +12,25 @@ The rooms of the package, in the order of the flow; each says in its own docstri
 """
 
 import logging
+import warnings
 from importlib import import_module
 
 __version__ = "0.1.0"
 
-# bitsandbytes warns when it is imported that it lacks a CPU kernel, which `models.load` does not use.
-logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(
-    lambda record: "gemm_4bit_forward" not in record.msg
-)
+# What libraries tell a user although nothing is wrong, by the logger that it comes from, or by the module.
+_LOGGED = {
+    "bitsandbytes.backends.cpu.ops": "gemm_4bit_forward",  # a CPU kernel that `models.load` does not use
+    "bitsandbytes.autograd._functions": "MatMul8bitLt: inputs will be cast",  # what LLM.int8 is
+    "transformers.integrations.bitsandbytes": "and casted to",  # what `merge` asks for
+}
+_WARNED = {
+    "transformers.modeling_utils": "`is_gradient_checkpointing` is deprecated",  # PEFT reads it
+    "transformers.training_args": r"`gradient_checkpointing\w*` is deprecated",  # its only name in 5.15
+}
+for _name, _text in _LOGGED.items():
+    logging.getLogger(_name).addFilter(lambda record, text=_text: text not in str(record.msg))
+for _name, _text in _WARNED.items():
+    warnings.filterwarnings("ignore", _text, FutureWarning, _name)
 
 # Module -> the public names that it defines. A module is imported when a name of it is first used.
 _PUBLIC = {
@@ -51,6 +62,7 @@ _PUBLIC = {
     "evaluation.tracking": "TrackChoices TrackLogProbs TrackSamples",
     "views.inspector": "TokenInspector",
     "views.live": "LiveCurves",
+    "cli.runs": "find_runs",
     "cli.settings": "read_settings",
     "cli.planning": "plan",
     "cli.stages": "finetune",

@@ -125,5 +125,8 @@ class _Progress(TrainerCallback):
     def __init__(self, tell):
         self.tell = tell
 
+    def attach(self, trainer):
+        trainer.prints_end = False
+
     def on_step_end(self, args, state, control, **kwargs):
         self.tell(0.1 + 0.5 * state.global_step / state.max_steps, "Training.")

@@ -1,6 +1,9 @@
-"""Text from outside, made harmless to look at."""
+"""Text from outside, made harmless to look at; and bars of other libraries, left out."""
 
 import unicodedata
+from contextlib import contextmanager
+
+from transformers.utils import logging
 
 # Letters and marks that count as printable, but leave no ink.
 _WITHOUT_INK = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u3164\uffa0")
@@ -35,3 +38,22 @@ def _mark(char: str) -> str:
     if char in _WITHOUT_INK or not (char.isprintable() or is_space):
         return f"\u27e8U+{ord(char):04X}\u27e9"
     return char
+
+
+@contextmanager
+def without_weight_bars():
+    """Context manager in which transformers draws no bar for weights that it reads or writes; its other bars stay.
+
+    In a notebook such a bar is a widget, and is saved with it.
+    """
+
+    def hook(factory, args, kwargs):
+        if kwargs.get("desc") in ("Loading weights", "Writing model shards"):
+            kwargs["disable"] = True
+        return before(factory, args, kwargs) if before else factory(*args, **kwargs)
+
+    before = logging.set_tqdm_hook(hook)
+    try:
+        yield
+    finally:
+        logging.set_tqdm_hook(before)

@@ -94,6 +94,8 @@ def plan(settings: Settings, examples: Dataset | None = None) -> pd.DataFrame:
 class _Unsaved(BTSFTTrainer):
     """A trainer that keeps nothing of what it trains."""
 
+    prints_end = False
+
     def save_model(self, output_dir=None, _internal_call=False):
         pass
 

@@ -10,6 +10,7 @@ from transformers import TrainerCallback
 
 from ..data.chat_templates import use_template
 from ..data.preparation import prepare
+from ..data.report import show
 from ..data.rows import Rows, load_rows
 from ..evaluation.tracking import TrackSamples
 from ..models.keys import load_secrets
@@ -49,7 +50,7 @@ def prepare_data(settings, tokenizer, report=True):
         logging.getLogger(__name__).warning("%s has no chat template: using chatml", name)
     names = ("format", "response_marker", "too_long", "duplicates", "strict", "num_proc")
     options = {name: getattr(data, name) for name in names}
-    options["print_report"] = report and training.process_index == 0
+    options["print_report"] = False
     sets = [(data.data, data.split, data.data_config, data.examples)]
     if data.eval_data is not None:
         sets.append((data.eval_data, data.eval_split, data.eval_config, None))
@@ -61,6 +62,8 @@ def prepare_data(settings, tokenizer, report=True):
                 source = f"{rows.source}, the first {count}"
                 rows = Rows(islice(rows, count), source, rows.name)
             prepared.append(prepare(rows, tokenizer, data.max_length, **options))
+            if report and training.process_index == 0:
+                show(prepared[-1].report, again=False)
     return [*prepared, None][:2]
 
 
@@ -85,7 +88,7 @@ def finetune(
     With `resume_from_checkpoint`, a checkpoint or a run folder, the run goes on from there.
 
     Args:
-        report: whether to print what became of the rows.
+        report: whether to print what became of the rows; in one line if this process has done so before.
 
     Returns:
         The trainer, with its model and history.

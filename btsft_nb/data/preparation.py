@@ -26,7 +26,7 @@ from .errors import RowError, UnsuitableRow
 from .fit import POLICIES, PromptFrame, fit
 from .formats import Format, to_messages
 from .render import Renderer
-from .report import drop_duplicates, figures, make_report
+from .report import drop_duplicates, figures, make_report, show
 from .rows import Rows
 from .tokens import add_tags
 from .weights import cut_at_spans, kind_factors
@@ -118,7 +118,7 @@ def prepare(
     examples.info.description = json.dumps(asdict(report))  # select, map and pickle copy it
     examples.report = report
     if print_report:
-        print(report)
+        show(report)
     return examples
 
 

@@ -95,6 +95,23 @@ class Report:
         return "\n".join(map(visible, lines))
 
 
+_SHOWN = set()  # what this process has printed
+
+
+def show(report: Report, *, again: bool = True) -> None:
+    """Prints a report; unless `again`, one that was printed in this process before gets a single line.
+
+    >>> report = bt.prepare(bt.load_rows("tiny/messy"), bt.load_tokenizer("tiny")).report
+    tiny/messy: 1,000 rows -> 1,000 examples...
+    >>> show(report, again=False)
+    tiny/messy: 1,000 rows -> 1,000 examples, as reported before
+    """
+    text = str(report)
+    is_old = text in _SHOWN
+    _SHOWN.add(text)
+    print(text if again or not is_old else f"{text.splitlines()[0]}, as reported before")
+
+
 def _counted(groups):
     """A line for each group: how many rows it has, and the first six of them."""
     return [

@@ -51,7 +51,11 @@ def attach(model, lora, rows, seed):
     with torch.random.fork_rng(), without_old_torchao():
         torch.manual_seed(seed)
         adapted = get_peft_model(model, lora)
-    # PEFT would save all rows of embeddings that were resized
+    return save_adapters_alone(adapted)
+
+
+def save_adapters_alone(adapted):
+    """The same model, to be saved without its embeddings: PEFT would save all rows, or ask the Hub whether to."""
     adapted.save_pretrained = partial(adapted.save_pretrained, save_embedding_layers=False)
     return adapted
 

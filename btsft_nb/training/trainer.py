@@ -47,6 +47,7 @@ class BTSFTTrainer(Trainer):
     # The objective divides by what the whole accumulation window holds. transformers 5.23 reads this attribute; 5.15
     # reads model_accepts_loss_kwargs, set below.
     loss_is_scaled_for_ga = True
+    prints_end = True  # a line that names the run folder
 
     def __init__(
         self,
@@ -120,7 +121,7 @@ class BTSFTTrainer(Trainer):
         self.save_model()
         if self.is_world_process_zero():
             run = self._record.update(finished=True)
-            if not self.args.disable_tqdm:
+            if self.prints_end:
                 facts = {"loss": output.training_loss} | run.summary
                 spent = f"{run.step} steps, {facts['train_runtime']:.0f} s"
                 print(f"{run.path.name}: {spent}, loss {facts['loss']:.3g} -> {run.path}")
