@@ -4,8 +4,10 @@
 # make lint    ruff
 # make measure  size and density of the package, beside its ceilings
 # make notebooks   run the notebooks and store their outputs in place, and the README's pictures (needs chromium)
-# make colab   write the repository's address (pyproject.toml) into badges and install cells
+# make colab   write the install cell, and the repository's address (pyproject.toml) into badges; REPO=owner/name makes
+#              it a fork's, in pyproject.toml too
 # make bench   install the peers, measure against them, and kill runs: over half an hour on two cores
+# make gpu     measure and check on one GPU in at most 8 minutes, and write benchmarks/gpu.json
 # make evidence  fine-tune and sample every arm of benchmarks/evidence.py, and write what notebook 06 reads: two hours
 # make lock    write constraints.txt anew from the newest versions
 
@@ -15,7 +17,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo test lint measure notebooks colab bench evidence lock
+.PHONY: demo test lint measure notebooks colab bench gpu evidence lock
 
 demo: $(INSTALLED)
 	$(BIN)/python tools/notebooks.py demo
@@ -37,7 +39,7 @@ notebooks: $(INSTALLED)
 	$(BIN)/python tools/notebooks.py pictures
 
 colab: $(INSTALLED)
-	$(BIN)/python tools/notebooks.py stamp
+	$(BIN)/python tools/notebooks.py stamp $(REPO)
 
 bench: $(INSTALLED)
 	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[bench]'
@@ -47,6 +49,9 @@ bench: $(INSTALLED)
 	$(BIN)/python benchmarks/generate.py
 	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/kill.py
+
+gpu: $(INSTALLED)
+	$(BIN)/python benchmarks/gpu.py --out benchmarks/gpu.json
 
 evidence: $(INSTALLED)
 	$(BIN)/python benchmarks/evidence.py --workers 2

@@ -23,6 +23,9 @@ from nbformat.v4 import new_code_cell, new_notebook
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parent.parent
+sys.path.append(str(ROOT / "tools"))
+import notebooks as tool  # noqa: E402
+
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 # What Colab has of all that the package and the notebooks import, or that changes what these do by being there.
 PRESENT = [
@@ -154,7 +157,7 @@ def installed(colab, before) -> Colab:
     pip(Path(sys.executable), "wheel", "--no-deps", "-w", str(colab.home), str(source))
     (wheel,) = colab.home.glob("btsft_nb-*.whl")
     cell = nbformat.read(NOTEBOOKS[0], as_version=4).cells[1].source
-    address = "git+https://github.com/btsft-nb/btsft_nb"
+    address = f"git+{tool.repository()}"
     assert cell.count(address) == 1
     colab.run_cells(cell.replace(address, str(wheel)))
     return colab

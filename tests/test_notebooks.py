@@ -4,6 +4,7 @@ That they run from top to bottom is nbval's part of `make test`.
 """
 
 import re
+import shutil
 import subprocess
 import sys
 import types
@@ -88,12 +89,9 @@ def test_committed_executed_and_clean(notebook):
 
 def test_stamps_agree_with_pyproject():
     """The repository's address stands in pyproject.toml; badges and install cells have it from there."""
-    address = tool.tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["urls"][
-        "Repository"
-    ]
+    address = tool.repository()
     for path in [*NOTEBOOKS, ROOT / "README.md"]:
-        text = path.read_text()
-        assert tool.stamped(text) == text, f"{path.name}: run make colab"
+        assert tool.stamped(path) == path.read_text(), f"{path.name}: run make colab"
     for path in NOTEBOOKS:
         text = path.read_text()
         assert f"git+{address}" in text
@@ -103,26 +101,49 @@ def test_stamps_agree_with_pyproject():
         )
 
 
-def test_install_cells_are_alike():
-    assert len({nbformat.read(path, as_version=4).cells[1].source for path in NOTEBOOKS}) == 1
+def test_the_install_cell_is_the_second_and_short(notebook):
+    source = notebook.cells[1].source
+    assert source == tool.INSTALL.replace("https://github.com/owner/name", tool.repository())
+    assert source.count("\n") < 15 and not re.search(r"^\s*(def|class) ", source, re.M)
 
 
-@pytest.mark.parametrize("present", [True, False])
-def test_the_install_cell_installs_only_what_is_missing_and_only_in_colab(monkeypatch, present):
-    """Trap 13: with --no-deps, so that nothing that Colab has is moved; elsewhere it does nothing."""
-    source = nbformat.read(NOTEBOOKS[0], as_version=4).cells[1].source
-    called = []
-    shell = types.SimpleNamespace(run_line_magic=lambda *words: called.append(words))
-    find_spec = tool.sys.modules["importlib.util"].find_spec
-    monkeypatch.setattr(
-        "importlib.util.find_spec",
-        lambda name: find_spec(name) if present or name != "bitsandbytes" else None,
-    )
-    exec(source, {"get_ipython": lambda: shell})
-    assert called == []
-    monkeypatch.setitem(sys.modules, "google.colab", types.ModuleType("google.colab"))
-    exec(source, {"get_ipython": lambda: shell})
-    assert called == ([] if present else [("pip", "install -q --no-deps bitsandbytes")])
+def addressed(folder: Path) -> dict[str, set[str]]:
+    """File -> the repositories on GitHub that it names in badges, for pip and as its own."""
+    pattern = r"(?:colab\.research\.google\.com/github/|git\+https://github\.com/"
+    pattern += r'|^Repository = "https://github\.com/)([\w.-]+/[\w.-]+)'
+    files = ["pyproject.toml", "README.md", *(f"notebooks/{path.name}" for path in NOTEBOOKS)]
+    return {name: set(re.findall(pattern, (folder / name).read_text(), re.M)) for name in files}
+
+
+def test_a_fork_is_stamped_and_back(tmp_path):
+    """make colab REPO=owner/name: no other address is left; twice is as once; the first one's brings all back."""
+    for name in ("Makefile", "pyproject.toml", "README.md"):
+        shutil.copy(ROOT / name, tmp_path)
+    for name in ("tools", "notebooks"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=lambda *_: {"runs"})
+
+    def make(*words):
+        """Every file's text after `make colab`, in which this Python stands for what make installs."""
+        line = ["make", "-o", ".venv/installed", f"BIN={Path(sys.executable).parent}", "colab"]
+        done = subprocess.run([*line, *words], cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        kept = [path for path in tmp_path.rglob("*") if path.suffix in (".toml", ".md", ".ipynb")]
+        return {path: path.read_text() for path in kept}
+
+    before = make()
+    original = tool.repository().removeprefix("https://github.com/")
+    assert set.union(*addressed(tmp_path).values()) == {original}
+    fork = make("REPO=some.one/My-Fork_2")
+    assert set(map(frozenset, addressed(tmp_path).values())) == {frozenset({"some.one/My-Fork_2"})}
+    assert make("REPO=some.one/My-Fork_2") == fork == make() != before
+    assert make(f"REPO={original}") == before
+
+
+@pytest.mark.parametrize("repo", ["https://github.com/a/b", "b", "a/b/c", "a/b c", ""])
+def test_what_is_no_repository_is_refused(repo):
+    """Before anything is written."""
+    with pytest.raises(SystemExit, match=r"REPO=.*: owner/name wanted"):
+        tool.stamp(repo)
 
 
 @pytest.mark.parametrize("name", ["03_evaluate", "04_visualize"])

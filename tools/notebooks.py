@@ -3,7 +3,8 @@
 python tools/notebooks.py demo     run them in order, keep executed copies and figures, print the table of 03
 python tools/notebooks.py refresh  run them and store the outputs in place, without widget state
 python tools/notebooks.py pictures write the README's pictures, what cells tagged picture-NAME show, to docs
-python tools/notebooks.py stamp    write the repository's address (pyproject.toml) into badges and install cells
+python tools/notebooks.py stamp    write the install cell, and the repository's address (pyproject.toml) into badges
+python tools/notebooks.py stamp owner/name    the same for a fork, whose address goes into pyproject.toml first
 """
 
 import base64
@@ -26,6 +27,23 @@ DEMO = (
 )  # where notebooks run, so that the results of a user who works in notebooks/ stay as they are
 RUNS = DEMO / "runs"
 WIDGET = "application/vnd.jupyter.widget-view+json"
+# The second cell of every notebook; `stamped` puts in the address.
+INSTALL = """\
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+if "google.colab" in sys.modules:  # installs what Colab lacks, and moves nothing that it has
+    below = [*Path.cwd().glob("*/"), *Path("/content/drive/MyDrive").glob("*/")]
+    files = [d / "pyproject.toml" for d in [Path.cwd(), *Path.cwd().parents, *below]]
+    ours = [str(f.parent) for f in files if f.is_file() and b'name = "btsft_nb"' in f.read_bytes()]
+    ours += ["git+https://github.com/owner/name"]  # where no checkout is near
+    names = "btsft_nb bitsandbytes sacrebleu portalocker colorama rouge_score math_verify latex2sympy2_extended"
+    missing = [name for name in names.split() if not getattr(find_spec(name), "origin", None)]
+    if missing:
+        sources = [ours[0] if name == "btsft_nb" else name for name in missing]
+        print("Installing", *sources)
+        get_ipython().run_line_magic("pip", "install -q --no-deps " + " ".join(map(repr, sources)))"""
 
 
 def execute(path: Path) -> nbformat.NotebookNode:
@@ -149,26 +167,43 @@ def photograph(html: str, name: str) -> None:
         browser.close()
 
 
-def stamped(text: str) -> str:
-    """A notebook's or the README's source with the repository's address where it belongs."""
-    address = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["urls"]["Repository"]
-    owner = address.removeprefix("https://github.com/")
+def repository() -> str:
+    """The repository's address."""
+    return tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["urls"]["Repository"]
+
+
+def stamped(path: Path) -> str:
+    """A notebook's or the README's text with the install cell, and the repository's address where it belongs."""
+    text = path.read_text()
+    if path.suffix == ".ipynb":
+        notebook = nbformat.reads(text, as_version=4)
+        for cell in notebook.cells:
+            if '"google.colab" in sys.modules' in cell.source:
+                cell.source = INSTALL
+        text = nbformat.writes(notebook) + "\n"
+    address = repository()
     text = re.sub(r"git\+https://github\.com/[\w./-]+", f"git+{address}", text)
-    colab = f"https://colab.research.google.com/github/{owner}/blob/main/notebooks/"
-    return re.sub(
-        r"https://colab\.research\.google\.com/github/[\w.-]+/[\w.-]+/blob/main/notebooks/",
-        colab,
-        text,
-    )
+    badge = "https://colab.research.google.com/github/"
+    owner = address.removeprefix("https://github.com/")
+    return re.sub(rf"{re.escape(badge)}[\w.-]+/[\w.-]+/blob/", f"{badge}{owner}/blob/", text)
 
 
-def stamp() -> None:
-    for path in [*sorted(NOTEBOOKS.glob("*.ipynb")), ROOT / "README.md"]:
-        path.write_text(stamped(path.read_text()))
+def stamp(repo: str | None = None) -> None:
+    """Writes what is stamped, of a fork its address first; what differs is written, and nothing else."""
+    if repo is not None and not re.fullmatch(r"[\w.-]+/[\w.-]+", repo):
+        sys.exit(f"REPO={repo}: owner/name wanted, as in https://github.com/owner/name")
+    if repo is not None:
+        project = ROOT / "pyproject.toml"
+        address = f'Repository = "https://github.com/{repo}"'
+        project.write_text(re.sub("^Repository = .*", address, project.read_text(), flags=re.M))
+    notebooks = [*NOTEBOOKS.glob("*.ipynb"), *(ROOT / "docs").glob("*.ipynb")]
+    for path in [*sorted(notebooks), ROOT / "README.md"]:
+        path.write_text(stamped(path))
 
 
 if __name__ == "__main__":
     commands = {"demo": demo, "refresh": refresh, "pictures": pictures, "stamp": stamp}
-    if len(sys.argv) != 2 or sys.argv[1] not in commands:
+    _, *words = sys.argv
+    if not words or words[0] not in commands or (words[1:] and words[0] != "stamp"):
         sys.exit(__doc__)
-    commands[sys.argv[1]]()
+    commands[words[0]](*words[1:])
