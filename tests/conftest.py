@@ -32,6 +32,11 @@ def pytest_unconfigure():
     shutil.rmtree(os.environ["HF_DATASETS_CACHE"], ignore_errors=True)
 
 
+def pytest_runtest_setup(item):
+    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        pytest.skip("needs a CUDA GPU")
+
+
 TOKENIZERS = ("tiny_tokenizer", "qwen3", "r1")
 
 
