@@ -7,6 +7,7 @@ import pandas as pd
 
 from ..data.errors import RowError
 from ..data.formats import reference_of
+from ..views.metric_names import present
 from .answers import compare, extract, majority, parse_record, right_answer
 from .diversity import copied_ngrams, distinct_n, self_bleu
 from .intervals import interval
@@ -175,11 +176,16 @@ def references_of(rows: Sequence[dict | str], how: str = "auto") -> list[str] | 
     return None if n_absent else answers
 
 
-def table(summaries: dict[str, dict]) -> pd.DataFrame:
-    """Summaries by model -> a table of `value [low, high]`, a row for each model.
+def table(summaries: dict[str, dict], *metrics: str) -> pd.DataFrame:
+    """Summaries by model -> a table of `value [low, high]`, a row for each model, with a dash for what it has not.
+
+    Args:
+        metrics: by name, the columns; what no model has is left out. By default all.
+
+    Raises ValueError for a name that is no metric's, with the nearest one.
 
     >>> accuracy = {"value": 0.5, "low": 0.25, "high": 0.75, "n": 8}
-    >>> bt.table({"before": {"metrics": {"accuracy": accuracy}}})
+    >>> bt.table({"before": {"metrics": {"accuracy": accuracy}}}, "accuracy", "ways of thinking")
                      accuracy
     before  0.50 [0.25, 0.75]
     """
@@ -190,4 +196,5 @@ def table(summaries: dict[str, dict]) -> pd.DataFrame:
         }
         for model, summary in summaries.items()
     }
-    return pd.DataFrame(rows).T
+    frame = pd.DataFrame(rows).T.fillna("\u2013")
+    return frame[present(metrics, summaries)] if metrics else frame

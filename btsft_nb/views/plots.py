@@ -12,19 +12,11 @@ from matplotlib.text import Text
 
 from ..data.kinds import KIND_COLORS  # noqa: F401, beside COLORS for figures of a notebook's own
 from ..text import visible
+from .metric_names import present, unit
 from .palette import COLORS
 
 _MARKERS = "osD^vP"
 _INK = "#222222"
-_UNITS = {  # metrics that are no share of samples
-    "ways of thinking": "ways per prompt",
-    "right ways": "ways per prompt",
-    "pass": "share of prompts",
-    "majority": "share of prompts",
-    "self-BLEU": "0 to 1",
-    "distinct-2": "share of word pairs",
-    "training 4-grams": "share of 4-grams",
-}
 _CURVES = {  # label of the axis -> keys in the logs
     "nll, nats per token": ("nll_think", "nll_answer", "nll_tag"),
     "blurred share, or reward": ("blurred_share", "expected_reward", "format_reward"),
@@ -67,20 +59,27 @@ def intervals(
 ) -> list[Axes]:
     """Metrics of many models, a row each: value and interval, and a tick for each seed where `seeds` has them.
 
+    A metric that no model has gets no Axes, and a model without one an empty row. Raises ValueError for a name that is
+    no metric's, with the nearest one.
+
     >>> accuracy = {"value": 0.5, "low": 0.4, "high": 0.6, "n": 9}
-    >>> (ax,) = bt.plots.intervals({"before": {"metrics": {"accuracy": accuracy}}}, ["accuracy"])
+    >>> (ax,) = bt.plots.intervals({"before": {"metrics": {"accuracy": accuracy}}}, ["accuracy", "right ways"])
     >>> ax.get_xlabel()
     'share of samples'
     """
+    metrics = present(metrics, summaries)
     axes = _axes(axes, len(metrics), 2 + 2.6 * len(metrics), 0.9 + 0.27 * len(summaries))
     rows = range(len(summaries))
     for ax, metric in zip(axes, metrics, strict=True):
+        measured = {}
         for row, summary in enumerate(summaries.values()):
             seeds = summary.get("seeds", {}).get(metric, [])
             ax.plot(seeds, [row] * len(seeds), "|", color=COLORS[1], markersize=9)
-        values, errors = _measured(summaries, metric)
-        ax.errorbar(values, rows, xerr=errors, fmt="o", color=COLORS[0], capsize=3)
-        ax.set(title=metric, xlabel=_unit(metric), ylim=(len(rows) - 0.5, -0.5))
+            if metric in summary["metrics"]:
+                measured[row] = summary
+        values, errors = _measured(measured, metric)
+        ax.errorbar(values, list(measured), xerr=errors, fmt="o", color=COLORS[0], capsize=3)
+        ax.set(title=metric, xlabel=unit(metric), ylim=(len(rows) - 0.5, -0.5))
         ax.set_yticks(rows, [visible(name, 40) for name in summaries] if ax is axes[0] else [])
         ax.locator_params(axis="x", nbins=3)  # a narrow panel has room for four numbers
         _white_card(ax)
@@ -103,7 +102,7 @@ def frontier(series: dict[str, dict[str, dict]], x: str, y: str, ax: Axes | None
         ax.errorbar(across, up, y_errors, x_errors, label=visible(name, 40), **look)
         for label, *place in zip(points, across, up, strict=True):
             ax.annotate(visible(label, 40), place, (5, 5), textcoords="offset points", size=8)
-    ax.set(xlabel=f"{x}, {_unit(x)}", ylabel=f"{y}, {_unit(y)}")
+    ax.set(xlabel=f"{x}, {unit(x)}", ylabel=f"{y}, {unit(y)}")
     _legend_beside(ax, ax.containers)
     _white_card(ax)
     return ax
@@ -148,7 +147,3 @@ def _measured(summaries, metric):
     metrics = [summary["metrics"][metric] for summary in summaries.values()]
     value, low, high = (np.array([m[key] for m in metrics]) for key in ("value", "low", "high"))
     return value, np.abs([low - value, high - value])
-
-
-def _unit(metric):
-    return _UNITS.get(metric.split("@")[0], "share of samples")
