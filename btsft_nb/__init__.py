@@ -17,20 +17,17 @@ from importlib import import_module
 
 __version__ = "0.1.0"
 
-# What libraries tell a user although nothing is wrong, by the logger that it comes from, or by the module.
-_LOGGED = {
+# What libraries say although nothing is wrong, by the logger that it comes from.
+_LOGS = {
     "bitsandbytes.backends.cpu.ops": "gemm_4bit_forward",  # a CPU kernel that `models.load` does not use
-    "bitsandbytes.autograd._functions": "MatMul8bitLt: inputs will be cast",  # what LLM.int8 is
-    "transformers.integrations.bitsandbytes": "and casted to",  # what `merge` asks for
+    "bitsandbytes.autograd._functions": "MatMul8bitLt: inputs",  # are cast, which is what LLM.int8 is
+    "transformers.integrations.bitsandbytes": "and casted to",  # the dtype that `merge` asks for
 }
-_WARNED = {
-    "transformers.modeling_utils": "`is_gradient_checkpointing` is deprecated",  # PEFT reads it
-    "transformers.training_args": r"`gradient_checkpointing\w*` is deprecated",  # its only name in 5.15
-}
-for _name, _text in _LOGGED.items():
+for _name, _text in _LOGS.items():
     logging.getLogger(_name).addFilter(lambda record, text=_text: text not in str(record.msg))
-for _name, _text in _WARNED.items():
-    warnings.filterwarnings("ignore", _text, FutureWarning, _name)
+# transformers has new names for these; PEFT reads the old one, and 5.15 has no other.
+_TEXT = "`(is_)?gradient_checkpointing(_kwargs)?` is deprecated"
+warnings.filterwarnings("ignore", _TEXT, FutureWarning, r"transformers\.")
 
 # Module -> the public names that it defines. A module is imported when a name of it is first used.
 _PUBLIC = {

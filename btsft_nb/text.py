@@ -41,7 +41,7 @@ def _mark(char: str) -> str:
 
 
 @contextmanager
-def without_weight_bars():
+def no_weight_bars():
     """Context manager in which transformers draws no bar for weights that it reads or writes; its other bars stay.
 
     In a notebook such a bar is a widget, and is saved with it.

@@ -11,7 +11,7 @@ from nbformat.v4 import new_code_cell, new_notebook
 from transformers.utils import logging as transformers_logging
 
 import btsft_nb as bt
-from btsft_nb.text import without_weight_bars
+from btsft_nb.text import no_weight_bars
 
 RUN = 'model="tiny", data="tiny/teacher", examples=16, max_steps=1'
 WALK = {
@@ -35,7 +35,8 @@ compared = bt.compare(["runs/one", "runs/two"], rows, "runs/all", n=1, max_new_t
     "8 bits": """model, tokenizer = bt.load_model(bt.ModelConfig("tiny", bits=8))
 score = bt.score(model, tokenizer, examples, kl=True)""",
     "inspect": "inspector = bt.TokenInspector(examples, tokenizer, score=score)",
-    "dials": f"""dials = bt.Dials({RUN}, test="tiny/test", test_prompts=2, samples=1, max_new_tokens=4)
+    "dials": f"""test = dict(test="tiny/test", test_prompts=2, samples=1, max_new_tokens=4)
+dials = bt.Dials(bt.read_settings({RUN}, output_dir="runs/five", **test))
 point = dials.run()
 point = dials.run()""",
     "prepare again": 'examples = bt.prepare(bt.load_rows("tiny/teacher")[:8], tokenizer)',
@@ -164,7 +165,7 @@ def test_the_users_own_hook_for_bars_stays():
 
     before = transformers_logging.set_tqdm_hook(hook)
     try:
-        with pytest.raises(ZeroDivisionError), without_weight_bars():
+        with pytest.raises(ZeroDivisionError), no_weight_bars():
             for name in ("mine", "Loading weights"):
                 list(transformers_logging.tqdm([], desc=name))
             _ = 1 / 0

@@ -98,7 +98,7 @@ class Report:
 _SHOWN = set()  # what this process has printed
 
 
-def show(report: Report, *, again: bool = True) -> None:
+def show(report, again=True):
     """Prints a report; unless `again`, one that was printed in this process before gets a single line.
 
     >>> report = bt.prepare(bt.load_rows("tiny/messy"), bt.load_tokenizer("tiny")).report
@@ -107,9 +107,8 @@ def show(report: Report, *, again: bool = True) -> None:
     tiny/messy: 1,000 rows -> 1,000 examples, as reported before
     """
     text = str(report)
-    is_old = text in _SHOWN
+    print(text if again or text not in _SHOWN else f"{text.splitlines()[0]}, as reported before")
     _SHOWN.add(text)
-    print(text if again or not is_old else f"{text.splitlines()[0]}, as reported before")
 
 
 def _counted(groups):

@@ -51,10 +51,10 @@ def attach(model, lora, rows, seed):
     with torch.random.fork_rng(), without_old_torchao():
         torch.manual_seed(seed)
         adapted = get_peft_model(model, lora)
-    return save_adapters_alone(adapted)
+    return adapters_only(adapted)
 
 
-def save_adapters_alone(adapted):
+def adapters_only(adapted):
     """The same model, to be saved without its embeddings: PEFT would save all rows, or ask the Hub whether to."""
     adapted.save_pretrained = partial(adapted.save_pretrained, save_embedding_layers=False)
     return adapted

@@ -14,15 +14,8 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from ..text import without_weight_bars
-from .adapters import (
-    add_tag_rows,
-    attach,
-    lora_config,
-    resize,
-    save_adapters_alone,
-    without_old_torchao,
-)
+from ..text import no_weight_bars
+from .adapters import adapters_only, add_tag_rows, attach, lora_config, resize, without_old_torchao
 from .config import ModelConfig
 from .freezing import freeze_parts
 from .hardware import choose_dtype, detect
@@ -116,7 +109,7 @@ def load_run(folder, *, dequantize=False, trainable=False, **places):
     resize(model, base["embedding_rows"])
     with without_old_torchao():
         adapted = PeftModel.from_pretrained(model, folder, is_trainable=trainable)
-    return save_adapters_alone(adapted.eval()), load_tokenizer(folder)
+    return adapters_only(adapted.eval()), load_tokenizer(folder)
 
 
 def record_base(folder, model):
@@ -150,7 +143,7 @@ def _check_file(folder, file, advice):
         raise FileNotFoundError(f"{folder}: no {file}; {advice}")
 
 
-@without_weight_bars()
+@no_weight_bars()
 def _load_base(config, to_train):
     """The weights of a model, without adapters."""
     name = config.model

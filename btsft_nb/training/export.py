@@ -9,12 +9,12 @@ from ..checks import check_choice
 from ..data.render import Renderer
 from ..models.load import load_run, read_base
 from ..models.tokenizer import resolve
-from ..text import without_weight_bars
+from ..text import no_weight_bars
 from .card import model_card
 from .run import Run
 
 
-@without_weight_bars()
+@no_weight_bars()
 def merge(run: str | Path, folder: str | Path, *, dtype: str = "auto") -> Path:
     """Writes a run's model with its adapter merged in: safetensors, tokenizer with template, generation settings, card.
 
