@@ -4,6 +4,18 @@ import difflib
 import math
 from numbers import Integral, Real
 
+# Settings of transformers 4 whose spelling leads nowhere, or astray, and what is set today; None: nothing is.
+_TRANSFORMERS_4 = {
+    "fp16_backend": None,
+    "group_by_length": "train_sampling_strategy='group_by_length'",
+    "logging_dir": "the variable TENSORBOARD_LOGGING_DIR",
+    "no_cuda": "use_cpu",
+    "overwrite_output_dir": None,
+    "save_safetensors": None,
+    "tokenizer": "processing_class",
+    "use_mps_device": None,
+}
+
 
 def check_number(name, value, low, high, kind=Real):
     """Raises ValueError for a value that is no finite number from `low` to `high`.
@@ -37,9 +49,18 @@ def check_choice(name, value, known):
 
 
 def check_keys(keys, known, source=""):
-    """Raises ValueError for a key that is not known, with the nearest one that is."""
+    """Raises ValueError for a key that is not known, with what it is called today, or the nearest one that is.
+
+    >>> check_keys(["no_cuda"], ["use_cpu"])
+    Traceback (most recent call last):
+    ...
+    ValueError: unknown setting 'no_cuda': it is use_cpu today
+    """
     for key in keys:
-        if key not in known:
-            nearest = difflib.get_close_matches(str(key), known, n=1)
-            hint = f", did you mean {nearest[0]!r}?" if nearest else ""
-            raise ValueError(f"{source}unknown setting {key!r}{hint}")
+        if key in known:
+            continue
+        nearest = difflib.get_close_matches(str(key), known, n=1)
+        hint = f", did you mean {nearest[0]!r}?" if nearest else ""
+        if key in _TRANSFORMERS_4:
+            hint = f": it is {_TRANSFORMERS_4[key] or 'nothing to set'} today"
+        raise ValueError(f"{source}unknown setting {key!r}{hint}")

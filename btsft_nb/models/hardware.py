@@ -1,5 +1,6 @@
 """What the hardware computes, and the precision that follows from it."""
 
+import sys
 from typing import NamedTuple
 
 import torch
@@ -36,8 +37,10 @@ def choose_dtype(dtype, hardware, method, checkpoint=None):
     """
     if dtype == "bfloat16":
         check_bf16(hardware, "dtype='bfloat16'")
-    if dtype == "float16" and method == "full":
-        raise ValueError("dtype='float16' cannot hold small updates; use 'auto' with fp16=True")
+    if dtype in ("float16", "bfloat16") and method == "full":
+        raise ValueError(
+            f"dtype={dtype!r} cannot hold small updates; use 'auto', with bf16=True or fp16=True"
+        )
     if dtype != "auto":
         return getattr(torch, dtype)
     if method == "full" or hardware.device != "cuda":
@@ -52,3 +55,22 @@ def check_bf16(hardware, setting="bf16=True"):
     """Raises ValueError, with a remedy, for a GPU that does not compute in bfloat16, such as a T4."""
     if not hardware.bf16:
         raise ValueError(f"{setting}: {hardware.name} has no bfloat16; use float16 or fp16=True")
+
+
+def check_bitsandbytes(method):
+    """Raises ImportError, with a remedy, for quantised weights where bitsandbytes does not work.
+
+    One that cannot be imported is hidden: PEFT would import it for plain layers, too.
+    """
+    try:
+        from bitsandbytes.cextension import lib
+
+        # left by a stand-in for the GPU's library, which raises when it is first called
+        reason = torch.cuda.is_available() and vars(lib).get("error_msg")
+    except Exception as error:
+        reason = error
+        sys.modules["bitsandbytes"] = None
+    if reason and method == "qlora":
+        raise ImportError(
+            f"bitsandbytes does not work here ({reason}); use method='lora', or mend it and restart"
+        )

@@ -18,7 +18,7 @@ from ..text import no_weight_bars
 from .adapters import adapters_only, add_tag_rows, attach, lora_config, resize, without_old_torchao
 from .config import ModelConfig
 from .freezing import freeze_parts
-from .hardware import choose_dtype, detect
+from .hardware import check_bitsandbytes, choose_dtype, detect
 from .tokenizer import load_tokenizer, resolve
 
 BASE_FILE = "btsft_base.json"  # beside an adapter: its base model, and how the weights were loaded
@@ -181,6 +181,8 @@ def _load_base(config, to_train):
 
 def _quantization_and_places(config, dtype):
     """What `from_pretrained` takes of them."""
+    if config.method != "full":
+        check_bitsandbytes(config.method)
     arguments = {"device_map": config.device_map}
     if config.device_map is None and torch.cuda.is_available():
         arguments["device_map"] = {"": int(os.environ.get("LOCAL_RANK", 0))}

@@ -1,5 +1,6 @@
 """Where a model is, in the package, in a folder or on the Hub, and its tokenizer."""
 
+from functools import partial
 from pathlib import Path
 
 from huggingface_hub import errors, hf_hub_download
@@ -38,7 +39,19 @@ def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
         if tokenizer.eos_token is None:
             raise ValueError(f"{name}: no end token; set tokenizer.eos_token, save, and load that")
         tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.save_pretrained = partial(_save, tokenizer)
     return tokenizer
+
+
+def _save(tokenizer, save_directory, *args, **kwargs):
+    """As the tokenizer's save_pretrained, with what transformers 4 calls its class and its extra tokens."""
+    files = type(tokenizer).save_pretrained(tokenizer, save_directory, *args, **kwargs)
+    file = Path(save_directory, "tokenizer_config.json")
+    text = file.read_text("utf-8")
+    text = text.replace('"TokenizersBackend"', '"PreTrainedTokenizerFast"')
+    text = text.replace('"extra_special_tokens": [', '"additional_special_tokens": [')
+    file.write_text(text, "utf-8")
+    return files
 
 
 def resolve(name):

@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 import torch
 from peft import PeftModel
+from peft.tuners.lora import LoraLayer
 from transformers import TrainingArguments
 
 from ..checks import check_choice, check_keys, check_number
@@ -44,6 +45,8 @@ class BTSFTConfig(TrainingArguments):
         dataloader_pin_memory: Pin batches in memory; default on a GPU.
         use_cpu: Train on the CPU; default on Apple GPUs, which have neither 4-bit weights nor float64.
         logging_steps: Log every so many steps, or every such share of all steps.
+        logging_nan_inf_filter: Leave an infinite or NaN loss out of the log; here it stops the run, so this only costs
+            a look at each batch.
 
     Raises:
         ValueError: a dial out of its range, an unknown key, or a tracker that would have to ask for a key.
@@ -71,6 +74,7 @@ class BTSFTConfig(TrainingArguments):
     dataloader_pin_memory: bool = field(default_factory=torch.cuda.is_available)
     use_cpu: bool = field(default_factory=torch.backends.mps.is_available)
     logging_steps: float = 10
+    logging_nan_inf_filter: bool = False
 
     def __new__(cls, *args, **settings):
         """Refuses a misspelt key with the nearest one, before the generated __init__ sees it."""
@@ -94,7 +98,7 @@ class BTSFTConfig(TrainingArguments):
         if self.hub_token or self.push_to_hub:
             # a run folder keeps its arguments, so it would keep the token
             raise ValueError("no hub_token, no push_to_hub: push the folder, with HF_TOKEN set")
-        if self.bf16:
+        if self.bf16 or self.bf16_full_eval:
             check_bf16(detect())
         self.label_names = self.label_names or ["labels"]
         super().__post_init__()
@@ -118,6 +122,18 @@ class BTSFTConfig(TrainingArguments):
                 )
         if not any(parameter.requires_grad for parameter in model.parameters()):
             raise ValueError("nothing to train: freeze less, or load with qlora=True or lora=...")
+        for name, parameter in model.named_parameters():
+            # half precision loses small updates, and the loss scaling of fp16 refuses it
+            if parameter.requires_grad and parameter.dtype.itemsize < 4:
+                raise ValueError(f"{name} trains in {parameter.dtype}; load it in torch.float32")
+        ends = (model.get_input_embeddings(), model.get_output_embeddings())
+        adapted = any(isinstance(layer, LoraLayer) for layer in ends)
+        # merged, the adapter of one would change the other, too
+        if adapted and model.config.get_text_config().tie_word_embeddings:
+            raise ValueError(
+                "head and embeddings are one matrix, so an adapter on either cannot be merged; "
+                "leave lm_head and embed_tokens out of lora_targets"
+            )
         rows = len(model.get_input_embeddings().weight)
         if max(tag_ids) >= rows:
             raise ValueError(f"the model has {rows} token rows, too few for the tags {tag_ids}")

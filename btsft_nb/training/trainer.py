@@ -6,7 +6,7 @@ import torch
 from datasets import Dataset
 from peft import PeftModel
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 from transformers.trainer import DEFAULT_PROGRESS_CALLBACK, PrinterCallback
 
 from ..data.tokens import tag_ids, token_texts
@@ -18,12 +18,13 @@ from ..objective.objective import PARTS, objective
 from .checkpoints import check_resume, last_checkpoint, writing
 from .collator import Collator
 from .config import BTSFTConfig
+from .guard import GuardedTrainer
 from .interrupt import StopOnInterrupt
 from .recording import Record
 from .step_logs import StepSums, Throughput, evaluation_means, means
 
 
-class BTSFTTrainer(Trainer):
+class BTSFTTrainer(GuardedTrainer):
     """Fine-tunes on prepared examples with blurred thoughts and a format reward.
 
     Args:
