@@ -82,10 +82,10 @@ def dtypes(model) -> set[torch.dtype]:
 def test_what_trains_is_float32_at_the_start_and_after_a_resume(tmp_path, dtype, method):
     """On weights in half precision, from a checkpoint in half precision, and in a run folder that is trained on."""
     settings = {"anchor": 0.0} if method == "full" else {}
-    folder = base(tmp_path / "base", dtype)
-    trainer = trainer_of(
-        *bt.load_model(ModelConfig(str(folder), method=method)), tmp_path / "run", **settings
-    )
+    config = ModelConfig(str(base(tmp_path / "base", dtype, tags=True)), method=method)
+    if method != "full":
+        config.dtype = dtype
+    trainer = trainer_of(*bt.load_model(config), tmp_path / "run", **settings)
     assert trained_dtypes(trainer.model) == {torch.float32}
     trainer.train()
     name = "model" if method == "full" else "adapter_model"
@@ -93,9 +93,7 @@ def test_what_trains_is_float32_at_the_start_and_after_a_resume(tmp_path, dtype,
         file = tmp_path / place / f"{name}.safetensors"
         half = {key: value.to(getattr(torch, dtype)) for key, value in load_file(file).items()}
         save_file(half, file, {"format": "pt"})
-    again = trainer_of(
-        *bt.load_model(ModelConfig(str(folder), method=method)), tmp_path / "run", **settings
-    )
+    again = trainer_of(*bt.load_model(config), tmp_path / "run", **settings)
     again.train(str(tmp_path / "run" / "checkpoint-1"))
     assert again.state.global_step == 2 and trained_dtypes(again.model) == {torch.float32}
     run = ModelConfig(str(tmp_path / "run"), method=method)
