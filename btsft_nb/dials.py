@@ -8,7 +8,7 @@ import ipywidgets as widgets
 from transformers import TrainerCallback
 
 from . import tiny
-from .cli.settings import read_settings
+from .cli.settings import Settings, read_settings
 from .cli.stages import finetune
 from .evaluation.sampling import sample
 from .evaluation.summary import evaluate, references_of
@@ -19,9 +19,9 @@ from .views.live import dials_chart, still_chart
 class Dials(widgets.VBox):
     """Sliders for the dials, a button that trains and measures, a chart, and the samples behind each point.
 
-    `settings` are those of the notebook that the panel stands in, as `read_settings` takes them, with `test` for the
-    prompts to measure on; by default the embedded reasoner and its problems. `points` are the runs, each a dictionary;
-    the first is the model before, where it has adapters to switch off.
+    `settings` are those of the notebook that the panel stands in, with `test` for the prompts to measure on; by default
+    the embedded reasoner and its problems. `points` are the runs, each a dictionary; the first is the model before,
+    where it has adapters to switch off.
 
     >>> bt.Dials().values
     {'threshold': 0.5, 'anchor': 1.0, 'beta': 0.5}
@@ -29,14 +29,14 @@ class Dials(widgets.VBox):
 
     _ipython_display_ = None  # that of ipywidgets 7 would hide _repr_mimebundle_
 
-    def __init__(self, **settings):
-        self._settings = settings or tiny.DEMO
-        self._test = read_settings(**self._settings).evaluation
+    def __init__(self, settings: Settings | None = None):
+        self._settings = settings or read_settings(**tiny.DEMO)
+        self._test = self._settings.evaluation
         if self._test.test is None:
             raise ValueError("Dials measures each run on test prompts: pass test=ROWS")
         self._sliders = {}
-        for name, default in {"threshold": 0.5, "anchor": 1.0, "beta": 0.5}.items():
-            value = settings.get(name, default)
+        for name in ("threshold", "anchor", "beta"):
+            value = getattr(self._settings.training, name)
             highest = 1 if name == "threshold" else max(2, value)
             self._sliders[name] = widgets.FloatSlider(
                 value, max=highest, step=0.05, description=name
@@ -72,7 +72,8 @@ class Dials(widgets.VBox):
             try:
                 self._tell(0, "Loading model and data.")
                 run = {"output_dir": folder, "disable_tqdm": True, "report_to": "none"}
-                settings = read_settings(**self._settings | dials | run)
+                run |= {"save_strategy": "no", "resume_from_checkpoint": None}
+                settings = self._settings.replace(**dials, **run)
                 # what is printed in a thread would stand in some other cell
                 trainer = finetune(settings, [_Progress(self._tell)], report=False)
                 if not self.points and hasattr(trainer.model, "disable_adapter"):
@@ -94,8 +95,8 @@ class Dials(widgets.VBox):
         prompts = self._test.prompts()
         options = self._test.sampling() | {"adapters": bool(dials), "progress": False}
         samples = sample(trainer.model, trainer.processing_class, prompts, **options)
-        answer = self._test.answer
-        summary = evaluate(samples, references_of(prompts, answer), answer=answer)
+        references = references_of(prompts, self._test.answer)
+        summary = evaluate(samples, references, answer=self._test.answer)
         point = {"label": f"{len(self.points)}: {label}", "dials": dials}
         self.points.append(point | {"summary": summary, "samples": samples})
         self._chart.value = dials_chart(self.points)

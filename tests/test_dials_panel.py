@@ -17,7 +17,7 @@ SHORT = bt.tiny.DEMO | {"test_prompts": 4, "samples": 4, "max_steps": 4}
 @pytest.fixture(scope="module")
 def panel() -> bt.Dials:
     """A panel after two runs: plain SFT, and both dials."""
-    panel = bt.Dials(**SHORT)
+    panel = bt.Dials(bt.read_settings(**SHORT))
     panel.run(threshold=0, anchor=0, beta=0)
     panel.run(threshold=0.5, anchor=1, beta=0.5)
     return panel
@@ -65,9 +65,8 @@ def test_it_trains_the_model_and_the_data_of_the_notebook(tmp_path, capsys):
         "test": str(tmp_path / "mine.jsonl"),
         "test_prompts": 3,
     }
-    panel = bt.Dials(
-        **SHORT | mine | {"method": "full", "threshold": 0.0, "anchor": 0.0, "max_steps": 2}
-    )
+    changes = mine | {"method": "full", "threshold": 0.0, "anchor": 0.0, "max_steps": 2}
+    panel = bt.Dials(bt.read_settings(**SHORT | changes))
     assert panel.values == {"threshold": 0.0, "anchor": 0.0, "beta": 0.5}
     panel.children[2].value = 0.25  # a slider is the value of the next run
     point = panel.run()
@@ -79,7 +78,7 @@ def test_it_trains_the_model_and_the_data_of_the_notebook(tmp_path, capsys):
 
 
 def test_cancel_ends_a_run_without_a_point():
-    panel = bt.Dials(**SHORT | {"max_steps": 1000})
+    panel = bt.Dials(bt.read_settings(**SHORT | {"max_steps": 1000}))
     thread = threading.Thread(target=panel.run)
     thread.start()
     while panel._progress.value < 0.1:
@@ -92,8 +91,8 @@ def test_cancel_ends_a_run_without_a_point():
 
 def test_what_cannot_run_is_said_in_the_panel():
     with pytest.raises(ValueError, match="test=ROWS"):
-        bt.Dials(model="tiny", data="tiny/teacher")
-    panel = bt.Dials(**SHORT)
+        bt.Dials(bt.read_settings(model="tiny", data="tiny/teacher"))
+    panel = bt.Dials(bt.read_settings(**SHORT))
     with pytest.raises(ValueError, match="threshold"):
         panel.run(threshold=7)
     assert "threshold" in panel._status.value and not panel._run.disabled
@@ -123,7 +122,7 @@ def test_hostile_samples_stay_text(panel):
 
 CELLS = [
     "import btsft_nb as bt",
-    f"settings = {SHORT!r}\npanel = bt.Dials(**settings)\npanel",
+    f"settings = bt.read_settings(**{SHORT!r})\npanel = bt.Dials(settings)\npanel",
     "panel",
 ]
 

@@ -82,7 +82,7 @@ def dtypes(model) -> set[torch.dtype]:
 def test_what_trains_is_float32_at_the_start_and_after_a_resume(tmp_path, dtype, method):
     """On weights in half precision, from a checkpoint in half precision, and in a run folder that is trained on."""
     settings = {"anchor": 0.0} if method == "full" else {}
-    config = ModelConfig(str(base(tmp_path / "base", dtype, tags=True)), method=method)
+    config = ModelConfig(str(base(tmp_path / "base", dtype)), method=method)
     if method != "full":
         config.dtype = dtype
     trainer = trainer_of(*bt.load_model(config), tmp_path / "run", **settings)

@@ -7,8 +7,9 @@
   btsft merge RUN [FOLDER] [dtype=float16]      the adapter merged into its model, by default as RUN/merged
   btsft inspect [RUN] [--config FILE]           a page of the examples' tokens: weights, blur, and the run's losses
 
-FILE is YAML or JSON, one setting a line; a run folder stands for its settings.yaml. key=value, or --key value,
-overrules it. `python -m btsft_nb` is the same, and what torchrun and accelerate launch start (-m btsft_nb).
+FILE is YAML or JSON, one setting a line; a run folder stands for its settings.yaml, and tiny, smollm2-cpu,
+qwen3-0.6b-t4 and qwen3-1.7b-l4 are recipes of this package. key=value, or --key value, overrules it.
+`python -m btsft_nb` is the same, and what torchrun and accelerate launch start (-m btsft_nb).
 """
 
 import logging
@@ -132,18 +133,13 @@ def _evaluate(given, runs):
     if evaluation.test is None or (evaluation.report is None and len(runs) > 1):
         raise ValueError("evaluate needs test=ROWS, and report=FOLDER for several runs")
 
-    from .. import tiny
     from ..evaluation import comparison, summary
 
     compared = comparison.compare(
         runs,
         evaluation.prompts(),
         evaluation.report or Path(runs[0], "evaluation"),
-        answer=evaluation.answer,
-        text_scores=evaluation.text_scores,
-        way_of=tiny.way_of if evaluation.test == "tiny/test" else None,
-        base=evaluation.evaluate_base,
-        **evaluation.sampling(),
+        **evaluation.comparing(),
     )
     print(summary.table(compared.summaries).T.to_string())
     if len(compared.summaries) > 1:

@@ -5,6 +5,7 @@ import gc
 import math
 import sys
 import tempfile
+import time
 
 import numpy as np
 import pandas as pd
@@ -12,7 +13,10 @@ import torch
 from datasets import Dataset
 from transformers import PrinterCallback
 
+from ..data.render import Renderer
+from ..evaluation.sampling import SamplingSettings, drawn, sampling_jobs
 from ..models.keys import load_secrets
+from ..objective.forward import eval_mode
 from ..training.trainer import BTSFTTrainer
 from .settings import Settings
 from .stages import check_together, load, prepare_data
@@ -42,7 +46,7 @@ _REMEDIES = (
 
 
 def plan(settings: Settings, examples: Dataset | None = None) -> pd.DataFrame:
-    """What a run would train and what it would take, measured in two steps on the longest examples.
+    """What a run would train and take, measured in two steps on the longest examples and one batch of samples.
 
     The model is loaded for it and dropped again: nothing of it shows in what is trained afterwards. It seeds the global
     random generators, as every training does. If it does not fit into a GPU's memory, the table says what to change,
@@ -53,7 +57,7 @@ def plan(settings: Settings, examples: Dataset | None = None) -> pd.DataFrame:
 
     Returns:
         One column, `this run`: parameters, steps, peak memory (on a CPU, of the process since it began), tokens a
-        second, and the time that all steps will take.
+        second, and the time that all steps will take; with `test` set also the time to sample its prompts from a model.
 
     >>> settings = bt.read_settings(model="tiny", data="tiny/teacher", examples=8, num_train_epochs=2)
     >>> bt.plan(settings).loc["steps", "this run"]  # doctest: +SKIP
@@ -81,6 +85,8 @@ def plan(settings: Settings, examples: Dataset | None = None) -> pd.DataFrame:
         try:
             speed = _speed(bare.training, model, tokenizer, examples.select(longest))
             rows |= {"peak memory": _peak_memory()} | _course(training, lengths, speed)
+            if settings.evaluation.test:
+                rows["sampling"] = _sampling_time(settings.evaluation, model, tokenizer)
         except torch.OutOfMemoryError:
             rows["peak memory"] = "more than there is; what to change, in this order:"
             for number, remedy in enumerate(_REMEDIES, 1):
@@ -111,6 +117,18 @@ def _speed(training, model, tokenizer, batch):
     trainer.train()
     # behind the last step's log stands that of the whole run
     return trainer.state.log_history[-2]["tokens_per_second"]
+
+
+def _sampling_time(evaluation, model, tokenizer):
+    """How long a model takes to answer the test prompts, by the first batch of them."""
+    renderer = Renderer(tokenizer)
+    sampling = SamplingSettings(**evaluation.sampling())
+    jobs = sampling_jobs(renderer, evaluation.prompts(), sampling)
+    start = time.monotonic()
+    with torch.no_grad(), eval_mode(model):
+        batch = next(drawn(model, renderer, jobs, sampling))
+    seconds = math.ceil((time.monotonic() - start) * len(jobs) / len(batch))
+    return f"{len(jobs):,} completions, {datetime.timedelta(seconds=seconds)} a model"
 
 
 def _peak_memory():

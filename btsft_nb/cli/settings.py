@@ -12,9 +12,11 @@ import yaml
 from ..checks import check_keys
 from ..models.config import ModelConfig
 from ..text import visible
+from .groups import DataConfig, EvaluationConfig
 from .settings_help import setting_names
 
 SETTINGS_FILE = "settings.yaml"  # in a run folder
+RECIPES = Path(__file__).parents[1] / "recipes"
 # The names in the configuration file of the reference implementation; None: not needed here.
 _REFERENCE_NAMES = {
     "checkpoint": "model",
@@ -29,113 +31,6 @@ _REFERENCE_NAMES = {
     "lr": "learning_rate",
     "trainer_checkpoint": "resume_from_checkpoint",
 }
-
-
-@dataclass
-class DataConfig:
-    """Which rows, and how they become examples: arguments of `load_rows` and `prepare`.
-
-    Attributes:
-        data: Rows to train on: tiny/teacher, .json, .jsonl, .parquet, or a Hub id.
-        split: Which split of data.
-        data_config: Which configuration of data, on the Hub.
-        eval_data: Rows for eval_loss, as data.
-        eval_split: Which split of eval_data.
-        eval_config: Which configuration of eval_data.
-        format: Layout of the rows, by name or as a map of columns; null: told by the fields.
-        response_marker: In formatted text, what begins a completion.
-        template: chatml, qa, alpaca, a file, or auto: the tokenizer's, else chatml.
-        max_length: Tokens that an example may have.
-        too_long: Examples that have more: drop, shorten or shorten_prompt.
-        duplicates: Examples that were there before: keep or drop.
-        strict: Stop at a malformed row; false: drop and count it.
-        num_proc: Processes that prepare the rows.
-        examples: Train on the first so many: an overfitting check.
-    """
-
-    data: str
-    split: str = "train"
-    data_config: str | None = None
-    eval_data: str | None = None
-    eval_split: str = "test"
-    eval_config: str | None = None
-    format: dict[str, str] | str | None = None
-    response_marker: str | None = None
-    template: str = "auto"
-    max_length: int = 1024
-    too_long: str = "drop"
-    duplicates: str = "keep"
-    strict: bool = True
-    num_proc: int = 1
-    examples: int | None = None
-
-    def __post_init__(self):
-        # of a union HfArgumentParser takes one member, which is text here
-        if isinstance(self.format, str) and self.format.startswith("{"):
-            self.format = json.loads(self.format)
-
-
-@dataclass
-class EvaluationConfig:
-    """What a trained model is asked, and how: arguments of `compare`, `sample` and `TrackSamples`.
-
-    Attributes:
-        test: Rows to sample from, with the field answer, as data.
-        test_split: Which split of test.
-        test_config: Which configuration of test.
-        test_prompts: How many of them, from the first; null: all.
-        samples: Completions of each prompt.
-        temperature: Of the draws; 0 takes the most likely token.
-        max_new_tokens: Cut a completion off after so many tokens.
-        top_k: Draw from the so many most likely tokens.
-        top_p: Draw from the likeliest tokens with this share.
-        no_repeat_ngram_size: No n-gram of this size comes twice.
-        max_prompt_length: Tokens of a prompt; more lose the first.
-        sample_batch_size: Completions drawn at once.
-        sample_seed: Of the draws.
-        answer: How answers are compared; see btsft_nb.evaluate.
-        text_scores: Also BLEU and ROUGE of the answers.
-        report: Folder of the report; null: evaluation in the run's.
-        evaluate_base: Also ask the model under the adapters.
-        track_every: While training, sample the test prompts every so many steps; null: never.
-    """
-
-    test: str | None = None
-    test_split: str = "test"
-    test_config: str | None = None
-    test_prompts: int | None = None
-    samples: int = 8
-    temperature: float = 1.0
-    max_new_tokens: int = 256
-    top_k: int | None = None
-    top_p: float | None = None
-    no_repeat_ngram_size: int | None = None
-    max_prompt_length: int | None = None
-    sample_batch_size: int = 64
-    sample_seed: int = 0
-    answer: str = "auto"
-    text_scores: bool = False
-    report: str | None = None
-    evaluate_base: bool = True
-    track_every: int | None = None
-
-    def __post_init__(self):
-        if self.track_every and self.test is None:
-            raise ValueError("track_every needs test=ROWS to sample from")
-
-    def prompts(self):
-        """The test rows that are asked."""
-        from ..data.rows import load_rows
-
-        return load_rows(self.test, self.test_split, self.test_config)[: self.test_prompts]
-
-    def sampling(self):
-        """The arguments of `sample`."""
-        from ..evaluation.sampling import SamplingSettings
-
-        ours = {"n": "samples", "seed": "sample_seed", "batch_size": "sample_batch_size"}
-        names = [field.name for field in fields(SamplingSettings)]
-        return {name: getattr(self, ours.get(name, name)) for name in names}
 
 
 @dataclass(frozen=True)
@@ -169,6 +64,11 @@ class Settings:
     @cached_property
     def evaluation(self) -> EvaluationConfig:
         return self._make(EvaluationConfig)
+
+    def replace(self, **changes: object) -> "Settings":
+        """The same settings but for those given, by name as in `read_settings`."""
+        changes = _renamed(changes, "arguments")
+        return Settings(self.values | changes, _overridden(self.source, changes))
 
     def _make(self, group):
         """A dataclass of the settings that it has, each in the type of its field."""
@@ -207,12 +107,13 @@ def read_settings(file: str | Path | None = None, /, **changes: object) -> Setti
     """The settings of a file, overruled by those given.
 
     Args:
-        file: a flat mapping in .yaml, .yml or .json, or a run folder, for its settings.yaml. The names of the
-            reference implementation's configuration are understood.
+        file: a flat mapping in .yaml, .yml or .json; a run folder, for its settings.yaml; or the name of a recipe of
+            this package: tiny, smollm2-cpu, qwen3-0.6b-t4 or qwen3-1.7b-l4. The names of the reference
+            implementation's configuration are understood.
         changes: settings by name. Values may be text, as in a file.
 
     Raises:
-        OSError: no such file.
+        OSError: no such file or recipe.
         ValueError: not such a mapping, or an unknown key, with the nearest known one. A value of another type is
             refused when its group of settings is first used.
 
@@ -227,8 +128,7 @@ def read_settings(file: str | Path | None = None, /, **changes: object) -> Setti
     source = "from arguments"
     changes = _renamed(changes, "arguments")
     if file is not None:
-        path = Path(file)
-        path = path / SETTINGS_FILE if path.is_dir() else path
+        path = _path(file)
         text = path.read_text(encoding="utf-8")
         try:
             values = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
@@ -237,15 +137,28 @@ def read_settings(file: str | Path | None = None, /, **changes: object) -> Setti
         if not isinstance(values, dict):
             raise ValueError(f"{path}: must be a mapping of settings")
         values = _renamed(values, path)
-        source = f"from {visible(path)}"
-        if changes:
-            source += f"; overridden: {', '.join(changes)}"
+        source = _overridden(f"from {visible(file)}", changes)
     values |= changes
     if values.get("output_dir") is None:
         model = Path(str(values.get("model"))).name
         data = re.sub(r"\.(jsonl?|parquet)$", "", Path(str(values.get("data"))).name)
         values["output_dir"] = f"runs/{model}-{data}"
     return Settings(values, source)
+
+
+def _path(file):
+    """Where the settings of a file, a run folder or a recipe stand; a name is a recipe's where no file has it."""
+    path = Path(file)
+    if path.is_dir():
+        return path / SETTINGS_FILE
+    recipe = RECIPES / f"{file}.yaml"
+    if path.exists() or not recipe.is_file():
+        return path
+    return recipe
+
+
+def _overridden(source, changes):
+    return f"{source}; overridden: {', '.join(changes)}" if changes else source
 
 
 def _renamed(values, source):

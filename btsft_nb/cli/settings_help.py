@@ -13,9 +13,9 @@ from .. import objective  # whose constants two dials start at
 # The dataclasses of a run's settings, and the files that define them, seen from the package.
 _FILES = {
     "ModelConfig": "models/config.py",
-    "DataConfig": "cli/settings.py",
+    "DataConfig": "cli/groups.py",
     "BTSFTConfig": "training/config.py",
-    "EvaluationConfig": "cli/settings.py",
+    "EvaluationConfig": "cli/groups.py",
     "TrainingArguments": Path(find_spec("transformers").origin).with_name("training_args.py"),
 }
 

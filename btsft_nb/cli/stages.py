@@ -16,20 +16,10 @@ from ..evaluation.tracking import TrackSamples
 from ..models.keys import load_secrets
 from ..models.load import load_model
 from ..models.tokenizer import load_tokenizer
-from ..training.checkpoints import check_same
+from ..training.checkpoints import check_same, resumable
 from ..training.trainer import BTSFTTrainer
+from .runs import FREE
 from .settings import SETTINGS_FILE, Settings, read_settings
-
-# Settings of model and data that a resumed run may change.
-_FREE = {
-    "attention",
-    "device_map",
-    "max_memory",
-    "num_proc",
-    "eval_data",
-    "eval_split",
-    "eval_config",
-}
 
 
 def prepare_data(settings, tokenizer, report=True):
@@ -85,7 +75,8 @@ def finetune(
 ) -> BTSFTTrainer:
     """The main job: load the model, prepare the rows, train, and save to `output_dir`.
 
-    With `resume_from_checkpoint`, a checkpoint or a run folder, the run goes on from there.
+    With `resume_from_checkpoint`, a checkpoint or a run folder, the run goes on from there; with "auto" from the last
+    checkpoint in `output_dir`, where there is one.
 
     Args:
         report: whether to print what became of the rows; in one line if this process has done so before.
@@ -98,8 +89,10 @@ def finetune(
     1
     """
     load_secrets()
-    check_together(settings)
     training = settings.training
+    if training.resume_from_checkpoint == "auto":
+        training.resume_from_checkpoint = resumable(training.output_dir)
+    check_together(settings)
     evaluation = settings.evaluation
     model, tokenizer = load(settings)
     examples, held_out = prepare_data(settings, tokenizer, report)
@@ -150,5 +143,5 @@ def check_together(settings):
             before = read_settings(folder)
             then = asdict(before.model) | asdict(before.data)
             now = asdict(settings.model) | asdict(settings.data)
-            check_same(then, now, [name for name in now if name not in _FREE], folder)
+            check_same(then, now, [name for name in now if name not in FREE], folder)
             return

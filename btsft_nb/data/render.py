@@ -21,7 +21,7 @@ from .kinds import Kind
 from .messages import Message, with_pieces
 from .spans import Draft, Span, joined, named_blocks, oddities, text_of, turn_spans
 from .think import CLOSE, OPEN
-from .tokens import Encoder, tag_ids, think_tags, unmarked
+from .tokens import Encoder, think_tags, unmarked
 
 
 @dataclass
@@ -56,7 +56,7 @@ class Renderer:
         response_marker: for texts that are formatted already: what stands before each completion.
 
     Raises:
-        ValueError: the tokenizer splits a think tag, cannot map tokens to text, or has no end of turn.
+        ValueError: the tokenizer cannot map tokens to text, or has no end of turn.
 
     >>> tokenizer = bt.load_tokenizer("tiny")
     >>> messages = bt.to_messages({"question": "2+3?", "answer": "<think>2+3=5</think>5"})
@@ -75,7 +75,6 @@ class Renderer:
         self.tokenizer = tokenizer
         self.kind_weights = kind_weights
         self.response_marker = response_marker
-        self.tag_ids = tag_ids(tokenizer)
         self.tags = think_tags(tokenizer)
         self._encoder = Encoder(tokenizer)
         self.template = Template(tokenizer, self._encoder.control, self.tags)

@@ -131,6 +131,10 @@ class Encoder:
                 encoding = next(encodings)
                 yield encoding.ids, encoding.offsets
 
+    def as_text(self, text) -> list[int]:
+        """The ids of a text in which no spelling of a control token is one."""
+        return self._plain.encode(text, add_special_tokens=False).ids
+
     def _encode_marked(self, marked):
         ids = []
         offsets = []

@@ -16,6 +16,7 @@ from ..checks import check_choice
 from ..data.rows import Rows, load_rows
 from ..files import versions, write
 from ..models.load import load_model
+from ..models.tokenizer import resolve
 from ..training.run import Run
 from .intervals import paired_difference
 from .page import page
@@ -39,7 +40,7 @@ class Comparison:
 
     >>> comparison = bt.compare(["tests/none"], "tiny/test", "report")
     Traceback (most recent call last):
-    FileNotFoundError: tests/none: no such run folder
+    FileNotFoundError: tests/none: neither a folder nor on the Hub; check spelling and network
     """
 
     summaries: dict[str, dict]
@@ -95,8 +96,8 @@ def compare(
     evaluation.json and index.html, one page that opens from disk. Each run is loaded alone, one after the other.
 
     Args:
-        runs: run folders, named by their last part; or name -> folder. A folder with a model in place of an adapter,
-            from training all weights, is loaded whole.
+        runs: run folders, named by their last part; or name -> folder. Whatever else `load_model` takes will do: a
+            folder with a whole model, the id of a model on the Hub, "smollm2".
         test: what `load_rows` takes, or rows. The right answer is their field `answer`; without it, what needs one is
             not measured.
         prompts: how many of the test rows, from the first; None: all of them.
@@ -105,7 +106,7 @@ def compare(
         sampling: n, max_new_tokens, temperature, batch_size, seed and so on, as for `sample`.
 
     Raises:
-        FileNotFoundError: a folder that is no run, or a test set that is not there.
+        FileNotFoundError: a run, model or test set that is not there.
         RowError: a test row that is no prompt.
         ValueError: NAME.jsonl has samples of another model, prompts or settings, most likely of a run that was trained
             anew under its name: delete the file. Or no test rows, answers in some of them only, two runs of a name, or
@@ -144,17 +145,16 @@ def compare(
 
 
 def _by_name(runs):
-    """Name -> folder, a Path, of each run. A name is that of a file in the report's folder as well."""
+    """Name -> folder or model of each run. A name is that of a file in the report's folder as well."""
     pairs = runs.items() if isinstance(runs, dict) else [(Path(r).resolve().name, r) for r in runs]
     if not pairs:
         raise ValueError("no runs to compare")
     names = [BEFORE, *(name for name, _ in pairs)]
     for name, folder in pairs:
-        if not Path(folder).is_dir():
-            raise FileNotFoundError(f"{folder}: no such run folder")
+        resolve(folder)
         if names.count(name) > 1 or Path(name).name != name:
             raise ValueError(f"{name!r} cannot be the name of a run here; give name -> folder")
-    return {name: Path(folder) for name, folder in pairs}
+    return dict(pairs)
 
 
 def _config(folder):
@@ -165,7 +165,7 @@ def _config(folder):
         config = run.base | run.config
         if run.report:
             config |= {"data": run.report.source, "examples": run.report.kept}
-    file = folder / "adapter_config.json"
+    file = Path(folder, "adapter_config.json")
     if file.is_file():
         for key, value in json.loads(file.read_text(encoding="utf-8")).items():
             # sets were written in an order of chance

@@ -12,8 +12,8 @@ from ..data.messages import Block, Message, as_text
 from ..data.render import Renderer
 from ..data.think import has_tags, tagged
 from ..data.tokens import tag_ids
-from ..objective.forward import HeadForward
-from .scoring import eval_mode, tagged_log_probs
+from ..objective.forward import HeadForward, eval_mode
+from .scoring import tagged_log_probs
 
 
 class Question(NamedTuple):

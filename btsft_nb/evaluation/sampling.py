@@ -24,7 +24,7 @@ from ..data.errors import RowError
 from ..data.fit import PromptFrame
 from ..data.formats import to_prompt
 from ..data.render import Renderer
-from .scoring import eval_mode
+from ..objective.forward import eval_mode
 
 
 @dataclass
@@ -35,7 +35,7 @@ class SamplingSettings:
     k most likely tokens; of those, among the fewest that hold a share p. `no_repeat_ngram_size`: 2 or more; no n-gram
     of this many tokens occurs twice in prompt and completion. `max_new_tokens`: a longer completion is cut off, and
     its record says so. `max_prompt_length`: tokens of a prompt; a longer one loses the start of its text, and how many
-    did is logged. `batch_size`: completions drawn at once.
+    did is logged. `batch_size`: completions drawn at once; None: as many as a GPU's free memory holds, else 64.
 
     Raises ValueError for a setting out of its range, by name.
     """
@@ -47,7 +47,7 @@ class SamplingSettings:
     no_repeat_ngram_size: int | None = None
     max_new_tokens: int = 256
     max_prompt_length: int | None = None
-    batch_size: int = 64
+    batch_size: int | None = None
     seed: int = 0
 
     def __post_init__(self):
@@ -158,8 +158,26 @@ def drawn(model, renderer, jobs, settings, n_done=0):
     """The records of jobs, a batch at a time; without the first `n_done`, which are there already."""
     # prompts of like length together, so that there is little padding
     jobs = sorted(jobs, key=lambda job: len(job[0]))
-    for start in range(n_done, len(jobs), settings.batch_size):
-        yield _generate(model, renderer, jobs[start : start + settings.batch_size], settings)
+    size = settings.batch_size or fitting_batch(model, jobs, settings)
+    for start in range(n_done, len(jobs), size):
+        yield _generate(model, renderer, jobs[start : start + size], settings)
+
+
+def fitting_batch(model, jobs, settings) -> int:
+    """How many completions fit into a GPU's free memory at once, by the size of their cache; elsewhere 64."""
+    if model.device.type != "cuda":
+        return 64
+    config = model.config.get_text_config()
+    heads = config.num_attention_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // heads
+    heads = getattr(config, "num_key_value_heads", None) or heads
+    length = max(len(ids) for ids, _ in jobs) + settings.max_new_tokens
+    # keys and values, twice, as the cache is copied when it grows; and logits in float64, a few times
+    cache = 4 * config.num_hidden_layers * heads * width * length * model.dtype.itemsize
+    logits = 8 * 8 * config.vocab_size
+    free = torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved()
+    free -= torch.cuda.memory_allocated()
+    return int(min(max(0.8 * free / (cache + logits), 1), 512))
 
 
 def _key(model, adapters, settings, jobs):

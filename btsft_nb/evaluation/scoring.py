@@ -1,30 +1,20 @@
 """Scoring the tokens of prepared examples."""
 
 from collections.abc import Sequence
-from contextlib import contextmanager
+from itertools import chain
 
 import torch
 from peft import PeftModel
 from transformers import BatchEncoding, PreTrainedModel, PreTrainedTokenizerBase
 
-from ..data.tokens import tag_ids
+from ..data.tokens import Encoder, tag_ids, think_tags
 from ..objective.format_reward import expected_format_reward, find_completions
-from ..objective.forward import HeadForward
+from ..objective.forward import HeadForward, eval_mode
 from ..training.collator import Collator
 
 _ROWS = 128  # tokens whose logits exist at a time
 _TOP = 5  # alternatives to each token
-
-
-@contextmanager
-def eval_mode(model):
-    """Within, the model does not train; then it is in the mode in which it was, whatever happened."""
-    was_training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(was_training)
+_NEVER = -700.0  # nats: as good as 0, and finite
 
 
 @torch.no_grad()
@@ -59,7 +49,12 @@ def score(
         `top_log_probs` (T, 5), the most likely tokens; with `kl`, `kl` (T,), KL(p_ref || p) in nats. Values at
         position 0 are 0.
 
-    Raises ValueError for a KL of a model without adapters, or for a model whose head the objective cannot read.
+        A model without rows for the tags reads them as text. A tag's log-probability is the sum over its pieces then,
+        `rank` and the alternatives are those of its first piece, and where the tag does not stand its probability
+        counts as 0, so that `expected_reward` is a lower bound.
+
+    Raises ValueError for a KL of a model without adapters, for a model whose head the objective cannot read, or for
+    tokens that the model has no rows for.
 
     >>> model, tokenizer = bt.load_model("tiny")
     >>> examples = bt.prepare(bt.load_rows("tiny/teacher")[:1], tokenizer)
@@ -74,10 +69,19 @@ def score(
     collate = Collator(tokenizer.pad_token_id)
     scores = []
     with eval_mode(model):
-        forward = HeadForward(model, ids)
+        rows = len(model.get_input_embeddings().weight)
+        pieces = _pieces(tokenizer, ids) if max(ids) >= rows else {}
+        forward = HeadForward(model, (0, 1) if pieces else ids)
         for example in examples:
+            if max(set(example["input_ids"]).difference(pieces)) >= rows:
+                raise ValueError(
+                    f"example {example['id']} is of another tokenizer than the model's"
+                )
             batch = BatchEncoding(collate([example])).to(model.device)
-            values = _token_values(forward, model, batch, kl)
+            if pieces:
+                values = _spelled_values(forward, model, example["input_ids"], pieces)
+            else:
+                values = _token_values(forward, model, batch, kl)
             values |= _format_values(values.pop("log_tags"), find_completions(batch, ids))
             scores.append({name: value.cpu().numpy() for name, value in values.items()})
             scores[-1]["expected_reward"] = float(scores[-1]["expected_reward"])
@@ -115,6 +119,31 @@ def _token_values(forward, model, batch, kl):
         pieces.append(piece)
     values = {name: torch.cat([piece[name] for piece in pieces]) for name in pieces[0]}
     return {name: torch.cat([torch.zeros_like(x[:1]), x]) for name, x in values.items()}
+
+
+def _pieces(tokenizer, ids):
+    """Id of a tag -> the tokens of its text, where a tag is text like any other."""
+    encoder = Encoder(tokenizer)
+    return dict(zip(ids, map(encoder.as_text, think_tags(tokenizer)), strict=True))
+
+
+def _spelled_values(forward, model, ids, pieces):
+    """As `_token_values`, of a model that reads the tags in pieces."""
+    runs = [pieces.get(token, [token]) for token in ids]
+    spelled = torch.tensor([list(chain(*runs))], device=model.device)
+    values = _token_values(forward, model, {"input_ids": spelled}, kl=False)
+    # what is said of a token's first piece, and the sum over all
+    lengths = torch.tensor([len(run) for run in runs], device=model.device)
+    first = lengths.cumsum(0) - lengths
+    owner = torch.arange(len(runs), device=model.device).repeat_interleave(lengths)
+    total = torch.zeros_like(values["log_probs"][first]).index_add_(0, owner, values["log_probs"])
+    values = {name: value[first] for name, value in values.items()} | {"log_probs": total}
+    log_tags = total.new_tensor([_NEVER, _NEVER, 0.0]).repeat(len(ids), 1)
+    for column, tag in enumerate(pieces):
+        places = [at for at, token in enumerate(ids) if token == tag and at]
+        log_tags[places, column] = total[places]
+        log_tags[places, 2] = torch.log1p(-total[places].exp())
+    return values | {"log_tags": log_tags}
 
 
 def _log_probs(forward, hidden):

@@ -19,9 +19,10 @@ from transformers import PreTrainedTokenizerBase, TrainerCallback
 from ..checks import check_number
 from ..data.render import Renderer
 from ..files import read_lines, write
+from ..objective.forward import eval_mode
 from .multiple_choice import answer_questions, render_questions
 from .sampling import SamplingSettings, drawn, sampling_jobs
-from .scoring import eval_mode, tagged_log_probs
+from .scoring import tagged_log_probs
 from .summary import evaluate, references_of
 
 

@@ -8,6 +8,8 @@ from tokenizers import Tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from transformers.utils import cached_file
 
+from .smollm2 import HUB_ID, INSTALL, smollm2
+
 TINY = Path(__file__).parents[1] / "tiny" / "model"
 
 
@@ -61,7 +63,11 @@ def resolve(name):
         FileNotFoundError: the Hub has no such model, or cannot be reached.
         PermissionError: it gives the model to accounts that accepted its licence.
     """
-    name = str(TINY if str(name) == "tiny" else name)
+    name = str(name)
+    if name == "tiny":
+        return str(TINY)
+    if name == "smollm2":
+        name = smollm2()
     if Path(name).is_dir():
         return name
     try:
@@ -72,9 +78,8 @@ def resolve(name):
             f"the licence at https://huggingface.co/{name}, and set HF_TOKEN"
         ) from error
     except (errors.RepositoryNotFoundError, errors.HFValidationError, FileNotFoundError) as error:
-        raise FileNotFoundError(
-            f"{name}: neither a folder nor on the Hub; check spelling and network"
-        ) from error
+        advice = INSTALL if name == HUB_ID else "check spelling and network"
+        raise FileNotFoundError(f"{name}: neither a folder nor on the Hub; {advice}") from error
     except errors.EntryNotFoundError:
         pass  # a tokenizer alone
     return name

@@ -3,6 +3,8 @@
 The pass runs inside the model's own `forward`: PEFT, DDP, FSDP, autocast and torch.compile see the call they wrap.
 """
 
+from contextlib import contextmanager
+
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
@@ -14,6 +16,17 @@ from .objective import TokenValues
 
 # what models multiply or divide their logits by, under its names in their configs (Cohere, Granite, Falcon-H1)
 _SCALES = ("logit_scale", "logits_scaling", "lm_head_multiplier")
+
+
+@contextmanager
+def eval_mode(model):
+    """Within, the model does not train; then it is in the mode in which it was, whatever happened."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
 
 
 class HeadForward:
@@ -38,13 +51,10 @@ class HeadForward:
         if is_deepspeed_zero3_enabled():
             raise ValueError("DeepSpeed ZeRO-3 shards the head; use FSDP2 or ZeRO-2")
         # dropout would hide what the probes look for
-        was_training = self.base.training
-        self.base.eval()
-        with torch.no_grad():
+        with torch.no_grad(), eval_mode(self.base):
             self.form = self._probe_head(name)
             if padding_free:
                 self._probe_padding_free(name)
-        self.base.train(was_training)
 
     @property
     def head(self) -> nn.Module:

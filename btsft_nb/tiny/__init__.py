@@ -6,31 +6,30 @@
 import json
 from pathlib import Path
 
+import yaml
+
 from .problems import SIZES, WAYS, rows, way_of  # noqa: F401, public here
 
+RECIPE = yaml.safe_load(Path(__file__).parents[1].joinpath("recipes/tiny.yaml").read_text("utf-8"))
 # Training arguments that suit this model and its data sets of 1,000 rows, on a CPU and a GPU alike.
 TRAINING = {
-    "max_steps": 80,
-    "per_device_train_batch_size": 16,
-    "learning_rate": 1e-3,
-    "warmup_steps": 5,
-    "optim": "adamw_8bit",
-    "logging_steps": 5,
-    "save_strategy": "no",
+    name: RECIPE[name]
+    for name in (
+        "max_steps",
+        "per_device_train_batch_size",
+        "learning_rate",
+        "warmup_steps",
+        "optim",
+        "logging_steps",
+        "save_strategy",
+    )
 }
-
-
-# All settings of a run that is trained and measured in ten seconds: fewer and longer steps give the same picture.
-DEMO = TRAINING | {
-    "model": "tiny",
-    "data": "tiny/teacher",
-    "test": "tiny/test",
-    "test_prompts": 50,
-    "max_new_tokens": 96,
-    "sample_batch_size": 400,
+# A run that is trained and measured in ten seconds: fewer and longer steps give the same picture.
+DEMO = RECIPE | {
     "max_steps": 40,
     "learning_rate": 1.5e-3,
     "optim": "adamw_torch",
+    "test_prompts": 50,
 }
 
 

@@ -90,6 +90,11 @@ def last_checkpoint(folder):
     return sorted(whole, key=lambda path: (path / _STATE_FILE).stat().st_mtime_ns)[-1]
 
 
+def resumable(run) -> str | None:
+    """The run folder itself where it has a whole checkpoint to go on from."""
+    return str(run) if any(map(is_whole, checkpoints(run))) else None
+
+
 def check_same(then, now, bound, folder):
     """Raises ValueError if a resume from `folder` would change one of the bound settings, by name.
 

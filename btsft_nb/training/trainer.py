@@ -22,6 +22,7 @@ from .guard import GuardedTrainer
 from .interrupt import StopOnInterrupt
 from .recording import Record
 from .step_logs import StepSums, Throughput, evaluation_means, means
+from .tag_rows import start_tag_rows
 
 
 class BTSFTTrainer(GuardedTrainer):
@@ -109,6 +110,8 @@ class BTSFTTrainer(GuardedTrainer):
             with self.accelerator.main_process_first():
                 folder = str(last_checkpoint(folder))
             check_resume(folder, self._record.files)
+        else:
+            start_tag_rows(self)
         try:
             with self._interrupt.listening(self.accelerator):
                 output = super().train(folder, **kwargs)
