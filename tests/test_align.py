@@ -313,7 +313,7 @@ def test_trl_makes_of_the_texts_what_the_model_samples(as_policy, tmp_path, monk
         monkeypatch.setattr(name, lambda *_, **__: next(fingerprints))
     tokenizer, renderer = as_policy, bt.Renderer(as_policy)
     prompt = renderer.prompt_ids(to_prompt(ROWS[0]))
-    prefilled = renderer.tag_ids[0] in prompt
+    prefilled = bt.tag_ids(renderer.tokenizer)[0] in prompt
     good, bad = (
         (GOOD.removeprefix("<think>"), "never</think></think> ends") if prefilled else (GOOD, BAD)
     )
@@ -328,7 +328,7 @@ def test_trl_makes_of_the_texts_what_the_model_samples(as_policy, tmp_path, monk
         assert ids[-1] == renderer.end_id and ids.count(renderer.end_id) == 1
         assert all(
             ids.count(tag) == text.count(own)
-            for tag, own in zip(renderer.tag_ids, renderer.tags, strict=True)
+            for tag, own in zip(bt.tag_ids(renderer.tokenizer), renderer.tags, strict=True)
         )
     whole = [row["prompt_ids"] + row[f"{name}_ids"] for name in ("chosen", "rejected")]
     kto = KTOTrainer(

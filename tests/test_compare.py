@@ -216,7 +216,11 @@ def test_no_path_of_the_machine_is_told(runs, tmp_path, monkeypatch):
     ("change", "error", "words"),
     [
         ({"runs": []}, ValueError, "no runs to compare"),
-        ({"runs": ["nowhere/at all"]}, FileNotFoundError, "nowhere/at all: no such run folder"),
+        (
+            {"runs": ["nowhere/at all"]},
+            FileNotFoundError,
+            "nowhere/at all: neither a folder nor on the Hub",
+        ),
         (
             {"runs": ["{plain}", "{plain}"]},
             ValueError,

@@ -187,6 +187,7 @@ def test_prepare_shows_the_report(trained):
 def test_evaluate_prints_what_it_wrote(run, tmp_path):
     """The table, and the paths of JSON and page; with the ways of thinking of tiny data."""
     asked = "test=tiny/test report=out test_prompts=3 samples=2 max_new_tokens=64 sample_seed=5 evaluate_base=false"
+    asked += " way_of=btsft_nb.tiny:way_of"
     told = called(tmp_path, "evaluate", str(run), *asked.split())
     record = json.loads((tmp_path / "out" / "evaluation.json").read_text())
     assert told.splitlines()[-2:] == ["out/evaluation.json", "out/index.html"]
@@ -238,7 +239,10 @@ def test_differences_are_printed(run, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ("evaluate nowhere/at/all test=tiny/test", "btsft: nowhere/at/all: no such run folder"),
+        (
+            "evaluate nowhere/at/all test=tiny/test",
+            "btsft: nowhere/at/all: neither a folder nor on the Hub; check spelling and network",
+        ),
         ("evaluate {run} test=tiny/exam", "got 'tiny/exam'"),
         ("evaluate {run} test={folder}/none.jsonl", "No such file or directory: "),
         (

@@ -64,7 +64,7 @@ def test_form(notebook):
         and "What you will see" in title.source
     )
     assert '"google.colab" in sys.modules' in install.source
-    assert re.search(r"^MODEL = ", knobs.source, re.M)
+    assert re.search(r"^(RECIPE|MODEL) = ", knobs.source, re.M)
     code = [cell.source for cell in rest if cell.cell_type == "code"]
     assert not any(re.search(r"^\s*(def|class) |input\(|login\(", source, re.M) for source in code)
     assert max(source.count("\n") + 1 for source in code) <= 15
@@ -151,8 +151,8 @@ def test_a_notebook_makes_what_it_lacks(tmp_path, name):
     """In an empty folder, as Colab opens each notebook on a fresh machine."""
     run(ROOT / "notebooks" / f"{name}.ipynb", tmp_path)
     assert (tmp_path / "runs" / "bt-sft" / "adapter_model.safetensors").is_file()
-    report = {"03_evaluate": "comparison", "04_visualize": "compliance"}[name]
-    assert (tmp_path / "runs" / report / "evaluation.json").is_file()
+    made = {"03_evaluate": "comparison-tiny/evaluation.json", "04_visualize": "tokens.html"}[name]
+    assert (tmp_path / "runs" / made).is_file()
 
 
 def hub_cache(folder: Path, repo: str, tokenizer) -> None:
@@ -181,11 +181,12 @@ def test_training_on_a_hub_model_by_its_id(tmp_path, monkeypatch, qwen3):
     hub_cache(tmp_path / "hub", "someone/small-qwen3", qwen3)
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    settings = (
-        "dict(max_steps=4, per_device_train_batch_size=8, learning_rate=1e-2, logging_steps=1, "
+    changes = (
+        "dict(model='someone/small-qwen3', data='tiny/teacher', test='tiny/test', max_steps=4, "
     )
-    settings += "optim='adamw_8bit')"
-    knobs = {"MODEL": '"someone/small-qwen3"', "MESSY_DATA": "None", "TRAINING": settings}
+    changes += "split='train', data_config=None, test_config=None, per_device_train_batch_size=8, learning_rate=1e-2, logging_steps=1, "
+    changes += "test_prompts=4, max_new_tokens=8)"
+    knobs = {"RECIPE": '"smollm2-cpu"', "CHANGES": changes}
     printed = run(ROOT / "notebooks" / "02_train_qlora.ipynb", tmp_path, knobs)
     assert "type nf4" in printed and "adapter_model.safetensors" in printed
     config = (tmp_path / "runs" / "bt-sft" / "adapter_config.json").read_text()
@@ -201,7 +202,7 @@ def test_own_data_and_model_in_notebook_01(tmp_path, shared, qwen3):
     printed = run(
         ROOT / "notebooks" / "01_prepare_data.ipynb",
         tmp_path,
-        {"MODEL": '"model"', "DATA": '"gsm8k.jsonl"'},
+        {"CHANGES": "dict(model='model', data='gsm8k.jsonl', messy_data=None)"},
     )
     assert "gsm8k.jsonl: 200 rows -> 200 examples" in printed
 
@@ -209,7 +210,7 @@ def test_own_data_and_model_in_notebook_01(tmp_path, shared, qwen3):
 def test_real_traces_in_notebook_05(tmp_path, shared):
     """The cells that make weights, with the importances that others measured: every sentence is found."""
     traces = str(shared / "datasets" / "r1_traces" / "thought_anchors_20.jsonl")
-    knobs = {"TRACES": repr(traces), "ROWS, MAX_LENGTH": "20, 40_000"}
+    knobs = {"TRACES": repr(traces), "CHANGES": "dict(max_length=40_000)"}
     printed = run(
         ROOT / "notebooks" / "05_token_weights.ipynb", tmp_path, knobs, until="Train with them"
     )

@@ -29,6 +29,7 @@ def test_every_recipe_is_a_whole_settings_file(name, card):
     """All of it is known, and makes its four groups; one for a card saves, and goes on from what it saved."""
     settings = bt.read_settings(name)
     assert settings.source == f"from {name}"
+    assert bt.read_settings(RECIPES / f"{name}.yaml").source == f"from {RECIPES / name}.yaml"
     training, evaluation = settings.training, settings.evaluation
     assert settings.model.method == "qlora" and settings.data.data and evaluation.test
     assert (training.threshold, training.anchor, training.beta) == (0.5, 1.0, 0.5)

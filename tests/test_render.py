@@ -106,7 +106,7 @@ def test_an_example_is_the_prompt_and_then_the_completion(renderer, user, though
     assert same(decode(renderer, example, Kind.THINK), thought)
     assert same(decode(renderer, example, Kind.ANSWER), answer)
 
-    tags = list(renderer.tag_ids)
+    tags = list(bt.tag_ids(renderer.tokenizer))
     assert [token for token, kind, _ in completion(example) if kind == Kind.TAG] == tags
     assert [token for token in example.input_ids if token in tags] == tags
     harmless = render(renderer, "x", "<think>x</think>x")
@@ -343,7 +343,7 @@ def test_what_the_prompt_supplies_is_not_trained(opened, assistant):
         opened.tokenizer.decode([t for t, *_ in completion(example)])
         == "ab\n</think>\n\nc<|im_end|>"
     )
-    assert example.input_ids.count(opened.tag_ids[0]) == 1
+    assert example.input_ids.count(bt.tag_ids(opened.tokenizer)[0]) == 1
     assert [kind for kind, _ in groupby(kind for _, kind, _ in completion(example))] == [
         Kind.THINK, Kind.TAG, Kind.ANSWER
     ]  # fmt: skip
@@ -474,7 +474,7 @@ def test_a_tokenizer_that_splits_the_tags_is_refused_and_the_advice_works(shared
     turns = "{% for m in messages %}{{ m.role + ': ' + m.content + '\n' }}{% endfor %}"
     tokenizer.chat_template = turns + "{{ 'assistant: ' }}"
     with pytest.raises(ValueError, match=r"splits the think tags; call .*add_tags") as error:
-        Renderer(tokenizer)
+        bt.tag_ids(tokenizer)
     assert tokenizer.name_or_path in str(error.value)
     assert bt.add_tags(tokenizer) == ["<think>", "</think>"]
     example = render(Renderer(tokenizer), "hi", "<think>a</think>b")

@@ -106,7 +106,7 @@ def demo() -> None:
         pictures += figures(notebook, path.stem, DEMO / "figures")
     from btsft_nb import table
 
-    found = json.loads((RUNS / "comparison" / "evaluation.json").read_text())["summaries"]
+    found = json.loads((RUNS / "comparison-tiny" / "evaluation.json").read_text())["summaries"]
     print(f"\n{table(found).T.to_string()}\n")
     runs = sorted(config.parent for config in RUNS.glob("*/adapter_config.json"))
     for title, paths in {

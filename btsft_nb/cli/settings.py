@@ -137,7 +137,9 @@ def read_settings(file: str | Path | None = None, /, **changes: object) -> Setti
         if not isinstance(values, dict):
             raise ValueError(f"{path}: must be a mapping of settings")
         values = _renamed(values, path)
-        source = _overridden(f"from {visible(file)}", changes)
+        # a recipe goes by its name: where the package is says nothing
+        place = file if path.parent == RECIPES and path != Path(file) else path
+        source = _overridden(f"from {visible(place)}", changes)
     values |= changes
     if values.get("output_dir") is None:
         model = Path(str(values.get("model"))).name

@@ -52,6 +52,7 @@ def add_tags(tokenizer: PreTrainedTokenizerBase, tags: tuple[str, str] | None = 
     # What stands in init_kwargs is saved with the tokenizer.
     added = tokenizer.init_kwargs.get("added_think_tags", []) + missing
     tokenizer.init_kwargs.update(think_tags=tags, added_think_tags=added)
+    tag_ids(tokenizer)  # raises where one is no token of its own even so
     return [tag for tag in added if tag in tags]
 
 

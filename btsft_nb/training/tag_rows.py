@@ -2,9 +2,10 @@
 
 A new row is the mean of all others. From there a tag costs some 20 nats, the format reward is about e^-40 with a
 gradient as small, and neither dial moves for many steps. So a tag's row begins as the mean r of the rows of its own
-pieces (`<`, `think`, `>`), and in the head as r + c d. Of the mean hidden state before the tag, d is what is orthogonal
-to the mean hidden state m before other supervised tokens: that tells the places apart, and leaves the logit at m as it
-is. c is such that the tag's logit stands 2 above the logsumexp of all others at its places, on average: p = .88.
+pieces (`<`, `think`, `>`), and in the head as r + c d. With m the mean hidden state before the tag, and S the mean of
+h h^T over the states h before other supervised tokens, d = (S + a I)^-1 m: of all directions that raise the tag's logit
+at its places as much, the one that moves it least elsewhere, in mean square (ridge regression; a is the mean of S's
+diagonal). c is such that the logit stands 2 above the logsumexp of all others at its places, on average: p = .88.
 """
 
 import logging
@@ -41,10 +42,10 @@ def start_tag_rows(trainer):
     examples = data.select(range(min(_EXAMPLES, len(data))))
     costs = []
     with trainer.accelerator.autocast(), eval_mode(trainer.model):
-        before_tags, elsewhere = _hidden_states(trainer, examples)
+        before_tags, moment = _hidden_states(trainer, examples)
         for tag in new:
             if len(before_tags[tag]):
-                nll = _turn(forward, tag, tags, before_tags[tag], elsewhere)
+                nll = _turn(forward, tag, tags, before_tags[tag], moment)
                 costs.append(f"{tokenizer.decode([tag])} costs {nll:.2f} nats there")
     text = f"the rows of new tags start from {len(examples)} examples; {', '.join(costs) or 'none has a tag'}"
     logging.getLogger(__name__).warning(text)
@@ -76,7 +77,7 @@ def _row(layer, tag):
 
 
 def _hidden_states(trainer, examples):
-    """Of supervised tokens: tag -> (n, D), the states before it; and (D,), the mean state before all others."""
+    """Of supervised tokens: tag -> (n, D), the states before it; and (D, D), the mean of h h^T before all others."""
     tags = trainer.tag_ids
     collate = Collator(trainer.processing_class.pad_token_id)
     before = {tag: [] for tag in tags}
@@ -91,15 +92,16 @@ def _hidden_states(trainer, examples):
         for tag in tags:
             before[tag].append(hidden[tokens == tag])
         others = hidden[(tokens != tags[0]) & (tokens != tags[1])]
-        total = total + others.sum(0)
+        total = total + others.T @ others
         count += len(others)
     return {tag: torch.cat(states) for tag, states in before.items()}, total / max(count, 1)
 
 
-def _turn(forward, tag, tags, hidden, elsewhere):
+def _turn(forward, tag, tags, hidden, moment):
     """Adds c d to a tag's row of the head. Returns what the tag costs at its places then, in nats."""
     mean = hidden.mean(0)
-    direction = mean - (mean @ elsewhere) / (elsewhere @ elsewhere) * elsewhere
+    ridge = torch.eye(len(moment), device=moment.device) * moment.diagonal().mean()
+    direction = torch.linalg.solve(moment + ridge, mean)
     row = _row(forward.head, tag)
     hidden = hidden.to(forward.head.weight.dtype)
     for _ in range(3):  # one step would do, were it not for a soft cap
