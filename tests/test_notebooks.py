@@ -184,7 +184,8 @@ def test_training_on_a_hub_model_by_its_id(tmp_path, monkeypatch, qwen3):
     changes = (
         "dict(model='someone/small-qwen3', data='tiny/teacher', test='tiny/test', max_steps=4, "
     )
-    changes += "split='train', data_config=None, test_config=None, per_device_train_batch_size=8, learning_rate=1e-2, logging_steps=1, "
+    changes += "split='train', data_config=None, test_config=None, per_device_train_batch_size=8, "
+    changes += "learning_rate=1e-2, logging_steps=1, "
     changes += "test_prompts=4, max_new_tokens=8)"
     knobs = {"RECIPE": '"smollm2-cpu"', "CHANGES": changes}
     printed = run(ROOT / "notebooks" / "02_train_qlora.ipynb", tmp_path, knobs)
