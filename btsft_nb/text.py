@@ -3,8 +3,6 @@
 import unicodedata
 from contextlib import contextmanager
 
-from transformers.utils import logging
-
 # Letters and marks that count as printable, but leave no ink.
 _WITHOUT_INK = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u3164\uffa0")
 _ARROWS = {"\n": "\u21b5", "\t": "\u21e5"}
@@ -46,6 +44,7 @@ def no_weight_bars():
 
     In a notebook such a bar is a widget, and is saved with it.
     """
+    from transformers.utils import logging  # only here, since it takes a second
 
     def hook(factory, args, kwargs):
         if kwargs.get("desc") in ("Loading weights", "Writing model shards"):
