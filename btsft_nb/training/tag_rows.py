@@ -88,7 +88,7 @@ def _hidden_states(trainer, examples):
         batch = {name: value.to(trainer.model.device) for name, value in batch.items()}
         positions = batch["weights"] != 0
         hidden = trainer.head_forward.hidden(trainer.model, batch, positions).float()
-        tokens = batch["input_ids"][positions]
+        tokens = batch["input_ids"][positions].to(hidden.device)
         for tag in tags:
             before[tag].append(hidden[tokens == tag])
         others = hidden[(tokens != tags[0]) & (tokens != tags[1])]
@@ -103,10 +103,12 @@ def _turn(forward, tag, tags, hidden, moment):
     ridge = torch.eye(len(moment), device=moment.device) * moment.diagonal().mean()
     direction = torch.linalg.solve(moment + ridge, mean)
     row = _row(forward.head, tag)
-    hidden = hidden.to(forward.head.weight.dtype)
+    hidden = hidden.to(forward.head.weight)
     for _ in range(3):  # one step would do, were it not for a soft cap
         logits = forward.logits(hidden)
         others = logits.index_fill(1, torch.tensor(tags, device=logits.device), -torch.inf)
         missing = (others.logsumexp(1) + _ABOVE - logits[:, tag]).mean()
-        row += missing / (forward.form.scale * (mean @ direction)) * direction
+        row += (missing.to(direction) / (forward.form.scale * (mean @ direction)) * direction).to(
+            row
+        )
     return -forward.logits(hidden).log_softmax(1)[:, tag].mean()
