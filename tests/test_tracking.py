@@ -328,8 +328,8 @@ def test_answers_are_read_as_asked(tmp_path, examples, tiny_tokenizer):
     assert bt.evaluate(drawn, references, answer="number")["metrics"]["accuracy"]["value"] > 0
 
 
-def test_a_model_that_has_diverged_is_trained_to_the_end(tmp_path, examples, tiny_tokenizer):
-    """The log says NaN where there is nothing to choose by."""
+def test_a_model_that_has_diverged_is_measured_and_stopped(tmp_path, examples, tiny_tokenizer):
+    """The log says NaN where there is nothing to choose by; the first step ends the run."""
     found = trackers(examples, tiny_tokenizer)
     trainer = make_trainer(
         tmp_path, examples, tiny_tokenizer, found, max_steps=2, save_strategy="no"
@@ -337,13 +337,14 @@ def test_a_model_that_has_diverged_is_trained_to_the_end(tmp_path, examples, tin
     for name, parameter in trainer.model.named_parameters():
         if "lora_B" in name:
             parameter.data.fill_(torch.nan)
-    trainer.train()
+    with pytest.raises(FloatingPointError, match="step 1: the loss is infinite or NaN"):
+        trainer.train()
     logged = [
         log["eval_choices/accuracy"]
         for log in trainer.state.log_history
         if "eval_choices/accuracy" in log
     ]
-    assert len(logged) == 2 and np.isnan(logged).all() and found[2].records == []
+    assert len(logged) == 1 and np.isnan(logged).all() and found[2].records == []
 
 
 def test_sampling_draws_no_bar(tmp_path, capsys, examples, tiny_tokenizer):
