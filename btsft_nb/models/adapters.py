@@ -112,7 +112,7 @@ def add_tag_rows(model, tokenizer):
     ids = tokenizer.get_vocab()
     new = ids.keys() - known
     if new:
-        text = f"{tokenizer.name_or_path}: added {sorted(new)}, whose rows train"
+        text = f"{model.name_or_path}: added {sorted(new)}, whose rows train"
         logging.getLogger(__name__).warning(text)
     resize(model, max(ids.values()) + 1)
     return sorted({ids[tag] for tag in tags} | {token for token in ids.values() if token >= rows})
