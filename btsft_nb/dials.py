@@ -33,7 +33,7 @@ class Dials(widgets.VBox):
         self._settings = settings or read_settings(**tiny.DEMO)
         self._test = self._settings.evaluation
         if self._test.test is None:
-            raise ValueError("Dials measures each run on test prompts: pass test=ROWS")
+            raise ValueError("Dials measures each run on test prompts: set test=ROWS")
         self._sliders = {}
         for name in ("threshold", "anchor", "beta"):
             value = getattr(self._settings.training, name)

@@ -49,7 +49,9 @@ def test_a_recipe_is_overridden_by_keyword(tmp_path, monkeypatch):
     )
     with pytest.raises(ValueError, match=r"tresholt.*did you mean 'threshold'"):
         settings.replace(tresholt=1)
-    with pytest.raises(FileNotFoundError, match="tinny"):
+    with pytest.raises(
+        FileNotFoundError, match=r"tinny: no such file, and no recipe.*smollm2-cpu, tiny"
+    ):
         bt.read_settings("tinny")
     # a file or folder of that name comes first
     monkeypatch.chdir(tmp_path)
@@ -88,6 +90,22 @@ def test_runs_on_other_data_are_named_and_left_out(tmp_path, capsys):
     environment.write_text(json.dumps(facts | {"finished": False}))
     assert bt.find_runs(tmp_path, settings) == {}
     assert "its training is not finished" in capsys.readouterr().out
+
+
+def test_a_run_of_something_else_is_not_written_over(tmp_path, capsys):
+    """Neither of another model nor of other data; the same anew is a run as before; --overwrite says it."""
+    settings = bt.read_settings("tiny", **QUICK, output_dir=str(tmp_path / "run"))
+    bt.finetune(settings)
+    with pytest.raises(ValueError, match=r"run holds a run with data=tiny/teacher, not tiny/messy"):
+        bt.finetune(settings.replace(data="tiny/messy"))
+    with pytest.raises(ValueError, match=r"run holds a run with model=tiny, not other"):
+        bt.finetune(settings.replace(model="other"))
+    bt.finetune(settings.replace(threshold=0.1))
+    words = [f"{name}={value}" for name, value in QUICK.items()]
+    line = ["--config", "tiny", "data=tiny/messy", f"output_dir={tmp_path / 'run'}", *words]
+    assert main(line) == 2
+    assert main([*line, "--overwrite"]) == 0
+    assert bt.read_settings(tmp_path / "run").data.data == "tiny/messy"
 
 
 def test_a_run_goes_on_by_itself(tmp_path):

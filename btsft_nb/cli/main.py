@@ -115,6 +115,8 @@ def _train(given, runs):
         raise ValueError(
             f"{folder} holds a run: train --resume {folder}, set another output_dir, or --overwrite"
         )
+    if is_first and may_overwrite:
+        (folder / SETTINGS_FILE).unlink(missing_ok=True)
     stages.finetune(settings)
 
 

@@ -20,7 +20,7 @@ FREE = {
 }
 
 
-def find_runs(folder: str | Path, *settings: Settings) -> dict[str, Path]:
+def find_runs(folder: str | Path, settings: Settings, *others: Settings) -> dict[str, Path]:
     """The finished runs in a folder whose model and data are those of one of the settings.
 
     Each of the others is named in a line, with what it was trained on, and left out.
@@ -32,7 +32,7 @@ def find_runs(folder: str | Path, *settings: Settings) -> dict[str, Path]:
     {}
     """
     runs = {}
-    wanted = [_bound(each) for each in settings]
+    wanted = [_bound(each) for each in (settings, *others)]
     for file in sorted(Path(folder).glob(f"*/{SETTINGS_FILE}")):
         run = file.parent
         bound = _bound(read_settings(run))

@@ -153,9 +153,12 @@ def _path(file):
     path = Path(file)
     if path.is_dir():
         return path / SETTINGS_FILE
-    recipe = RECIPES / f"{file}.yaml"
-    if path.exists() or not recipe.is_file():
+    if path.exists() or path.suffix in (".yaml", ".yml", ".json"):
         return path
+    recipe = RECIPES / f"{file}.yaml"
+    if not recipe.is_file():
+        names = ", ".join(sorted(path.stem for path in RECIPES.glob("*.yaml")))
+        raise FileNotFoundError(f"{visible(file)}: no such file, and no recipe; these are {names}")
     return recipe
 
 

@@ -16,6 +16,7 @@ from ..evaluation.tracking import TrackSamples
 from ..models.keys import load_secrets
 from ..models.load import load_model
 from ..models.tokenizer import load_tokenizer
+from ..text import visible
 from ..training.checkpoints import check_same, resumable
 from ..training.trainer import BTSFTTrainer
 from .runs import FREE
@@ -93,6 +94,7 @@ def finetune(
     if training.resume_from_checkpoint == "auto":
         training.resume_from_checkpoint = resumable(training.output_dir)
     check_together(settings)
+    _check_folder(settings)
     evaluation = settings.evaluation
     model, tokenizer = load(settings)
     examples, held_out = prepare_data(settings, tokenizer, report)
@@ -112,6 +114,23 @@ def finetune(
     )
     trainer.train(training.resume_from_checkpoint)
     return trainer
+
+
+def _check_folder(settings):
+    """Raises ValueError where the run's folder holds one of another model or other data, which would be lost."""
+    folder = Path(settings.training.output_dir)
+    if settings.training.process_index or not (folder / SETTINGS_FILE).is_file():
+        return
+    before = read_settings(folder)
+    for name, then, now in (
+        ("model", before.model.model, settings.model.model),
+        ("data", before.data.data, settings.data.data),
+    ):
+        if then != now:
+            raise ValueError(
+                f"{folder} holds a run with {name}={visible(then)}, not {visible(now)}: set another "
+                "output_dir, or delete it"
+            )
 
 
 class _WriteSettings(TrainerCallback):

@@ -71,11 +71,12 @@ def score(
     with eval_mode(model):
         rows = len(model.get_input_embeddings().weight)
         pieces = _pieces(tokenizer, ids) if max(ids) >= rows else {}
+        # in pieces the tags have no id that the head knows: any two will do
         forward = HeadForward(model, (0, 1) if pieces else ids)
         for example in examples:
             if max(set(example["input_ids"]).difference(pieces)) >= rows:
                 raise ValueError(
-                    f"example {example['id']} is of another tokenizer than the model's"
+                    f"example {example['id']} is of another tokenizer than the model's; prepare it anew"
                 )
             batch = BatchEncoding(collate([example])).to(model.device)
             if pieces:
